@@ -1,0 +1,2140 @@
+#!/usr/bin/env python3
+r"""pipecache: a key-value cache and messaging server in one file.
+
+Copy this file to any machine with Python 3.8 or newer and run it:
+
+    python pipecache.py
+
+Every program of the same user can now share values through the named pipe
+\\.\pipe\KeyValuePipe, one message a command, in any language:
+
+    with open(r"\\.\pipe\KeyValuePipe", "r+b", buffering=0) as pipe:
+        pipe.write(b"SET city dubai")
+        print(pipe.read(4096))              # b'OK'
+
+The same pipe speaks RESP, the Redis protocol. Outside Windows a Unix domain
+socket takes the place of the pipe. Inside another program:
+
+    from pipecache import Server
+
+    with Server("KeyValuePipe"):
+        ...                                 # served on background threads
+
+Nothing outside the standard library is imported, nothing listens on the
+network, and only the user who started the server can connect to it.
+
+SPDX-License-Identifier: MIT
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import concurrent.futures
+import contextlib
+import errno
+import functools
+import heapq
+import itertools
+import logging
+import math
+import os
+import re
+import select
+import signal
+import socket
+import stat
+import struct
+import sys
+import threading
+import time
+from typing import (
+    Any,
+    Callable,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    TypeVar,
+    Union,
+)
+
+if sys.platform == "win32":
+    import ctypes
+    from ctypes import wintypes
+
+__all__ = ["AddressInUse", "PipecacheError", "Server", "TransportError", "main"]
+__version__ = "1.0.0"
+
+log = logging.getLogger("pipecache")
+
+
+# ----------------------------------------------------------------------------
+# Limits and defaults
+# ----------------------------------------------------------------------------
+
+#: The name of the pipe when none is given.
+DEFAULT_PIPE = "KeyValuePipe"
+
+#: Clients served at once; one more waits until another leaves.
+MAX_CLIENTS = 1000
+
+#: The longest text command, and the longest argument of a RESP command, in bytes.
+MAX_MESSAGE = 512 * 1024 * 1024
+
+#: Seconds a client may leave its reply lying before it is dropped.
+SEND_TIMEOUT = 30.0
+
+#: Seconds in which stop() returns, and after how many of them it stops waiting for replies.
+STOP_TIMEOUT = 5.0
+STOP_GRACE = 2.0
+
+#: Workers kept waiting for clients, so that several can connect at the same moment.
+SPARE_LISTENERS = 8
+
+#: Bytes asked of the system at a time, and the quota of a pipe in each direction.
+CHUNK_SIZE = 65536
+
+#: Arguments one RESP command may announce, and the length of the line that announces them.
+MAX_ARGUMENTS = 1024 * 1024
+MAX_HEADER = 65536
+
+#: One client's commands and bytes of replies after which the others get a turn.
+TURN_COMMANDS = 256
+TURN_BYTES = 1024 * 1024
+
+#: Seconds between two looks for expired keys, and keys taken away at a time.
+SWEEP_INTERVAL = 0.1
+SWEEP_KEYS = 1000
+
+#: Bytes of a command that an error message repeats.
+ERROR_EXCERPT = 128
+
+#: The range of Redis's integers.
+INTEGER_MIN, INTEGER_MAX = -(2**63), 2**63 - 1
+
+
+#: The Redis whose replies are the measure, as clients that ask for a version are told.
+REDIS_VERSION = "7.0.15"
+
+
+class Settings:
+    """What one server is told when it is made.
+
+    :param pipe: the pipe's name, see :func:`pipe_address`.
+    :param max_clients: clients served at once.
+    :param max_message: bytes of the longest text command or RESP argument.
+    :raises ValueError: for a value that cannot be used.
+    """
+
+    __slots__ = ("max_clients", "max_message", "pipe")
+
+    def __init__(
+        self,
+        pipe: str = DEFAULT_PIPE,
+        max_clients: int = MAX_CLIENTS,
+        max_message: int = MAX_MESSAGE,
+    ) -> None:
+        if not pipe or "\0" in pipe:
+            raise ValueError("the pipe needs a name")
+        if max_clients < 1:
+            raise ValueError("max_clients must be 1 or more")
+        if max_message < 1:
+            raise ValueError("max_message must be 1 byte or more")
+        self.pipe = pipe
+        self.max_clients = max_clients
+        self.max_message = max_message
+
+
+# ----------------------------------------------------------------------------
+# Exceptions
+# ----------------------------------------------------------------------------
+
+
+class PipecacheError(Exception):
+    """The base of every exception this module raises of its own."""
+
+
+class TransportError(PipecacheError):
+    """The pipe or socket could not be made; the message says why and what to do."""
+
+
+class AddressInUse(TransportError):
+    """Another program serves the name already."""
+
+
+class ConnectionLost(PipecacheError):
+    """The client is gone, or did not take its reply in time."""
+
+
+class ProtocolError(PipecacheError):
+    """What a client sent is not in its protocol; the connection ends after this reply."""
+
+
+class CommandError(PipecacheError):
+    """An error reply. ``str()`` of it is the text as Redis sends it, code first."""
+
+
+def wrong_arity(name: bytes) -> CommandError:
+    return CommandError(f"ERR wrong number of arguments for '{_shown(name.lower())}' command")
+
+
+class UnknownCommand(CommandError):
+    """No command has this name; the text reply says just that."""
+
+    def __init__(self, name: bytes, arguments: Sequence[bytes]) -> None:
+        shown = ""
+        for argument in arguments:
+            if len(shown) >= ERROR_EXCERPT:
+                break
+            shown += f"'{_shown(argument[: ERROR_EXCERPT - len(shown)])}' "
+        name = name[:ERROR_EXCERPT]
+        super().__init__(f"ERR unknown command '{_shown(name)}', with args beginning with: {shown}")
+
+
+def invalid_expire(name: str) -> CommandError:
+    return CommandError(f"ERR invalid expire time in '{name}' command")
+
+
+def _shown(data: bytes) -> str:
+    # A line break inside an error would end the RESP reply it stands in.
+    return data.decode("latin-1").replace("\r", " ").replace("\n", " ")
+
+
+WRONG_TYPE = "WRONGTYPE Operation against a key holding the wrong kind of value"
+NOT_AN_INTEGER = "ERR value is not an integer or out of range"
+SYNTAX_ERROR = "ERR syntax error"
+OVERFLOW = "ERR increment or decrement would overflow"
+
+
+# ----------------------------------------------------------------------------
+# Replies
+# ----------------------------------------------------------------------------
+
+
+class Status(bytes):
+    """A status reply such as ``OK``: a simple string in RESP, bare in text."""
+
+    __slots__ = ()
+
+
+OK = Status(b"OK")
+PONG = Status(b"PONG")
+
+#: What a command returns: bytes for a value, int, a list of replies, None for nothing there.
+Reply = Union[None, int, bytes, Status, PipecacheError, List[Any]]
+
+
+# ----------------------------------------------------------------------------
+# Wire protocol: text and RESP, without input or output
+# ----------------------------------------------------------------------------
+
+
+#: One command of a client: its arguments, the name first, or the error if it could not be read;
+#: and what its text reply ends with, or None if the reply is to be RESP.
+Request = Tuple[Union[List[bytes], CommandError, ProtocolError], Optional[bytes]]
+
+
+#: Text commands that take the rest of the message as their last argument,
+#: with the number of words before it.
+RAW_VALUE_AFTER = {
+    b"SET": 2,
+    b"SETNX": 2,
+    b"SETEX": 3,
+    b"PSETEX": 3,
+    b"GETSET": 2,
+    b"APPEND": 2,
+    b"ECHO": 1,
+    b"PUBLISH": 2,
+}
+
+# One word: quoted, or bare. A quote counts at the start of a word only (it's is a word), and
+# a closing quote only before a blank or the end.
+_WORD = re.compile(rb"""[ \t]*(?:"([^"]*)"(?![^ \t])|'([^']*)'(?![^ \t])|([^ \t"'][^ \t]*))""")
+_BLANKS = b" \t"
+
+
+def split_text(line: bytes) -> list[bytes]:
+    """Cut a text command (without its terminator) into its arguments.
+
+    :raises CommandError: for an empty command and for unbalanced quotes.
+    """
+    words: list[bytes] = []
+    position, end = 0, len(line)
+    before_value = math.inf
+    while len(words) < before_value:
+        match = _WORD.match(line, position)
+        if match is None:
+            if line[position:].strip(_BLANKS):
+                raise CommandError("ERR Unbalanced quotes in the command")
+            break
+        words.append(match[match.lastindex or 0])
+        position = match.end()
+        if len(words) == 1:
+            before_value = RAW_VALUE_AFTER.get(words[0].upper(), math.inf)
+    else:
+        if position < end:
+            words.append(line[position + 1 :])
+    if not words:
+        raise CommandError("ERR Empty command")
+    return words
+
+
+def encode_text(reply: Reply, terminator: bytes) -> bytes:
+    """The text form of a reply: bare values, one list element a line, ``ERROR: ...``."""
+    return _text_body(reply, terminator or b"\n") + terminator
+
+
+def _text_body(reply: Reply, separator: bytes) -> bytes:
+    if reply is None:
+        return b""
+    if isinstance(reply, bytes):
+        return reply
+    if isinstance(reply, int):
+        return b"%d" % reply
+    if isinstance(reply, list):
+        return separator.join(_text_body(element, separator) for element in reply)
+    if isinstance(reply, UnknownCommand):
+        return b"ERROR: Unknown command"
+    return b"ERROR: " + str(reply).partition(" ")[2].encode("latin-1", "replace")
+
+
+def encode_resp(reply: Reply) -> bytes:
+    """The RESP2 form of a reply."""
+    if type(reply) is bytes:
+        return b"$%d\r\n%b\r\n" % (len(reply), reply)
+    if reply is None:
+        return b"$-1\r\n"
+    if isinstance(reply, Status):
+        return b"+%b\r\n" % reply
+    if isinstance(reply, int):
+        return b":%d\r\n" % reply
+    if isinstance(reply, list):
+        return b"*%d\r\n%b" % (len(reply), b"".join(map(encode_resp, reply)))
+    return b"-%b\r\n" % str(reply).encode("latin-1", "replace")
+
+
+# What "$3" must read for an argument of three bytes, and how many arguments "*2" announces:
+# looked up, not formatted and parsed, for the short ones that nearly every command is made of.
+_BULK_HEADERS = {length: b"$%d" % length for length in range(1025)}
+_ARRAY_SIZES = {b"*%d" % size: size for size in range(1, 129)}
+
+
+def _parse_length(line: bytes) -> int | None:
+    # int() would accept 1_0, +3 and " 3", and is slow to refuse a long row of digits.
+    digits = line[1:] if line.startswith(b"-") else line
+    if not digits.isdigit() or len(digits) > 19 or (len(line) > 1 and digits.startswith(b"0")):
+        return None
+    return int(line)
+
+
+class RequestParser:
+    """Cuts the chunks of one connection into requests.
+
+    :param framed: whether a chunk's end can be a message's end (a pipe), so
+        that a text command is one message; else it ends at a line feed.
+    :param max_message: bytes of the longest text command or RESP argument.
+
+    After a :class:`ProtocolError` has come out as the last request, nothing
+    more may be fed.
+    """
+
+    def __init__(self, framed: bool, max_message: int = MAX_MESSAGE) -> None:
+        self._framed = framed
+        self._max_message = max_message
+        self._buffer = bytearray()
+        self._arguments: list[bytes] = []
+        self._missing = 0  # arguments of the command half read
+        self._bulk = -1  # the length of the argument under way, -1 before its header
+        self._scanned = 0  # bytes of the buffer known to hold no line feed
+        self._speaks_resp = False
+
+    def feed(self, chunk: bytes, end_of_message: bool = True) -> list[Request]:
+        """Take one chunk and return the requests it completes, in order."""
+        requests: list[Request] = []
+        if not self._buffer and not self._missing and chunk.startswith(b"*"):
+            chunk = self._split_pipeline(chunk, requests)
+            if not chunk:
+                return requests
+        self._buffer += chunk
+        try:
+            self._parse(requests, end_of_message)
+        except ProtocolError as error:
+            self._buffer.clear()
+            text_terminator = b"" if self._framed else b"\n"
+            requests.append((error, None if self._speaks_resp else text_terminator))
+        return requests
+
+    def _split_pipeline(self, chunk: bytes, requests: list[Request]) -> bytes:
+        # The quick way for whole commands without line breaks in their arguments: one split at
+        # CRLF, then each argument's length is compared with the one stated before it. At the
+        # first command that does not fit, the rest is left to the exact parser.
+        self._speaks_resp = True
+        tokens = chunk.split(b"\r\n")
+        position, last = 0, len(tokens) - 1
+        while position < last:
+            size = _ARRAY_SIZES.get(tokens[position])
+            if size is None:
+                break
+            end = position + 1 + 2 * size
+            if end > last:
+                break
+            arguments = tokens[position + 2 : end : 2]
+            if list(map(_BULK_HEADERS.get, map(len, arguments))) != tokens[position + 1 : end : 2]:
+                break
+            requests.append((arguments, None))
+            position = end
+        return tokens[-1] if position == last else b"\r\n".join(tokens[position:])
+
+    def _parse(self, requests: list[Request], end_of_message: bool) -> None:
+        buffer = self._buffer
+        position = 0
+        try:
+            while True:
+                if self._missing:
+                    taken = self._parse_argument(position, requests)
+                elif position == len(buffer) and (position or self._speaks_resp):
+                    break
+                elif buffer.startswith(b"*", position):
+                    taken = self._parse_array_header(position)
+                else:
+                    taken = self._parse_text(position, requests, end_of_message)
+                    if self._framed and taken is not None:
+                        position = taken
+                        break
+                if taken is None:
+                    break
+                position = taken
+        finally:
+            del buffer[:position]
+
+    def _header(self, position: int, what: str) -> tuple[bytes, int] | None:
+        end = self._buffer.find(b"\r\n", position, position + MAX_HEADER + 2)
+        if end < 0:
+            if len(self._buffer) - position > MAX_HEADER:
+                raise ProtocolError(f"ERR Protocol error: too big {what} count string")
+            return None
+        return bytes(self._buffer[position + 1 : end]), end + 2
+
+    def _parse_array_header(self, position: int) -> int | None:
+        self._speaks_resp = True
+        header = self._header(position, "mbulk")
+        if header is None:
+            return None
+        size = _parse_length(header[0])
+        if size is None or size > MAX_ARGUMENTS:
+            raise ProtocolError("ERR Protocol error: invalid multibulk length")
+        self._missing = max(size, 0)
+        self._arguments = []
+        return header[1]
+
+    def _parse_argument(self, position: int, requests: list[Request]) -> int | None:
+        buffer = self._buffer
+        if self._bulk < 0:
+            if position == len(buffer):
+                return None
+            if buffer[position] != ord("$"):
+                raise ProtocolError(
+                    f"ERR Protocol error: expected '$', got '{_shown(buffer[position : position + 1])}'"
+                )
+            header = self._header(position, "bulk")
+            if header is None:
+                return None
+            size = _parse_length(header[0])
+            if size is None or not 0 <= size <= self._max_message:
+                raise ProtocolError("ERR Protocol error: invalid bulk length")
+            self._bulk = size
+            return header[1]
+        end = position + self._bulk
+        if len(buffer) < end + 2:
+            return None
+        if buffer[end : end + 2] != b"\r\n":
+            raise ProtocolError("ERR Protocol error: expected CRLF after a bulk string")
+        with memoryview(buffer) as view:
+            self._arguments.append(bytes(view[position:end]))
+        self._bulk = -1
+        self._missing -= 1
+        if not self._missing:
+            requests.append((self._arguments, None))
+        return end + 2
+
+    def _parse_text(
+        self, position: int, requests: list[Request], end_of_message: bool
+    ) -> int | None:
+        buffer = self._buffer
+        if self._framed:
+            end = taken = len(buffer)
+            complete = end_of_message
+        else:
+            end = buffer.find(b"\n", max(position, self._scanned))
+            complete = end >= 0
+            taken = end = end + 1 if complete else len(buffer)
+            self._scanned = 0 if complete else end - position
+        if end - position > self._max_message + 2:
+            self._speaks_resp = False
+            raise ProtocolError(
+                f"ERR the command is longer than the limit of {self._max_message} bytes"
+            )
+        if not complete:
+            return None
+        line = bytes(buffer[position:end])
+        terminator = b""
+        if line.endswith(b"\n"):
+            terminator = b"\r\n" if line.endswith(b"\r\n") else b"\n"
+            line = line[: -len(terminator)]
+        if self._speaks_resp and not line:
+            return taken
+        self._speaks_resp = False
+        try:
+            requests.append((split_text(line), terminator))
+        except CommandError as error:
+            requests.append((error, terminator))
+        return taken
+
+
+# ----------------------------------------------------------------------------
+# Store: the values, their expiry, one lock
+# ----------------------------------------------------------------------------
+
+Value = TypeVar("Value")
+
+
+@functools.lru_cache(maxsize=256)
+def glob(pattern: bytes) -> Callable[[bytes], object]:
+    r"""Compile a pattern of Redis (``*``, ``?``, ``[a-z]``, ``[^a]``, ``\x``) to a test of a key.
+
+    The time a test takes grows with the key's length alone: each ``*`` takes the first place
+    where what follows it fits, and never looks for another.
+    """
+    parts: list[bytes] = [b""]
+    position = 0
+    while position < len(pattern):
+        char = pattern[position : position + 1]
+        position += 1
+        if char == b"*":
+            parts.append(b"")
+            continue
+        if char == b"?":
+            char = b"."
+        elif char == b"[":
+            char, position = _glob_class(pattern, position)
+        else:
+            if char == b"\\" and position < len(pattern):
+                char = pattern[position : position + 1]
+                position += 1
+            char = re.escape(char)
+        parts[-1] += char
+    first, *others = parts
+    if not others:
+        return re.compile(first, re.DOTALL).fullmatch
+    # (?=(?P<x>...))(?P=x) is an atomic group, which re has only since Python 3.11.
+    middle = b"".join(
+        b"(?=(?P<g%d>.*?%b))(?P=g%d)" % (number, part, number)
+        for number, part in enumerate(others[:-1])
+    )
+    return re.compile(b"%b%b.*%b" % (first, middle, others[-1]), re.DOTALL).fullmatch
+
+
+def _glob_class(pattern: bytes, position: int) -> tuple[bytes, int]:
+    chosen = set()
+    negated = pattern.startswith(b"^", position)
+    position += negated
+    while position < len(pattern) and pattern[position] != ord("]"):
+        if pattern[position] == ord("\\") and position + 1 < len(pattern):
+            position += 1
+            chosen.add(pattern[position])
+        elif pattern.startswith(b"-", position + 1) and position + 2 < len(pattern):
+            low, high = sorted((pattern[position], pattern[position + 2]))
+            chosen.update(range(low, high + 1))
+            position += 2
+        else:
+            chosen.add(pattern[position])
+        position += 1
+    if negated:
+        chosen = set(range(256)) - chosen
+    members = b"".join(b"\\x%02x" % member for member in sorted(chosen))
+    return (b"[%b]" % members if members else b"(?!)"), position + 1
+
+
+class Store:
+    """Every value by its key, with expiry times beside them.
+
+    :param clock: seconds that only ever go forward, as :func:`time.monotonic`.
+
+    Use it under :attr:`lock`; the methods do not take it themselves, so that
+    several can be one step.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.lock = threading.RLock()
+        #: Keys that expired, since the start.
+        self.expired = 0
+        self._clock = clock
+        self._values: dict[bytes, Any] = {}
+        self._deadlines: dict[bytes, int] = {}
+        # The deadlines in order. A deadline that was moved or taken away stays in the heap
+        # until it comes up, or until such entries are the majority.
+        self._queue: list[tuple[int, bytes]] = []
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    @property
+    def expiring(self) -> int:
+        """How many keys have a time to live."""
+        return len(self._deadlines)
+
+    def now(self) -> int:
+        """The time on the store's clock in milliseconds."""
+        return int(self._clock() * 1000)
+
+    def read(self, key: bytes, kind: type[Value]) -> Value | None:
+        """The value of a key, or None.
+
+        :raises CommandError: if the value is not of this kind.
+        """
+        if self._deadlines and self._expire(key):
+            return None
+        value = self._values.get(key)
+        if value is None or value.__class__ is kind:
+            return value
+        raise CommandError(WRONG_TYPE)
+
+    def strings(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values of several keys, None for those without a value or with one of another kind."""
+        if self._deadlines:
+            for key in keys:
+                self._expire(key)
+        values = map(self._values.get, keys)
+        return [value if value.__class__ is bytes else None for value in values]
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._values and not (self._deadlines and self._expire(key))
+
+    def write(self, key: bytes, value: object) -> None:
+        """Put a value in place of the one the key has, which keeps its time to live."""
+        self._values[key] = value
+
+    def replace(self, key: bytes, value: object, deadline: int | None = None) -> None:
+        """Set a key afresh, to expire at a deadline in milliseconds of :meth:`now`, or never."""
+        self._values[key] = value
+        if deadline is not None:
+            self.set_deadline(key, deadline)
+        elif self._deadlines:
+            self._deadlines.pop(key, None)
+
+    def delete(self, key: bytes) -> bool:
+        """Take a key away and tell whether it was there."""
+        there = key in self
+        self._remove(key)
+        return there
+
+    def set_deadline(self, key: bytes, deadline: int) -> None:
+        """Let a key that exists expire at this millisecond of :meth:`now`."""
+        self._deadlines[key] = deadline
+        heapq.heappush(self._queue, (deadline, key))
+        if len(self._queue) > 2 * len(self._deadlines) + 64:
+            self._queue = [(deadline, key) for key, deadline in self._deadlines.items()]
+            heapq.heapify(self._queue)
+
+    def deadline(self, key: bytes) -> int | None:
+        """When a key expires, or None."""
+        return self._deadlines.get(key)
+
+    def persist(self, key: bytes) -> bool:
+        """Let a key stay, and tell whether it would have expired."""
+        return key in self and self._deadlines.pop(key, None) is not None
+
+    def keys(self) -> list[bytes]:
+        """Every key that has not expired."""
+        self.sweep(len(self._queue))
+        return list(self._values)
+
+    def clear(self) -> None:
+        """Take every key away."""
+        self._values.clear()
+        self._deadlines.clear()
+        self._queue.clear()
+
+    def sweep(self, most: int) -> bool:
+        """Take away up to so many expired keys and tell whether more may be left."""
+        now = self.now()
+        for _ in range(most):
+            if not self._queue or self._queue[0][0] > now:
+                return False
+            deadline, key = heapq.heappop(self._queue)
+            if self._deadlines.get(key) == deadline:
+                self._remove(key)
+                self.expired += 1
+        return True
+
+    def _expire(self, key: bytes) -> bool:
+        deadline = self._deadlines.get(key)
+        if deadline is None or deadline > self.now():
+            return False
+        self._remove(key)
+        self.expired += 1
+        return True
+
+    def _remove(self, key: bytes) -> None:
+        self._values.pop(key, None)
+        self._deadlines.pop(key, None)
+
+
+# ----------------------------------------------------------------------------
+# Commands: what a client can ask for
+# ----------------------------------------------------------------------------
+
+
+class Statistics:
+    """What INFO tells of the running server; counted under the store's lock."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.started = time.monotonic()
+        self.clients = 0
+        self.connections = 0
+        self.commands = 0
+
+
+class Context:
+    """What a command may see and change beside its arguments; one for each client."""
+
+    __slots__ = ("closing", "settings", "statistics", "store")
+
+    def __init__(self, store: Store, settings: Settings, statistics: Statistics) -> None:
+        self.store = store
+        self.settings = settings
+        self.statistics = statistics
+        #: Set by a command after whose reply the connection ends.
+        self.closing = False
+
+
+class Command(NamedTuple):
+    """One entry of the command table.
+
+    ``fewest`` and ``most`` bound the number of arguments, the name included.
+    """
+
+    run: Callable[..., Reply]
+    fewest: int
+    most: float
+    family: str
+    usage: str
+    summary: str
+
+
+#: Every command by its name in upper case, and in lower case too: clients send either.
+COMMANDS: dict[bytes, Command] = {}
+
+Function = TypeVar("Function", bound=Callable[..., Reply])
+
+
+def command(usage: str, *, family: str) -> Callable[[Function], Function]:
+    """Declare a command by its usage, as in ``GETEX key [EX seconds]`` or ``DEL key [key ...]``.
+
+    The number of arguments follows from it: words outside brackets must be
+    there; each bracket adds its words, without end where there is a choice
+    or a repetition in it.
+    """
+
+    def declare(function: Function) -> Function:
+        name, *words = re.sub(r"\[.*", "", usage).split()
+        optional = re.findall(r"\[([^\]]*)\]", usage)
+        fewest = 1 + len(words)
+        open_ended = re.search(r"\||\.\.\.", usage)
+        most = math.inf if open_ended else fewest + sum(len(words.split()) for words in optional)
+        entry = Command(
+            function, fewest, most, family, usage, (function.__doc__ or "").partition("\n")[0]
+        )
+        COMMANDS[name.encode()] = COMMANDS[name.lower().encode()] = entry
+        return function
+
+    return declare
+
+
+def execute(context: Context, arguments: list[bytes]) -> Reply:
+    """Carry out one command, under the store's lock, and return its reply, an error included."""
+    name = arguments[0]
+    entry = COMMANDS.get(name) or COMMANDS.get(name.upper())
+    if entry is None:
+        return UnknownCommand(name, arguments[1:])
+    if not entry.fewest <= len(arguments) <= entry.most:
+        return wrong_arity(name)
+    try:
+        return entry.run(context, *arguments[1:])
+    except CommandError as error:
+        return error
+    except Exception:
+        # A fault of this program: the client is told, the log says where, everybody else goes on.
+        log.exception("Command %r failed", name)
+        return CommandError("ERR internal error, see the server's log")
+
+
+_INTEGER = re.compile(rb"0|-?[1-9][0-9]{0,18}")
+
+
+def parse_integer(argument: bytes) -> int:
+    """An integer as Redis accepts it: no blanks, no plus, no leading zeros, 64 bits.
+
+    :raises CommandError: for anything else.
+    """
+    if _INTEGER.fullmatch(argument):
+        number = int(argument)
+        if INTEGER_MIN <= number <= INTEGER_MAX:
+            return number
+    raise CommandError(NOT_AN_INTEGER)
+
+
+def deadline_after(context: Context, name: str, argument: bytes, unit: int) -> int:
+    """The deadline so many units (of ``unit`` milliseconds) from now.
+
+    :raises CommandError: if the argument is no integer, or the deadline does not fit 64 bits.
+    """
+    duration = parse_integer(argument) * unit
+    if not INTEGER_MIN <= duration <= INTEGER_MAX - context.store.now():
+        raise invalid_expire(name)
+    return context.store.now() + duration
+
+
+def lifetime(context: Context, name: str, argument: bytes, unit: int) -> int:
+    """The same for a value yet to be set, whose time to live must not be over already."""
+    deadline = deadline_after(context, name, argument, unit)
+    if deadline <= context.store.now():
+        raise invalid_expire(name)
+    return deadline
+
+
+# Strings
+
+string = functools.partial(command, family="string")
+
+
+@string("GET key")
+@string("G key")
+def get(context: Context, key: bytes) -> Reply:
+    """The value of a key."""
+    return context.store.read(key, bytes)
+
+
+@string("SET key value [NX|XX] [GET] [EX seconds|PX milliseconds|KEEPTTL]")
+def set_(context: Context, key: bytes, value: bytes, *options: bytes) -> Reply:
+    """Set a key; in text everything after the key is the value."""
+    if not options:
+        context.store.replace(key, value)
+        return OK
+    return _set_with_options(context, key, value, options)
+
+
+def _set_with_options(
+    context: Context, key: bytes, value: bytes, options: Sequence[bytes]
+) -> Reply:
+    store = context.store
+    chosen: dict[bytes, bytes | None] = {}
+    words = iter(options)
+    for word in words:
+        option = word.upper()
+        slot = _SET_OPTIONS.get(option)
+        if slot is None or chosen.get(slot, option) != option:
+            raise CommandError(SYNTAX_ERROR)
+        chosen[slot] = option
+        if option in _LIFETIME_UNITS:
+            chosen[option] = next(words, None)
+            if chosen[option] is None:
+                raise CommandError(SYNTAX_ERROR)
+    kept = chosen.get(b"TTL") or b""
+    deadline = None
+    if kept in _LIFETIME_UNITS:
+        deadline = lifetime(context, "set", chosen[kept] or b"", _LIFETIME_UNITS[kept])
+    old = store.read(key, bytes) if b"GET" in chosen else None
+    condition = chosen.get(b"IF")
+    done = condition is None or (key in store) == (condition == b"XX")
+    if done and kept == b"KEEPTTL":
+        store.write(key, value)
+    elif done:
+        store.replace(key, value, deadline)
+    if b"GET" in chosen:
+        return old
+    return OK if done else None
+
+
+_SET_OPTIONS = {
+    b"NX": b"IF",
+    b"XX": b"IF",
+    b"GET": b"GET",
+    b"EX": b"TTL",
+    b"PX": b"TTL",
+    b"KEEPTTL": b"TTL",
+}
+_LIFETIME_UNITS = {b"EX": 1000, b"PX": 1}
+
+
+@string("SETNX key value")
+def setnx(context: Context, key: bytes, value: bytes) -> Reply:
+    """Set a key that does not exist: 1 if set, 0 if it exists."""
+    if key in context.store:
+        return 0
+    context.store.replace(key, value)
+    return 1
+
+
+@string("SETEX key seconds value")
+def setex(context: Context, key: bytes, seconds: bytes, value: bytes) -> Reply:
+    """Set a key with a time to live."""
+    context.store.replace(key, value, lifetime(context, "setex", seconds, 1000))
+    return OK
+
+
+@string("PSETEX key milliseconds value")
+def psetex(context: Context, key: bytes, milliseconds: bytes, value: bytes) -> Reply:
+    """Set a key with a time to live in milliseconds."""
+    context.store.replace(key, value, lifetime(context, "psetex", milliseconds, 1))
+    return OK
+
+
+@string("GETSET key value")
+def getset(context: Context, key: bytes, value: bytes) -> Reply:
+    """Set a key and return the value it had."""
+    old = context.store.read(key, bytes)
+    context.store.replace(key, value)
+    return old
+
+
+@string("GETDEL key")
+def getdel(context: Context, key: bytes) -> Reply:
+    """Delete a key and return the value it had."""
+    old = context.store.read(key, bytes)
+    context.store.delete(key)
+    return old
+
+
+@string("APPEND key value")
+def append(context: Context, key: bytes, value: bytes) -> Reply:
+    """Add to the end of a value and return its new length."""
+    joined = (context.store.read(key, bytes) or b"") + value
+    if len(joined) > context.settings.max_message:
+        raise CommandError("ERR string exceeds maximum allowed size (proto-max-bulk-len)")
+    context.store.write(key, joined)
+    return len(joined)
+
+
+@string("STRLEN key")
+def strlen(context: Context, key: bytes) -> Reply:
+    """The length of a value in bytes."""
+    return len(context.store.read(key, bytes) or b"")
+
+
+@string("MGET key [key ...]")
+def mget(context: Context, *keys: bytes) -> Reply:
+    """The values of several keys."""
+    return context.store.strings(keys)
+
+
+@string("MSET key value [key value ...]")
+def mset(context: Context, *pairs: bytes) -> Reply:
+    """Set several keys at once."""
+    if len(pairs) % 2:
+        raise wrong_arity(b"mset")
+    for key, value in zip(pairs[::2], pairs[1::2]):
+        context.store.replace(key, value)
+    return OK
+
+
+def _increment(context: Context, key: bytes, by: int) -> Reply:
+    number = parse_integer(context.store.read(key, bytes) or b"0") + by
+    if not INTEGER_MIN <= number <= INTEGER_MAX:
+        raise CommandError(OVERFLOW)
+    context.store.write(key, b"%d" % number)
+    return number
+
+
+@string("INCR key")
+def incr(context: Context, key: bytes) -> Reply:
+    """Add 1 to a counter and return it."""
+    return _increment(context, key, 1)
+
+
+@string("DECR key")
+def decr(context: Context, key: bytes) -> Reply:
+    """Take 1 from a counter and return it."""
+    return _increment(context, key, -1)
+
+
+@string("INCRBY key increment")
+def incrby(context: Context, key: bytes, increment: bytes) -> Reply:
+    """Add to a counter and return it."""
+    return _increment(context, key, parse_integer(increment))
+
+
+@string("DECRBY key decrement")
+def decrby(context: Context, key: bytes, decrement: bytes) -> Reply:
+    """Take from a counter and return it."""
+    by = parse_integer(decrement)
+    if by == INTEGER_MIN:
+        raise CommandError("ERR decrement would overflow")
+    return _increment(context, key, -by)
+
+
+# Keys
+
+generic = functools.partial(command, family="generic")
+
+
+@generic("DEL key [key ...]")
+def del_(context: Context, *keys: bytes) -> Reply:
+    """Delete keys and return how many there were."""
+    return sum(map(context.store.delete, keys))
+
+
+@generic("EXISTS key [key ...]")
+def exists(context: Context, *keys: bytes) -> Reply:
+    """How many of the keys exist."""
+    return sum(key in context.store for key in keys)
+
+
+@generic("KEYS pattern")
+def keys(context: Context, pattern: bytes) -> Reply:
+    """The keys that match a pattern such as user:*."""
+    everything = context.store.keys()
+    return everything if pattern == b"*" else list(filter(glob(pattern), everything))
+
+
+@generic("EXPIRE key seconds")
+def expire(context: Context, key: bytes, seconds: bytes) -> Reply:
+    """Give a key a time to live: 1 if done, 0 if there is no such key."""
+    deadline = deadline_after(context, "expire", seconds, 1000)
+    if key not in context.store:
+        return 0
+    if deadline <= context.store.now():
+        context.store.delete(key)
+    else:
+        context.store.set_deadline(key, deadline)
+    return 1
+
+
+@generic("TTL key")
+def ttl(context: Context, key: bytes) -> Reply:
+    """The seconds a key has left, -1 without a time to live, -2 without the key."""
+    if key not in context.store:
+        return -2
+    deadline = context.store.deadline(key)
+    return -1 if deadline is None else (deadline - context.store.now() + 500) // 1000
+
+
+@generic("PERSIST key")
+def persist(context: Context, key: bytes) -> Reply:
+    """Take away a key's time to live: 1 if it had one."""
+    return int(context.store.persist(key))
+
+
+# Server and connection
+
+connection = functools.partial(command, family="connection")
+server = functools.partial(command, family="server")
+
+
+@connection("PING [message]")
+def ping(context: Context, message: bytes = PONG) -> Reply:
+    """PONG, or the message."""
+    return message
+
+
+@connection("ECHO message")
+def echo(context: Context, message: bytes) -> Reply:
+    """The message."""
+    return message
+
+
+@connection("QUIT")
+def quit_(context: Context) -> Reply:
+    """End the connection."""
+    context.closing = True
+    return OK
+
+
+@server("DBSIZE")
+def dbsize(context: Context) -> Reply:
+    """How many keys there are."""
+    return len(context.store)
+
+
+@server("FLUSHALL [ASYNC|SYNC]")
+def flushall(context: Context, *mode: bytes) -> Reply:
+    """Delete every key."""
+    if len(mode) > 1 or (mode and mode[0].upper() not in (b"ASYNC", b"SYNC")):
+        raise CommandError(SYNTAX_ERROR)
+    context.store.clear()
+    return OK
+
+
+@server("INFO [section ...]")
+def info(context: Context, *sections: bytes) -> Reply:
+    """The state of the server, all of it or the sections named."""
+    wanted = {section.decode("latin-1").lower() for section in sections}
+    if not wanted or wanted & {"all", "default", "everything"}:
+        wanted = {title.lower() for title, _ in _INFO_SECTIONS}
+    blocks = []
+    for title, facts in _INFO_SECTIONS:
+        if title.lower() in wanted:
+            lines = [f"{name}:{value}\r\n" for name, value in facts(context).items()]
+            blocks.append(f"# {title}\r\n" + "".join(lines))
+    return "\r\n".join(blocks).encode("utf-8", "replace")
+
+
+def _server_facts(context: Context) -> dict[str, object]:
+    uptime = int(time.monotonic() - context.statistics.started)
+    return {
+        "redis_version": REDIS_VERSION,
+        "redis_mode": "standalone",
+        "pipecache_version": __version__,
+        "python_version": ".".join(map(str, sys.version_info[:3])),
+        "os": sys.platform,
+        "arch_bits": struct.calcsize("P") * 8,
+        "process_id": os.getpid(),
+        "address": context.statistics.address,
+        "uptime_in_seconds": uptime,
+        "uptime_in_days": uptime // 86400,
+    }
+
+
+def _client_facts(context: Context) -> dict[str, object]:
+    return {
+        "connected_clients": context.statistics.clients,
+        "maxclients": context.settings.max_clients,
+        "max_message_bytes": context.settings.max_message,
+    }
+
+
+def _stats_facts(context: Context) -> dict[str, object]:
+    return {
+        "total_connections_received": context.statistics.connections,
+        "total_commands_processed": context.statistics.commands,
+        "expired_keys": context.store.expired,
+    }
+
+
+def _keyspace_facts(context: Context) -> dict[str, object]:
+    if not len(context.store):
+        return {}
+    return {"db0": f"keys={len(context.store)},expires={context.store.expiring}"}
+
+
+_INFO_SECTIONS: tuple[tuple[str, Callable[[Context], dict[str, object]]], ...] = (
+    ("Server", _server_facts),
+    ("Clients", _client_facts),
+    ("Stats", _stats_facts),
+    ("Keyspace", _keyspace_facts),
+)
+
+
+@server("HELP [command]")
+def help_(context: Context, name: bytes | None = None) -> Reply:
+    """The commands, or how one is used."""
+    if name is None:
+        chosen = [entry for key, entry in COMMANDS.items() if key.isupper()]
+    elif name.upper() in COMMANDS:
+        chosen = [COMMANDS[name.upper()]]
+    else:
+        raise CommandError(f"ERR no command '{_shown(name[:ERROR_EXCERPT])}'; HELP lists them all")
+    return [Status(f"{entry.usage} - {entry.summary}".encode()) for entry in chosen]
+
+
+# ----------------------------------------------------------------------------
+# Win32 API
+# ----------------------------------------------------------------------------
+
+if sys.platform == "win32":
+    ERROR_FILE_NOT_FOUND = 2
+    ERROR_ACCESS_DENIED = 5
+    ERROR_SEM_TIMEOUT = 121
+    ERROR_NO_DATA = 232
+    ERROR_MORE_DATA = 234
+    ERROR_PIPE_CONNECTED = 535
+    ERROR_IO_PENDING = 997
+
+    PIPE_ACCESS_DUPLEX = 0x00000003
+    FILE_FLAG_FIRST_PIPE_INSTANCE = 0x00080000
+    FILE_FLAG_OVERLAPPED = 0x40000000
+    PIPE_TYPE_MESSAGE = 0x00000004
+    PIPE_READMODE_MESSAGE = 0x00000002
+    PIPE_REJECT_REMOTE_CLIENTS = 0x00000008
+    PIPE_UNLIMITED_INSTANCES = 255
+    NMPWAIT_NOWAIT = 0x00000001
+
+    WAIT_OBJECT_0 = 0x00000000
+    INFINITE = 0xFFFFFFFF
+    TOKEN_QUERY = 0x0008
+    TOKEN_USER_CLASS = 1
+    SDDL_REVISION_1 = 1
+    INVALID_HANDLE_VALUE = ctypes.c_void_p(-1).value
+
+    class OVERLAPPED(ctypes.Structure):
+        _fields_ = (
+            ("Internal", ctypes.c_void_p),
+            ("InternalHigh", ctypes.c_void_p),
+            ("Offset", wintypes.DWORD),
+            ("OffsetHigh", wintypes.DWORD),
+            ("hEvent", wintypes.HANDLE),
+        )
+
+    class SECURITY_ATTRIBUTES(ctypes.Structure):
+        _fields_ = (
+            ("nLength", wintypes.DWORD),
+            ("lpSecurityDescriptor", wintypes.LPVOID),
+            ("bInheritHandle", wintypes.BOOL),
+        )
+
+    def _true(result: int, function: Any, arguments: tuple[Any, ...]) -> int:
+        if not result:
+            raise ctypes.WinError(ctypes.get_last_error())
+        return result
+
+    def _valid_handle(result: int, function: Any, arguments: tuple[Any, ...]) -> int:
+        if result == INVALID_HANDLE_VALUE:
+            raise ctypes.WinError(ctypes.get_last_error())
+        return result
+
+    def _bind(library: Any, name: str, restype: Any, errcheck: Any, *argtypes: Any) -> Any:
+        function = getattr(library, name)
+        function.restype = restype
+        if errcheck is not None:
+            function.errcheck = errcheck
+        function.argtypes = argtypes
+        return function
+
+    # Library objects of one's own: prototypes set on ctypes.windll are everybody's.
+    _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
+    _advapi32 = ctypes.WinDLL("advapi32", use_last_error=True)
+
+    # Prototypes as Microsoft's pages give them. The functions of the second group end in the
+    # ordinary course with ERROR_IO_PENDING, ERROR_MORE_DATA and the like, so their callers look at
+    # the error themselves.
+    HANDLE, DWORD, BOOL, LPVOID = wintypes.HANDLE, wintypes.DWORD, wintypes.BOOL, wintypes.LPVOID
+    LPDWORD, LPOVERLAPPED = wintypes.LPDWORD, ctypes.POINTER(OVERLAPPED)
+
+    # fmt: off
+    CreateNamedPipeW = _bind(
+        _kernel32, "CreateNamedPipeW", HANDLE, _valid_handle,
+        wintypes.LPCWSTR,  # lpName
+        DWORD,  # dwOpenMode
+        DWORD,  # dwPipeMode
+        DWORD,  # nMaxInstances
+        DWORD,  # nOutBufferSize
+        DWORD,  # nInBufferSize
+        DWORD,  # nDefaultTimeOut
+        ctypes.POINTER(SECURITY_ATTRIBUTES),  # lpSecurityAttributes
+    )
+    DisconnectNamedPipe = _bind(_kernel32, "DisconnectNamedPipe", BOOL, _true, HANDLE)
+    CreateEventW = _bind(_kernel32, "CreateEventW", HANDLE, _true, LPVOID, BOOL, BOOL, wintypes.LPCWSTR)
+    SetEvent = _bind(_kernel32, "SetEvent", BOOL, _true, HANDLE)
+    CloseHandle = _bind(_kernel32, "CloseHandle", BOOL, _true, HANDLE)
+    LocalFree = _bind(_kernel32, "LocalFree", wintypes.HLOCAL, None, wintypes.HLOCAL)
+    GetCurrentProcess = _bind(_kernel32, "GetCurrentProcess", HANDLE, None)
+    OpenProcessToken = _bind(
+        _advapi32, "OpenProcessToken", BOOL, _true, HANDLE, DWORD, ctypes.POINTER(HANDLE)
+    )
+    GetTokenInformation = _bind(
+        _advapi32, "GetTokenInformation", BOOL, _true, HANDLE, ctypes.c_int, LPVOID, DWORD, LPDWORD
+    )
+    ConvertSidToStringSidW = _bind(
+        _advapi32, "ConvertSidToStringSidW", BOOL, _true, LPVOID, ctypes.POINTER(LPVOID)
+    )
+    ConvertStringSecurityDescriptorToSecurityDescriptorW = _bind(
+        _advapi32, "ConvertStringSecurityDescriptorToSecurityDescriptorW", BOOL, _true,
+        wintypes.LPCWSTR, DWORD, ctypes.POINTER(LPVOID), LPDWORD,
+    )
+
+    WaitNamedPipeW = _bind(_kernel32, "WaitNamedPipeW", BOOL, None, wintypes.LPCWSTR, DWORD)
+    ConnectNamedPipe = _bind(_kernel32, "ConnectNamedPipe", BOOL, None, HANDLE, LPOVERLAPPED)
+    ReadFile = _bind(
+        _kernel32, "ReadFile", BOOL, None, HANDLE, LPVOID, DWORD, LPDWORD, LPOVERLAPPED
+    )
+    WriteFile = _bind(
+        _kernel32, "WriteFile", BOOL, None, HANDLE, wintypes.LPCVOID, DWORD, LPDWORD, LPOVERLAPPED
+    )
+    GetOverlappedResult = _bind(
+        _kernel32, "GetOverlappedResult", BOOL, None, HANDLE, LPOVERLAPPED, LPDWORD, BOOL
+    )
+    CancelIoEx = _bind(_kernel32, "CancelIoEx", BOOL, None, HANDLE, LPOVERLAPPED)
+    WaitForMultipleObjects = _bind(
+        _kernel32, "WaitForMultipleObjects", DWORD, None, DWORD, LPVOID, BOOL, DWORD
+    )
+    # fmt: on
+
+    def current_user_sid() -> str:
+        """The security identifier of the account this process runs as, ``S-1-5-...``.
+
+        :raises OSError: if Windows does not tell.
+        """
+        token = wintypes.HANDLE()
+        OpenProcessToken(GetCurrentProcess(), TOKEN_QUERY, ctypes.byref(token))
+        try:
+            # TOKEN_USER: a pointer to the SID, then the SID, which has 68 bytes at most.
+            user = (ctypes.c_void_p * 32)()
+            length = wintypes.DWORD()
+            GetTokenInformation(
+                token, TOKEN_USER_CLASS, user, ctypes.sizeof(user), ctypes.byref(length)
+            )
+            text = wintypes.LPVOID()
+            ConvertSidToStringSidW(user[0], ctypes.byref(text))
+            try:
+                return ctypes.wstring_at(text.value or 0)
+            finally:
+                LocalFree(text)
+        finally:
+            CloseHandle(token)
+
+    def security_attributes(sddl: str) -> SECURITY_ATTRIBUTES:
+        """Attributes with the descriptor that an SDDL string describes; free it with LocalFree.
+
+        :raises OSError: if the string is not one.
+        """
+        descriptor = wintypes.LPVOID()
+        ConvertStringSecurityDescriptorToSecurityDescriptorW(
+            sddl, SDDL_REVISION_1, ctypes.byref(descriptor), None
+        )
+        return SECURITY_ATTRIBUTES(ctypes.sizeof(SECURITY_ATTRIBUTES), descriptor, False)
+
+    def milliseconds(timeout: float | None) -> int:
+        """A time limit in seconds as Win32 takes it; None is none."""
+        return INFINITE if timeout is None else min(math.ceil(max(timeout, 0) * 1000), INFINITE - 1)
+
+
+# ----------------------------------------------------------------------------
+# Transports: named pipes on Windows, Unix domain sockets elsewhere
+# ----------------------------------------------------------------------------
+
+
+def pipe_address(name: str) -> str:
+    r"""Where a pipe of this name is: ``\\.\pipe\NAME``, or .NET's socket of the same name.
+
+    A name that holds a path separator (outside Windows), or begins with ``\\``
+    (on Windows), is the address itself.
+    """
+    if sys.platform == "win32":
+        return name if name.startswith("\\\\") else "\\\\.\\pipe\\" + name
+    if os.sep in name:
+        return name
+    return os.path.join(os.environ.get("TMPDIR") or "/tmp", "CoreFxPipe_" + name)
+
+
+class Connection:
+    """One client, as seen by the thread that serves it.
+
+    That thread alone calls :meth:`receive`, :meth:`wait`, :meth:`send` and
+    :meth:`close`; the other methods may be called from any thread, at any
+    time, and do nothing once the connection is closed.
+    """
+
+    #: Whether a text command is one message, rather than a line.
+    framed = False
+    #: Whether the chunk last received is, or ends, a message.
+    end_of_message = True
+
+    def receive(self) -> bytes | None:
+        """The next chunk; b"" for an empty message; None when no more will come."""
+        raise NotImplementedError
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until receive() would return at once (True), or wake() or the time-out (False)."""
+        raise NotImplementedError
+
+    def send(self, data: bytes) -> None:
+        """Send one message.
+
+        :raises ConnectionLost: if the client is gone, or does not take it within SEND_TIMEOUT.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End the connection; what was sent can still be read by the client."""
+        raise NotImplementedError
+
+    def wake(self) -> None:
+        """End the wait() under way, or the next one."""
+        raise NotImplementedError
+
+    def interrupt(self) -> None:
+        """Let the receive() under way, and every later one, return None."""
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        """Interrupt, and let a send() under way fail too."""
+        raise NotImplementedError
+
+
+class Listener:
+    """Where clients connect. accept() may be called by several threads at once."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def accept(self) -> Connection | None:
+        """The next client, or None after interrupt().
+
+        :raises OSError: if the system cannot give what a connection needs just now.
+        """
+        raise NotImplementedError
+
+    def interrupt(self) -> None:
+        """Let every accept(), under way or to come, return None. From any thread."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Give the name free. Only when no thread is in accept() any more."""
+        raise NotImplementedError
+
+
+def _reply_not_taken() -> str:
+    return f"the client did not take its reply within {SEND_TIMEOUT:g} s"
+
+
+def _in_use(address: str) -> str:
+    return f"{address} is served by another program already; stop that one or choose another --pipe"
+
+
+if sys.platform == "win32":
+
+    class _PipeInstance:
+        # One server end of the pipe, with what its operations need: kept from client to client.
+
+        def __init__(self, handle: int) -> None:
+            self.handle = handle
+            self.reading = OVERLAPPED(hEvent=CreateEventW(None, True, False, None))
+            self.writing = OVERLAPPED(hEvent=CreateEventW(None, True, False, None))
+            self.wake = CreateEventW(None, False, False, None)
+
+        def wait(self, overlapped: OVERLAPPED, other: int, timeout: int) -> bool:
+            """Whether the operation is over, rather than the other event set or time up."""
+            handles = (wintypes.HANDLE * 2)(overlapped.hEvent, other)
+            return bool(WaitForMultipleObjects(2, handles, False, timeout) == WAIT_OBJECT_0)
+
+        def cancel(self, overlapped: OVERLAPPED) -> bool:
+            """End an operation, and tell whether it was done before that."""
+            CancelIoEx(self.handle, ctypes.byref(overlapped))
+            # Until this has returned, the system may write to the buffer and the structure.
+            count = wintypes.DWORD()
+            done = GetOverlappedResult(
+                self.handle, ctypes.byref(overlapped), ctypes.byref(count), True
+            )
+            return bool(done)
+
+        def close(self) -> None:
+            for handle in (self.handle, self.reading.hEvent, self.writing.hEvent, self.wake):
+                CloseHandle(handle)
+
+    class PipeConnection(Connection):
+        """A client of a named pipe."""
+
+        framed = True
+
+        def __init__(self, instance: _PipeInstance, listener: PipeListener) -> None:
+            self._instance = instance
+            self._listener = listener
+            self._handle = instance.handle
+            self._reading = ctypes.byref(instance.reading)
+            self._writing = ctypes.byref(instance.writing)
+            self._either = (wintypes.HANDLE * 2)(instance.reading.hEvent, instance.wake)
+            self._written = (wintypes.HANDLE * 1)(instance.writing.hEvent)
+            self._count = wintypes.DWORD()
+            self._counted = ctypes.byref(self._count)
+            self._buffer = ctypes.create_string_buffer(CHUNK_SIZE)
+            self._view = memoryview(self._buffer)
+            self._begun = False  # a ReadFile was called whose outcome was not fetched yet
+            self._gone = False
+            self._interrupted = False
+            self._aborted = False
+            self._lock = threading.Lock()
+            self._closed = False
+
+        def receive(self) -> bytes | None:
+            while not self._wait(INFINITE):
+                if self._interrupted:
+                    return None
+            if self._gone:
+                return None
+            self._begun = False
+            self.end_of_message = True
+            if not GetOverlappedResult(self._handle, self._reading, self._counted, False):
+                if ctypes.get_last_error() != ERROR_MORE_DATA:
+                    self._gone = True
+                    return None
+                self.end_of_message = False
+            return self._view[: self._count.value].tobytes()
+
+        def wait(self, timeout: float | None) -> bool:
+            return self._wait(milliseconds(timeout)) or self._interrupted
+
+        def _wait(self, timeout: int) -> bool:
+            if self._interrupted:
+                return False
+            if not self._begun and not self._gone:
+                if ReadFile(self._handle, self._buffer, CHUNK_SIZE, None, self._reading):
+                    self._begun = True
+                    return True
+                error = ctypes.get_last_error()
+                self._begun = error in (ERROR_IO_PENDING, ERROR_MORE_DATA)
+                self._gone = not self._begun
+            if self._gone:
+                return True
+            return bool(WaitForMultipleObjects(2, self._either, False, timeout) == WAIT_OBJECT_0)
+
+        def send(self, data: bytes) -> None:
+            if self._aborted:
+                raise ConnectionLost("the server is stopping")
+            if WriteFile(self._handle, data, len(data), None, self._writing):
+                return
+            error = ctypes.get_last_error()
+            if error == ERROR_IO_PENDING:
+                limit = milliseconds(SEND_TIMEOUT)
+                if WaitForMultipleObjects(1, self._written, False, limit) != WAIT_OBJECT_0:
+                    if self._instance.cancel(self._instance.writing):
+                        return
+                    raise ConnectionLost(_reply_not_taken())
+                if GetOverlappedResult(self._handle, self._writing, self._counted, False):
+                    return
+                error = ctypes.get_last_error()
+            self._gone = not self._aborted
+            raise ConnectionLost(f"the client is gone: {ctypes.FormatError(error)}")
+
+        def close(self) -> None:
+            with self._lock:
+                self._closed = True
+            if self._begun:
+                self._instance.cancel(self._instance.reading)
+            self._listener.take_back(self._instance, disconnected=self._gone)
+
+        def wake(self) -> None:
+            with self._lock:
+                if not self._closed:
+                    SetEvent(self._instance.wake)
+
+        def interrupt(self) -> None:
+            self._interrupted = True
+            self.wake()
+
+        def abort(self) -> None:
+            self._aborted = True
+            self.interrupt()
+            with self._lock:
+                if not self._closed:
+                    CancelIoEx(self._handle, self._writing)
+
+    class PipeListener(Listener):
+        """A named pipe for one user's account and SYSTEM, on this machine alone.
+
+        :raises AddressInUse: if another program serves this name.
+        :raises TransportError: if the pipe cannot be made, or not be made safe.
+        """
+
+        def __init__(self, address: str) -> None:
+            super().__init__(address)
+            self._lock = threading.Lock()
+            self._interrupted = False
+            self._idle: list[_PipeInstance] = []
+            try:
+                sid = current_user_sid()
+                self._security = security_attributes(
+                    f"O:{sid}G:{sid}D:P(A;;GA;;;SY)(A;;GA;;;{sid})"
+                )
+            except OSError as error:
+                raise TransportError(
+                    f"Cannot restrict {address} to this user, so it is not opened: {error}"
+                ) from error
+            self._interruption = CreateEventW(None, True, False, None)
+            try:
+                self._idle.append(self._create_first())
+            except BaseException:
+                self.close()
+                raise
+
+        def _create_first(self) -> _PipeInstance:
+            # FILE_FLAG_FIRST_PIPE_INSTANCE is the guard; Wine ignores it, so look first.
+            taken = WaitNamedPipeW(self.address, NMPWAIT_NOWAIT)
+            if taken or ctypes.get_last_error() == ERROR_SEM_TIMEOUT:
+                raise AddressInUse(_in_use(self.address))
+            try:
+                return _PipeInstance(self._create(FILE_FLAG_FIRST_PIPE_INSTANCE))
+            except OSError as error:
+                if error.winerror == ERROR_ACCESS_DENIED:
+                    raise AddressInUse(_in_use(self.address)) from None
+                raise TransportError(f"Cannot serve {self.address}: {error}") from error
+
+        def _create(self, first: int = 0) -> int:
+            handle: int = CreateNamedPipeW(
+                self.address,
+                PIPE_ACCESS_DUPLEX | FILE_FLAG_OVERLAPPED | first,
+                PIPE_TYPE_MESSAGE | PIPE_READMODE_MESSAGE | PIPE_REJECT_REMOTE_CLIENTS,
+                PIPE_UNLIMITED_INSTANCES,
+                CHUNK_SIZE,
+                CHUNK_SIZE,
+                0,
+                ctypes.byref(self._security),
+            )
+            return handle
+
+        def accept(self) -> Connection | None:
+            while True:
+                with self._lock:
+                    if self._interrupted:
+                        return None
+                    instance = self._idle.pop() if self._idle else None
+                if instance is None:
+                    instance = _PipeInstance(self._create())
+                if self._connect(instance):
+                    return PipeConnection(instance, self)
+                self.take_back(instance, disconnected=True)
+
+        def _connect(self, instance: _PipeInstance) -> bool:
+            overlapped = instance.reading
+            if ConnectNamedPipe(instance.handle, ctypes.byref(overlapped)):
+                return True
+            error = ctypes.get_last_error()
+            if error == ERROR_IO_PENDING:
+                instance.wait(overlapped, self._interruption, INFINITE)
+                return instance.cancel(overlapped)
+            # ERROR_NO_DATA: the client has left already.
+            return bool(error == ERROR_PIPE_CONNECTED)
+
+        def take_back(self, instance: _PipeInstance, *, disconnected: bool) -> None:
+            """Make an instance ready for the next client.
+
+            :param disconnected: whether the client has closed its end. While it has not, its
+                handle must not be disconnected: that throws away what it has not read yet.
+            """
+            with self._lock:
+                if self._interrupted:
+                    instance.close()
+                    return
+            if disconnected:
+                DisconnectNamedPipe(instance.handle)
+            else:
+                # The next instance before the last is closed: the name is never free for others.
+                old, instance.handle = instance.handle, self._create()
+                CloseHandle(old)
+            with self._lock:
+                self._idle.append(instance)
+
+        def interrupt(self) -> None:
+            with self._lock:
+                self._interrupted = True
+                idle, self._idle = self._idle, []
+            SetEvent(self._interruption)
+            for instance in idle:
+                instance.close()
+
+        def close(self) -> None:
+            for instance in self._idle:
+                instance.close()
+            CloseHandle(self._interruption)
+            LocalFree(self._security.lpSecurityDescriptor)
+
+    make_listener: Callable[[str], Listener] = PipeListener
+
+else:
+
+    class UnixConnection(Connection):
+        """A client of a Unix domain socket."""
+
+        def __init__(self, client: socket.socket) -> None:
+            # A limit the kernel keeps costs nothing; settimeout() would poll before every call.
+            limit = struct.pack("ll", int(SEND_TIMEOUT), int(SEND_TIMEOUT % 1 * 1_000_000))
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            self._socket = client
+            self._lock = threading.Lock()
+            self._closed = False
+            self._woken = False
+            self._waker: tuple[socket.socket, socket.socket] | None = None
+
+        def receive(self) -> bytes | None:
+            try:
+                return self._socket.recv(CHUNK_SIZE) or None
+            except OSError as error:
+                log.debug("Receiving failed: %s", error)
+                return None
+
+        def wait(self, timeout: float | None) -> bool:
+            with self._lock:
+                if self._waker is None:
+                    self._waker = socket.socketpair()
+                waker = self._waker[0]
+                if self._woken:
+                    self._woken = False
+                    return False
+            poll = select.poll()
+            poll.register(self._socket, select.POLLIN)
+            poll.register(waker, select.POLLIN)
+            ready = {
+                descriptor
+                for descriptor, _ in poll.poll(
+                    None if timeout is None else math.ceil(max(timeout, 0) * 1000)
+                )
+            }
+            if waker.fileno() in ready:
+                with self._lock:
+                    waker.recv(1)
+                    self._woken = False
+            return self._socket.fileno() in ready
+
+        def send(self, data: bytes) -> None:
+            try:
+                self._socket.sendall(data)
+            except BlockingIOError as error:
+                raise ConnectionLost(_reply_not_taken()) from error
+            except OSError as error:
+                raise ConnectionLost(f"the client is gone: {error}") from error
+
+        def close(self) -> None:
+            with self._lock:
+                self._closed = True
+                self._socket.close()
+                for end in self._waker or ():
+                    end.close()
+
+        def wake(self) -> None:
+            with self._lock:
+                if self._closed or self._woken:
+                    return
+                self._woken = True
+                if self._waker is not None:
+                    self._waker[1].send(b"\0")
+
+        def interrupt(self) -> None:
+            self._shutdown(socket.SHUT_RD)
+
+        def abort(self) -> None:
+            self._shutdown(socket.SHUT_RDWR)
+
+        def _shutdown(self, how: int) -> None:
+            with self._lock, contextlib.suppress(OSError):  # not connected any more
+                if not self._closed:
+                    self._socket.shutdown(how)
+
+    class UnixListener(Listener):
+        """A Unix domain socket for the user alone.
+
+        :raises AddressInUse: if another program serves this path.
+        :raises TransportError: if the socket cannot be made there.
+        """
+
+        def __init__(self, address: str) -> None:
+            super().__init__(address)
+            self._accepting = threading.Lock()
+            self._interrupted, self._interruptor = socket.socketpair()
+            self._socket = socket.socket(socket.AF_UNIX)
+            try:
+                self._inode = self._bind()
+            except BaseException:
+                self._close_sockets()
+                raise
+
+        def _bind(self) -> tuple[int, int]:
+            self._remove_stale()
+            try:
+                self._socket.bind(self.address)
+                # Nobody can connect between bind() and listen().
+                os.chmod(self.address, 0o600)
+                self._socket.listen(1024)
+                self._socket.setblocking(False)
+                made = os.lstat(self.address)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    raise AddressInUse(_in_use(self.address)) from None
+                raise TransportError(f"Cannot serve {self.address}: {error}") from error
+            return made.st_dev, made.st_ino
+
+        def _remove_stale(self) -> None:
+            # A server that was killed leaves its socket behind. Only one's own is removed, and only
+            # when nobody answers there.
+            try:
+                found = os.lstat(self.address)
+            except OSError:
+                return
+            if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
+                raise AddressInUse(
+                    f"{self.address} exists and is not a socket of this user; choose another --pipe"
+                )
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(STOP_GRACE)
+                try:
+                    probe.connect(self.address)
+                except ConnectionRefusedError:
+                    if os.path.samestat(found, os.lstat(self.address)):
+                        os.unlink(self.address)
+                    return
+                except OSError as error:
+                    log.debug("Probing %s: %s", self.address, error)
+            raise AddressInUse(_in_use(self.address))
+
+        def accept(self) -> Connection | None:
+            # One thread at a time waits for the socket: were all of them to, each client would wake
+            # them all.
+            with self._accepting:
+                poll = select.poll()
+                poll.register(self._socket, select.POLLIN)
+                poll.register(self._interrupted, select.POLLIN)
+                while True:
+                    if any(descriptor != self._socket.fileno() for descriptor, _ in poll.poll()):
+                        return None
+                    # A client may have left again since poll().
+                    with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
+                        client, _ = self._socket.accept()
+                        client.setblocking(True)
+                        return UnixConnection(client)
+
+        def interrupt(self) -> None:
+            with contextlib.suppress(BlockingIOError):
+                self._interruptor.setblocking(False)
+                self._interruptor.send(b"\0")
+
+        def close(self) -> None:
+            self._close_sockets()
+            with contextlib.suppress(FileNotFoundError):
+                found = os.lstat(self.address)
+                if (found.st_dev, found.st_ino) == self._inode:
+                    os.unlink(self.address)
+
+        def _close_sockets(self) -> None:
+            for end in (self._socket, self._interrupted, self._interruptor):
+                end.close()
+
+    make_listener = UnixListener
+
+
+# ----------------------------------------------------------------------------
+# Server: sessions, workers, start and stop
+# ----------------------------------------------------------------------------
+
+
+class Session:
+    """One client from connecting to leaving: requests in, replies out."""
+
+    def __init__(self, connection: Connection, context: Context) -> None:
+        self.connection = connection
+        self._context = context
+
+    def run(self) -> None:
+        """Serve the client until it, or the server, ends the connection.
+
+        :raises ConnectionLost: if a reply could not be delivered.
+        """
+        connection = self.connection
+        parser = RequestParser(connection.framed, self._context.settings.max_message)
+        while not self._context.closing:
+            chunk = connection.receive()
+            if chunk is None:
+                return
+            requests = parser.feed(chunk, connection.end_of_message)
+            if requests:
+                self._answer(requests)
+
+    def _answer(self, requests: list[Request]) -> None:
+        context = self._context
+        waiting = iter(requests)
+        left = len(requests)
+        while left and not context.closing:
+            output = []
+            size = 0
+            # The lock once a turn rather than once a command, and one message for all replies.
+            with context.store.lock:
+                for arguments, terminator in itertools.islice(waiting, TURN_COMMANDS):
+                    reply = (
+                        execute(context, arguments)
+                        if isinstance(arguments, list)
+                        else self._refuse(arguments)
+                    )
+                    output.append(
+                        encode_resp(reply) if terminator is None else encode_text(reply, terminator)
+                    )
+                    left -= 1
+                    size += len(output[-1])
+                    if size > TURN_BYTES or context.closing:
+                        break
+                context.statistics.commands += len(output)
+            self.connection.send(b"".join(output) if len(output) > 1 else output[0])
+
+    def _refuse(self, error: PipecacheError) -> Reply:
+        if isinstance(error, ProtocolError):
+            log.warning("Closing a connection: %s", error)
+            self._context.closing = True
+        return error
+
+
+class Server:
+    """A pipecache server inside this process.
+
+    :param pipe: the name of the pipe, see :func:`pipe_address`.
+    :param options: see :class:`Settings`.
+    :raises ValueError: for an option that cannot be used.
+
+    As a context manager it serves on background threads between
+    :meth:`start` and :meth:`stop`; :meth:`serve_forever` does both and blocks
+    in between.
+    """
+
+    def __init__(self, pipe: str = DEFAULT_PIPE, **options: Any) -> None:
+        self._settings = Settings(pipe, **options)
+        self.address = pipe_address(pipe)
+        self._store = Store()
+        self._statistics = Statistics(self.address)
+        self._listener: Listener | None = None
+        self._pool: concurrent.futures.ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._stopping = threading.Event()
+        self._sessions: set[Session] = set()
+        self._workers = 0
+        self._spare = 0
+
+    def start(self) -> None:
+        """Open the pipe and serve it on background threads.
+
+        :raises AddressInUse: if another program serves the name.
+        :raises TransportError: if the pipe cannot be made.
+        :raises RuntimeError: if it was started before.
+        """
+        if self._listener is not None:
+            raise RuntimeError("a Server can be started once")
+        self._listener = make_listener(self.address)
+        self._pool = concurrent.futures.ThreadPoolExecutor(
+            self._settings.max_clients, thread_name_prefix="pipecache"
+        )
+        # The interpreter waits for a pool's threads before it runs atexit functions (since
+        # Python 3.9), so a host program that ends without stop() would hang there.
+        getattr(threading, "_register_atexit", atexit.register)(self.stop)
+        log.info(
+            "Serving %s (process %d, pipecache %s, Python %d.%d)",
+            self.address,
+            os.getpid(),
+            __version__,
+            *sys.version_info[:2],
+        )
+        with self._lock:
+            for _ in range(min(SPARE_LISTENERS, self._settings.max_clients)):
+                self._add_worker()
+        threading.Thread(target=self._sweep, name="pipecache-sweeper", daemon=True).start()
+        log.info("Ready to accept connections")
+
+    def stop(self) -> None:
+        """Let running commands finish, end every connection, give the name free.
+
+        Returns within STOP_TIMEOUT seconds, whatever the clients do.
+        """
+        if self._listener is None or self._pool is None or self._stopping.is_set():
+            return
+        self._stopping.set()
+        self._listener.interrupt()
+        started = time.monotonic()
+        with self._lock:
+            # Again and again: a worker may be on its way into the call that is to be ended.
+            while self._workers and time.monotonic() - started < STOP_TIMEOUT:
+                late = time.monotonic() - started > STOP_GRACE
+                for session in self._sessions:
+                    if late:
+                        session.connection.abort()
+                    else:
+                        session.connection.interrupt()
+                self._changed.wait(0.1)
+            left = self._workers
+        if left:
+            log.error("Stopped, but %d connections did not end", left)
+            return
+        self._pool.shutdown()
+        self._listener.close()
+        log.info(
+            "Stopped after %d commands of %d clients",
+            self._statistics.commands,
+            self._statistics.connections,
+        )
+
+    def serve_forever(self) -> None:
+        """Start, and serve until stop() is called by another thread or an exception such as
+        KeyboardInterrupt ends the wait.
+
+        :raises AddressInUse: see :meth:`start`.
+        """
+        try:
+            self.start()
+            # In slices, because Windows does not end a longer wait for Ctrl+C.
+            while not self._stopping.wait(0.25):
+                pass
+        finally:
+            self.stop()
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def _add_worker(self) -> None:
+        # Under self._lock.
+        if self._pool is not None and not self._stopping.is_set():
+            self._workers += 1
+            self._spare += 1
+            self._pool.submit(self._work)
+
+    def _work(self) -> None:
+        # One worker: accepts a client, serves it to the end, goes back to accepting.
+        try:
+            while True:
+                connection = self._accept()
+                if connection is None:
+                    return
+                try:
+                    self._serve(connection)
+                except Exception:
+                    log.exception("A connection failed")
+        finally:
+            with self._lock:
+                self._workers -= 1
+                self._spare -= 1
+                self._changed.notify_all()
+
+    def _accept(self) -> Connection | None:
+        while self._listener is not None and not self._stopping.is_set():
+            try:
+                return self._listener.accept()
+            except OSError as error:
+                log.error("Cannot accept a client, trying again: %s", error)
+                self._stopping.wait(0.5)
+        return None
+
+    def _serve(self, connection: Connection) -> None:
+        session = Session(connection, Context(self._store, self._settings, self._statistics))
+        with self._lock:
+            self._sessions.add(session)
+            self._spare -= 1
+            if self._spare < SPARE_LISTENERS and self._workers < self._settings.max_clients:
+                self._add_worker()
+        with self._store.lock:
+            self._statistics.connections += 1
+            self._statistics.clients += 1
+        try:
+            session.run()
+        except ConnectionLost as error:
+            log.info("A client was dropped: %s", error)
+        finally:
+            with self._lock:
+                self._sessions.discard(session)
+                self._spare += 1
+            with self._store.lock:
+                self._statistics.clients -= 1
+            connection.close()
+
+    def _sweep(self) -> None:
+        while not self._stopping.wait(SWEEP_INTERVAL):
+            more = True
+            while more and not self._stopping.is_set():
+                with self._store.lock:
+                    more = self._store.sweep(SWEEP_KEYS)
+
+
+# ----------------------------------------------------------------------------
+# Command line
+# ----------------------------------------------------------------------------
+
+
+def parse_size(text: str) -> int:
+    """A number of bytes such as ``65536``, ``64kb``, ``10mb`` or ``1gb`` (of 1024), as Redis has it.
+
+    :raises ValueError: for anything else.
+    """
+    match = re.fullmatch(r"(\d+)\s*([kmg]?)b?", text.strip().lower())
+    if match is None:
+        raise ValueError(f"{text!r} is not a size such as 64kb, 10mb or 1gb")
+    exponent: int = " kmg".index(match[2] or " ")
+    return int(match[1]) * int(1024**exponent)
+
+
+def _argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pipecache",
+        description="A key-value cache on a named pipe, for the programs of one user.",
+    )
+    parser.add_argument(
+        "--pipe", metavar="NAME", default=DEFAULT_PIPE, help="name of the pipe (%(default)s)"
+    )
+    parser.add_argument(
+        "--max-clients",
+        metavar="N",
+        type=int,
+        default=MAX_CLIENTS,
+        help="clients served at once; one more waits (%(default)s)",
+    )
+    parser.add_argument(
+        "--max-message",
+        metavar="SIZE",
+        type=parse_size,
+        default=MAX_MESSAGE,
+        help="longest command or value, such as 10mb (512mb)",
+    )
+    parser.add_argument(
+        "--log-level",
+        metavar="LEVEL",
+        type=str.upper,
+        default="INFO",
+        choices=["DEBUG", "INFO", "WARNING", "ERROR"],
+        help="DEBUG, INFO, WARNING or ERROR (%(default)s)",
+    )
+    parser.add_argument("--log-file", metavar="FILE", help="log there, not to the console")
+    parser.add_argument("--version", action="version", version=f"pipecache {__version__}")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the server in the foreground until Ctrl+C.
+
+    :param arguments: the command line, ``sys.argv[1:]`` if None.
+    :returns: the exit status: 0, or 1 if the server could not start.
+    """
+    parser = _argument_parser()
+    options = parser.parse_args(arguments)
+    try:
+        server = Server(
+            options.pipe, max_clients=options.max_clients, max_message=options.max_message
+        )
+        _log_to(options.log_file, options.log_level)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    for number in _stop_signals():
+        signal.signal(number, _stop_once)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        return 0
+    except TransportError as error:
+        log.error("%s", error)
+        return 1
+    return 0
+
+
+def _stop_signals() -> list[int]:
+    names = ("SIGINT", "SIGTERM", "SIGBREAK")
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]
+
+
+def _stop_once(number: int, frame: object) -> None:
+    # A second Ctrl+C would interrupt the stopping itself.
+    for each in _stop_signals():
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _log_to(file: str | None, level: str) -> None:
+    handler: logging.Handler
+    if file is not None:
+        handler = logging.FileHandler(file, encoding="utf-8")
+    elif sys.stderr is not None:
+        handler = logging.StreamHandler()
+    else:  # pythonw.exe has no console
+        handler = logging.NullHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(level)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
