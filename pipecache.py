@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import collections
 import concurrent.futures
 import contextlib
 import errno
@@ -85,6 +86,9 @@ MAX_MESSAGE = 512 * 1024 * 1024
 
 #: Seconds a client may leave its reply lying before it is dropped.
 SEND_TIMEOUT = 30.0
+
+#: Bytes of further commands kept while a client does not take its replies.
+BACKLOG = 256 * 1024 * 1024
 
 #: Seconds in which stop() returns, and after how many of them it stops waiting for replies.
 STOP_TIMEOUT = 5.0
@@ -435,9 +439,8 @@ class RequestParser:
             if position == len(buffer):
                 return None
             if buffer[position] != ord("$"):
-                raise ProtocolError(
-                    f"ERR Protocol error: expected '$', got '{_shown(buffer[position : position + 1])}'"
-                )
+                found = _shown(buffer[position : position + 1])
+                raise ProtocolError(f"ERR Protocol error: expected '$', got '{found}'")
             header = self._header(position, "bulk")
             if header is None:
                 return None
@@ -602,7 +605,7 @@ class Store:
         raise CommandError(WRONG_TYPE)
 
     def strings(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The values of several keys, None for those without a value or with one of another kind."""
+        """The values of several keys, None where there is none or one of another kind."""
         if self._deadlines:
             for key in keys:
                 self._expire(key)
@@ -1226,7 +1229,9 @@ if sys.platform == "win32":
         ctypes.POINTER(SECURITY_ATTRIBUTES),  # lpSecurityAttributes
     )
     DisconnectNamedPipe = _bind(_kernel32, "DisconnectNamedPipe", BOOL, _true, HANDLE)
-    CreateEventW = _bind(_kernel32, "CreateEventW", HANDLE, _true, LPVOID, BOOL, BOOL, wintypes.LPCWSTR)
+    CreateEventW = _bind(
+        _kernel32, "CreateEventW", HANDLE, _true, LPVOID, BOOL, BOOL, wintypes.LPCWSTR
+    )
     SetEvent = _bind(_kernel32, "SetEvent", BOOL, _true, HANDLE)
     CloseHandle = _bind(_kernel32, "CloseHandle", BOOL, _true, HANDLE)
     LocalFree = _bind(_kernel32, "LocalFree", wintypes.HLOCAL, None, wintypes.HLOCAL)
@@ -1332,6 +1337,13 @@ class Connection:
     #: Whether the chunk last received is, or ends, a message.
     end_of_message = True
 
+    def __init__(self) -> None:
+        # Chunks that came while a reply was not taken, each with its end_of_message.
+        self._backlog: collections.deque[tuple[bytes, bool]] = collections.deque()
+        self._backlog_size = 0
+        self._lock = threading.Lock()
+        self._closed = False
+
     def receive(self) -> bytes | None:
         """The next chunk; b"" for an empty message; None when no more will come."""
         raise NotImplementedError
@@ -1342,6 +1354,10 @@ class Connection:
 
     def send(self, data: bytes) -> None:
         """Send one message.
+
+        While the client does not take it, what the client sends is kept for receive(), up to
+        BACKLOG bytes: one that sends many commands before it reads a reply would else wait for
+        the server, which waits for it.
 
         :raises ConnectionLost: if the client is gone, or does not take it within SEND_TIMEOUT.
         """
@@ -1362,6 +1378,15 @@ class Connection:
     def abort(self) -> None:
         """Interrupt, and let a send() under way fail too."""
         raise NotImplementedError
+
+    def _keep(self, chunk: bytes) -> None:
+        self._backlog.append((chunk, self.end_of_message))
+        self._backlog_size += len(chunk)
+
+    def _kept(self) -> bytes:
+        chunk, self.end_of_message = self._backlog.popleft()
+        self._backlog_size -= len(chunk)
+        return chunk
 
 
 class Listener:
@@ -1430,13 +1455,16 @@ if sys.platform == "win32":
         framed = True
 
         def __init__(self, instance: _PipeInstance, listener: PipeListener) -> None:
+            super().__init__()
             self._instance = instance
             self._listener = listener
             self._handle = instance.handle
             self._reading = ctypes.byref(instance.reading)
             self._writing = ctypes.byref(instance.writing)
-            self._either = (wintypes.HANDLE * 2)(instance.reading.hEvent, instance.wake)
-            self._written = (wintypes.HANDLE * 1)(instance.writing.hEvent)
+            self._read_or_wake = (wintypes.HANDLE * 2)(instance.reading.hEvent, instance.wake)
+            self._write_or_read = (wintypes.HANDLE * 2)(
+                instance.writing.hEvent, instance.reading.hEvent
+            )
             self._count = wintypes.DWORD()
             self._counted = ctypes.byref(self._count)
             self._buffer = ctypes.create_string_buffer(CHUNK_SIZE)
@@ -1445,13 +1473,41 @@ if sys.platform == "win32":
             self._gone = False
             self._interrupted = False
             self._aborted = False
-            self._lock = threading.Lock()
-            self._closed = False
 
         def receive(self) -> bytes | None:
+            if self._backlog:
+                return self._kept()
             while not self._wait(INFINITE):
                 if self._interrupted:
                     return None
+            return self._finish_read()
+
+        def wait(self, timeout: float | None) -> bool:
+            return bool(self._backlog) or self._wait(milliseconds(timeout)) or self._interrupted
+
+        def _wait(self, timeout: int) -> bool:
+            if self._interrupted:
+                return False
+            if self._begin_read():
+                return True
+            which = WaitForMultipleObjects(2, self._read_or_wake, False, timeout)
+            return bool(which == WAIT_OBJECT_0)
+
+        def _begin_read(self) -> bool:
+            # Whether there is an outcome already.
+            if self._begun or self._gone:
+                return self._gone
+            self._begun = True
+            if ReadFile(self._handle, self._buffer, CHUNK_SIZE, None, self._reading):
+                return True
+            error = ctypes.get_last_error()
+            if error == ERROR_IO_PENDING:
+                return False
+            self._gone = error != ERROR_MORE_DATA
+            self._begun = not self._gone
+            return True
+
+        def _finish_read(self) -> bytes | None:
             if self._gone:
                 return None
             self._begun = False
@@ -1463,23 +1519,6 @@ if sys.platform == "win32":
                 self.end_of_message = False
             return self._view[: self._count.value].tobytes()
 
-        def wait(self, timeout: float | None) -> bool:
-            return self._wait(milliseconds(timeout)) or self._interrupted
-
-        def _wait(self, timeout: int) -> bool:
-            if self._interrupted:
-                return False
-            if not self._begun and not self._gone:
-                if ReadFile(self._handle, self._buffer, CHUNK_SIZE, None, self._reading):
-                    self._begun = True
-                    return True
-                error = ctypes.get_last_error()
-                self._begun = error in (ERROR_IO_PENDING, ERROR_MORE_DATA)
-                self._gone = not self._begun
-            if self._gone:
-                return True
-            return bool(WaitForMultipleObjects(2, self._either, False, timeout) == WAIT_OBJECT_0)
-
         def send(self, data: bytes) -> None:
             if self._aborted:
                 raise ConnectionLost("the server is stopping")
@@ -1487,16 +1526,32 @@ if sys.platform == "win32":
                 return
             error = ctypes.get_last_error()
             if error == ERROR_IO_PENDING:
-                limit = milliseconds(SEND_TIMEOUT)
-                if WaitForMultipleObjects(1, self._written, False, limit) != WAIT_OBJECT_0:
-                    if self._instance.cancel(self._instance.writing):
-                        return
-                    raise ConnectionLost(_reply_not_taken())
+                self._wait_until_written()
                 if GetOverlappedResult(self._handle, self._writing, self._counted, False):
                     return
                 error = ctypes.get_last_error()
             self._gone = not self._aborted
             raise ConnectionLost(f"the client is gone: {ctypes.FormatError(error)}")
+
+        def _wait_until_written(self) -> None:
+            deadline = time.monotonic() + SEND_TIMEOUT
+            while True:
+                watched = 1
+                if self._backlog_size < BACKLOG and not self._gone:
+                    self._begin_read()
+                    watched += not self._gone
+                left = milliseconds(deadline - time.monotonic())
+                which = WaitForMultipleObjects(watched, self._write_or_read, False, left)
+                if which == WAIT_OBJECT_0:
+                    return
+                if which == WAIT_OBJECT_0 + 1:
+                    chunk = self._finish_read()
+                    if chunk is not None:
+                        self._keep(chunk)
+                elif self._instance.cancel(self._instance.writing):
+                    return
+                else:
+                    raise ConnectionLost(_reply_not_taken())
 
         def close(self) -> None:
             with self._lock:
@@ -1638,16 +1693,15 @@ else:
         """A client of a Unix domain socket."""
 
         def __init__(self, client: socket.socket) -> None:
-            # A limit the kernel keeps costs nothing; settimeout() would poll before every call.
-            limit = struct.pack("ll", int(SEND_TIMEOUT), int(SEND_TIMEOUT % 1 * 1_000_000))
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            super().__init__()
             self._socket = client
-            self._lock = threading.Lock()
-            self._closed = False
             self._woken = False
+            self._ended = False  # the client sends no more
             self._waker: tuple[socket.socket, socket.socket] | None = None
 
         def receive(self) -> bytes | None:
+            if self._backlog:
+                return self._kept()
             try:
                 return self._socket.recv(CHUNK_SIZE) or None
             except OSError as error:
@@ -1662,28 +1716,56 @@ else:
                 if self._woken:
                     self._woken = False
                     return False
-            poll = select.poll()
-            poll.register(self._socket, select.POLLIN)
-            poll.register(waker, select.POLLIN)
-            ready = {
-                descriptor
-                for descriptor, _ in poll.poll(
-                    None if timeout is None else math.ceil(max(timeout, 0) * 1000)
-                )
-            }
-            if waker.fileno() in ready:
+            if self._backlog:
+                return True
+            ready = self._poll({self._socket: select.POLLIN, waker: select.POLLIN}, timeout)
+            if waker in ready:
                 with self._lock:
                     waker.recv(1)
                     self._woken = False
-            return self._socket.fileno() in ready
+            return self._socket in ready
 
         def send(self, data: bytes) -> None:
             try:
-                self._socket.sendall(data)
-            except BlockingIOError as error:
-                raise ConnectionLost(_reply_not_taken()) from error
+                sent = self._socket.send(data, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                sent = 0
             except OSError as error:
                 raise ConnectionLost(f"the client is gone: {error}") from error
+            if sent < len(data):
+                self._send_slowly(memoryview(data)[sent:])
+
+        def _send_slowly(self, data: memoryview) -> None:
+            deadline = time.monotonic() + SEND_TIMEOUT
+            while data:
+                events = select.POLLOUT
+                if self._backlog_size < BACKLOG and not self._ended:
+                    events |= select.POLLIN
+                ready = self._poll({self._socket: events}, deadline - time.monotonic())
+                if not ready:
+                    raise ConnectionLost(_reply_not_taken())
+                try:
+                    if ready[self._socket] & events & select.POLLIN:
+                        chunk = self._socket.recv(CHUNK_SIZE, socket.MSG_DONTWAIT)
+                        self._ended = not chunk
+                        if chunk:
+                            self._keep(chunk)
+                    if ready[self._socket] & ~select.POLLIN:
+                        data = data[self._socket.send(data, socket.MSG_DONTWAIT) :]
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    raise ConnectionLost(f"the client is gone: {error}") from error
+
+        def _poll(
+            self, events: dict[socket.socket, int], timeout: float | None
+        ) -> dict[socket.socket, int]:
+            poll = select.poll()
+            for each, mask in events.items():
+                poll.register(each, mask)
+            limit = None if timeout is None else math.ceil(max(timeout, 0) * 1000)
+            happened = dict(poll.poll(limit))
+            return {each: happened[each.fileno()] for each in events if each.fileno() in happened}
 
         def close(self) -> None:
             with self._lock:
@@ -2038,7 +2120,7 @@ class Server:
 
 
 def parse_size(text: str) -> int:
-    """A number of bytes such as ``65536``, ``64kb``, ``10mb`` or ``1gb`` (of 1024), as Redis has it.
+    """A number of bytes such as ``65536``, ``64kb``, ``10mb`` or ``1gb``, in steps of 1024.
 
     :raises ValueError: for anything else.
     """

@@ -1,0 +1,956 @@
+#!/usr/bin/env python3
+r"""The client of pipecache, in one file of the standard library.
+
+    from client import Client
+
+    cache = Client()                        # \\.\pipe\KeyValuePipe
+    cache.set("city", "dubai", ex=60)
+    cache.get("city")                       # 'dubai'
+
+Methods and arguments are named as in redis-py, so that a script that outgrows
+one machine changes its import. From a shell:
+
+    python client.py GET city
+    python client.py                        # a prompt
+
+SPDX-License-Identifier: MIT
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+import shlex
+import socket
+import struct
+import sys
+import time
+import weakref
+from typing import Any, Callable, Mapping, Sequence, Union
+
+if sys.platform == "win32":
+    import ctypes
+    from ctypes import wintypes
+
+__all__ = [
+    "CacheError",
+    "CacheTimeout",
+    "Client",
+    "ConnectionLost",
+    "DataError",
+    "Pipeline",
+    "ProtocolError",
+    "ResponseError",
+    "ServerNotRunning",
+    "send_command",
+]
+__version__ = "1.0.0"
+
+
+# ----------------------------------------------------------------------------
+# Limits and defaults
+# ----------------------------------------------------------------------------
+
+#: The name of the pipe when none is given.
+DEFAULT_PIPE = "KeyValuePipe"
+
+#: Seconds to wait for a pipe all of whose instances are busy.
+CONNECT_TIMEOUT = 5.0
+
+#: Seconds to wait for a reply.
+TIMEOUT = 30.0
+
+#: Bytes asked of the system at a time.
+CHUNK_SIZE = 65536
+
+#: Bytes of a pipeline sent before its replies are read.
+PIPELINE_BYTES = 256 * 1024
+
+#: Bytes that a key or a value can be given as; numbers are sent in decimal.
+Argument = Union[str, bytes, bytearray, memoryview, int, float]
+
+
+# ----------------------------------------------------------------------------
+# Exceptions
+# ----------------------------------------------------------------------------
+
+
+class CacheError(Exception):
+    """The base of every exception this module raises of its own."""
+
+
+class ServerNotRunning(CacheError, ConnectionError):
+    """Nobody serves the pipe, or it may not be opened; the message says which."""
+
+
+class ConnectionLost(CacheError, ConnectionError):
+    """The server ended the connection. The command may have run; the next call reconnects."""
+
+
+class CacheTimeout(CacheError, TimeoutError):
+    """No free instance of the pipe, or no reply, within the time limit."""
+
+
+class ProtocolError(CacheError):
+    """What came back is not RESP: another program serves the pipe."""
+
+
+class DataError(CacheError, TypeError):
+    """An argument that cannot be sent."""
+
+
+class ResponseError(CacheError):
+    """The server answered with an error."""
+
+
+# ----------------------------------------------------------------------------
+# Wire protocol: RESP commands and replies
+# ----------------------------------------------------------------------------
+
+
+def encode_command(arguments: Sequence[Argument]) -> bytes:
+    """One command as the server reads it; str is sent as UTF-8.
+
+    :raises DataError: for an argument of another type; None and bool among them.
+    """
+    parts = [b"*%d\r\n" % len(arguments)]
+    for argument in arguments:
+        data = argument.encode() if type(argument) is str else _encode_other(argument)
+        parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
+    return b"".join(parts)
+
+
+def _encode_other(argument: Argument) -> bytes:
+    if isinstance(argument, (bytes, bytearray, memoryview)):
+        return bytes(argument)
+    if isinstance(argument, str):
+        return argument.encode()
+    if isinstance(argument, (int, float)) and not isinstance(argument, bool):
+        return repr(argument).encode()
+    raise DataError(
+        f"cannot send {argument!r}: convert {type(argument).__name__} to str, bytes, int or float"
+    )
+
+
+class ReplyReader:
+    """Reads replies off one connection.
+
+    :param receive: gives the next chunk, never an empty one.
+    """
+
+    def __init__(self, receive: Callable[[], bytes]) -> None:
+        self._receive = receive
+        self._buffer = b""
+        self._position = 0
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the first chunk of the next replies, when those before are all read."""
+        self._buffer = chunk
+        self._position = 0
+
+    def read(self, decode: bool) -> Any:
+        """One reply: bytes (str if decode), int, list, None or a ResponseError, which is returned.
+
+        :raises ProtocolError: if it is not RESP.
+        """
+        line = self._line()
+        kind, rest = line[:1], line[1:]
+        if kind == b"$":
+            size = int(rest)
+            if size < 0:
+                return None
+            data = self._take(size)
+            return data.decode() if decode else data
+        if kind == b":":
+            return int(rest)
+        if kind == b"+":
+            return rest.decode() if decode else rest
+        if kind == b"-":
+            return ResponseError(rest.decode("utf-8", "replace"))
+        if kind == b"*":
+            size = int(rest)
+            return None if size < 0 else [self.read(decode) for _ in range(size)]
+        raise ProtocolError(f"the reply {line[:64]!r} is not RESP; is this a pipecache server?")
+
+    def _line(self) -> bytes:
+        while True:
+            end = self._buffer.find(b"\r\n", self._position)
+            if end >= 0:
+                line = self._buffer[self._position : end]
+                self._position = end + 2
+                return line
+            self._buffer = self._buffer[self._position :] + self._receive()
+            self._position = 0
+
+    def _take(self, size: int) -> bytes:
+        end = self._position + size + 2
+        missing = end - len(self._buffer)
+        if missing > 0:
+            chunks = [self._buffer[self._position :]]
+            while missing > 0:
+                chunks.append(self._receive())
+                missing -= len(chunks[-1])
+            self._buffer = b"".join(chunks)
+            self._position, end = 0, size + 2
+        data = self._buffer[self._position : end - 2]
+        self._position = end
+        return data
+
+
+# ----------------------------------------------------------------------------
+# Transports: named pipes on Windows, Unix domain sockets elsewhere
+# ----------------------------------------------------------------------------
+
+
+def pipe_address(name: str) -> str:
+    r"""Where a pipe of this name is: ``\\.\pipe\NAME``, or .NET's socket of the same name.
+
+    A name that holds a path separator (outside Windows), or begins with ``\\``
+    (on Windows), is the address itself.
+    """
+    if sys.platform == "win32":
+        return name if name.startswith("\\\\") else "\\\\.\\pipe\\" + name
+    if os.sep in name:
+        return name
+    return os.path.join(os.environ.get("TMPDIR") or "/tmp", "CoreFxPipe_" + name)
+
+
+class Transport:
+    """An open connection to the server, for one thread at a time.
+
+    Every method raises :class:`ConnectionLost` if the server is gone and
+    :class:`CacheTimeout` when the time limit passes; after either the
+    connection can only be closed.
+    """
+
+    def exchange(self, data: bytes) -> bytes:
+        """Send one message and return the first chunk of what comes back."""
+        raise NotImplementedError
+
+    def receive(self) -> bytes:
+        """The next chunk."""
+        raise NotImplementedError
+
+    def ask(self, text: bytes) -> bytes:
+        """Send one text command and return its whole reply. Nothing may follow it."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+def _lost(address: str) -> ConnectionLost:
+    return ConnectionLost(f"The server at {address} ended the connection")
+
+
+def _too_slow(address: str, timeout: float | None) -> CacheTimeout:
+    return CacheTimeout(f"No reply from {address} within {timeout:g} s")
+
+
+def _not_running(address: str) -> ServerNotRunning:
+    return ServerNotRunning(
+        f"Cache server not running: nobody serves {address}; start it with 'python pipecache.py'"
+    )
+
+
+if sys.platform == "win32":
+    ERROR_FILE_NOT_FOUND = 2
+    ERROR_ACCESS_DENIED = 5
+    ERROR_SEM_TIMEOUT = 121
+    ERROR_PIPE_BUSY = 231
+    ERROR_MORE_DATA = 234
+    ERROR_IO_PENDING = 997
+
+    GENERIC_READ = 0x80000000
+    GENERIC_WRITE = 0x40000000
+    OPEN_EXISTING = 3
+    FILE_FLAG_OVERLAPPED = 0x40000000
+    SECURITY_SQOS_PRESENT = 0x00100000
+    SECURITY_IDENTIFICATION = 0x00010000
+    PIPE_READMODE_MESSAGE = 0x00000002
+
+    WAIT_OBJECT_0 = 0x00000000
+    INFINITE = 0xFFFFFFFF
+    INVALID_HANDLE_VALUE = ctypes.c_void_p(-1).value
+
+    class OVERLAPPED(ctypes.Structure):
+        _fields_ = (
+            ("Internal", ctypes.c_void_p),
+            ("InternalHigh", ctypes.c_void_p),
+            ("Offset", wintypes.DWORD),
+            ("OffsetHigh", wintypes.DWORD),
+            ("hEvent", wintypes.HANDLE),
+        )
+
+    def _bind(library: Any, name: str, restype: Any, errcheck: Any, *argtypes: Any) -> Any:
+        function = getattr(library, name)
+        function.restype = restype
+        if errcheck is not None:
+            function.errcheck = errcheck
+        function.argtypes = argtypes
+        return function
+
+    def _true(result: int, function: Any, arguments: Any) -> int:
+        if not result:
+            raise ctypes.WinError(ctypes.get_last_error())
+        return result
+
+    # A library object of one's own: prototypes set on ctypes.windll are everybody's.
+    _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
+    HANDLE, DWORD, BOOL, LPVOID = wintypes.HANDLE, wintypes.DWORD, wintypes.BOOL, wintypes.LPVOID
+    LPDWORD, LPOVERLAPPED = wintypes.LPDWORD, ctypes.POINTER(OVERLAPPED)
+
+    # fmt: off
+    CreateFileW = _bind(
+        _kernel32, "CreateFileW", HANDLE, None,
+        wintypes.LPCWSTR,  # lpFileName
+        DWORD,  # dwDesiredAccess
+        DWORD,  # dwShareMode
+        LPVOID,  # lpSecurityAttributes
+        DWORD,  # dwCreationDisposition
+        DWORD,  # dwFlagsAndAttributes
+        HANDLE,  # hTemplateFile
+    )
+    SetNamedPipeHandleState = _bind(
+        _kernel32, "SetNamedPipeHandleState", BOOL, _true, HANDLE, LPDWORD, LPDWORD, LPDWORD
+    )
+    CreateEventW = _bind(
+        _kernel32, "CreateEventW", HANDLE, _true, LPVOID, BOOL, BOOL, wintypes.LPCWSTR
+    )
+    CloseHandle = _bind(_kernel32, "CloseHandle", BOOL, _true, HANDLE)
+
+    WaitNamedPipeW = _bind(_kernel32, "WaitNamedPipeW", BOOL, None, wintypes.LPCWSTR, DWORD)
+    ReadFile = _bind(
+        _kernel32, "ReadFile", BOOL, None, HANDLE, LPVOID, DWORD, LPDWORD, LPOVERLAPPED
+    )
+    TransactNamedPipe = _bind(
+        _kernel32, "TransactNamedPipe", BOOL, None,
+        HANDLE,  # hNamedPipe
+        wintypes.LPCVOID,  # lpInBuffer
+        DWORD,  # nInBufferSize
+        LPVOID,  # lpOutBuffer
+        DWORD,  # nOutBufferSize
+        LPDWORD,  # lpBytesRead
+        LPOVERLAPPED,  # lpOverlapped
+    )
+    GetOverlappedResult = _bind(
+        _kernel32, "GetOverlappedResult", BOOL, None, HANDLE, LPOVERLAPPED, LPDWORD, BOOL
+    )
+    CancelIoEx = _bind(_kernel32, "CancelIoEx", BOOL, None, HANDLE, LPOVERLAPPED)
+    WaitForSingleObject = _bind(_kernel32, "WaitForSingleObject", DWORD, None, HANDLE, DWORD)
+    # fmt: on
+
+    class PipeTransport(Transport):
+        """A connection to a named pipe, in message mode."""
+
+        def __init__(self, address: str, connect_timeout: float, timeout: float | None) -> None:
+            self._address = address
+            self._timeout = timeout
+            self._limit = INFINITE if timeout is None else math.ceil(timeout * 1000)
+            self._handle = self._open(time.monotonic() + connect_timeout, connect_timeout)
+            mode = DWORD(PIPE_READMODE_MESSAGE)
+            SetNamedPipeHandleState(self._handle, ctypes.byref(mode), None, None)
+            self._event = CreateEventW(None, True, False, None)
+            self._operation = OVERLAPPED(hEvent=self._event)
+            self._overlapped = ctypes.byref(self._operation)
+            self._buffer = ctypes.create_string_buffer(CHUNK_SIZE)
+            self._view = memoryview(self._buffer)
+            self._count = DWORD()
+            self._counted = ctypes.byref(self._count)
+            self._more = False
+
+        def _open(self, deadline: float, timeout: float) -> int:
+            while True:
+                # At the identification level a false server cannot act as this user.
+                handle: int = CreateFileW(
+                    self._address,
+                    GENERIC_READ | GENERIC_WRITE,
+                    0,
+                    None,
+                    OPEN_EXISTING,
+                    FILE_FLAG_OVERLAPPED | SECURITY_SQOS_PRESENT | SECURITY_IDENTIFICATION,
+                    None,
+                )
+                if handle != INVALID_HANDLE_VALUE:
+                    return handle
+                error = ctypes.get_last_error()
+                left = deadline - time.monotonic()
+                if error == ERROR_PIPE_BUSY and left > 0:
+                    # Success only hints: another client may be quicker.
+                    if WaitNamedPipeW(self._address, math.ceil(left * 1000)):
+                        continue
+                    error = ctypes.get_last_error()
+                if error == ERROR_FILE_NOT_FOUND:
+                    raise _not_running(self._address)
+                if error in (ERROR_PIPE_BUSY, ERROR_SEM_TIMEOUT):
+                    raise CacheTimeout(
+                        f"Every instance of {self._address} was busy for {timeout:g} s;"
+                        " start the server with a higher --max-clients"
+                    )
+                if error == ERROR_ACCESS_DENIED:
+                    raise ServerNotRunning(f"{self._address} belongs to another user")
+                raise ServerNotRunning(f"Cannot open {self._address}: {ctypes.WinError(error)}")
+
+        def exchange(self, data: bytes) -> bytes:
+            # One call for both directions: one trip into the kernel, not two.
+            done = TransactNamedPipe(
+                self._handle, data, len(data), self._buffer, CHUNK_SIZE, None, self._overlapped
+            )
+            return self._finish(done)
+
+        def receive(self) -> bytes:
+            return self._finish(
+                ReadFile(self._handle, self._buffer, CHUNK_SIZE, None, self._overlapped)
+            )
+
+        def ask(self, text: bytes) -> bytes:
+            chunks = [self.exchange(text)]
+            while self._more:
+                chunks.append(self.receive())
+            return b"".join(chunks)
+
+        def _finish(self, done: int) -> bytes:
+            if not done:
+                error = ctypes.get_last_error()
+                if error == ERROR_IO_PENDING:
+                    if WaitForSingleObject(self._event, self._limit) != WAIT_OBJECT_0:
+                        self._cancel()
+                        raise _too_slow(self._address, self._timeout)
+                elif error != ERROR_MORE_DATA:
+                    raise _lost(self._address)
+            self._more = False
+            if not GetOverlappedResult(self._handle, self._overlapped, self._counted, False):
+                if ctypes.get_last_error() != ERROR_MORE_DATA:
+                    raise _lost(self._address)
+                self._more = True
+            return self._view[: self._count.value].tobytes()
+
+        def _cancel(self) -> None:
+            # Until GetOverlappedResult has returned, the system may write to the buffer.
+            CancelIoEx(self._handle, self._overlapped)
+            GetOverlappedResult(self._handle, self._overlapped, self._counted, True)
+
+        def close(self) -> None:
+            CloseHandle(self._handle)
+            CloseHandle(self._event)
+
+    make_transport: Callable[[str, float, float | None], Transport] = PipeTransport
+
+else:
+
+    class UnixTransport(Transport):
+        """A connection to a Unix domain socket."""
+
+        def __init__(self, address: str, connect_timeout: float, timeout: float | None) -> None:
+            self._address = address
+            self._timeout = timeout
+            self._socket = socket.socket(socket.AF_UNIX)
+            try:
+                self._set_limits(connect_timeout)
+                self._socket.connect(address)
+                self._set_limits(timeout)
+            except BlockingIOError:
+                self._socket.close()
+                raise CacheTimeout(f"{address} was busy for {connect_timeout:g} s") from None
+            except (ConnectionRefusedError, FileNotFoundError):
+                self._socket.close()
+                raise _not_running(address) from None
+            except OSError as error:
+                self._socket.close()
+                raise ServerNotRunning(f"Cannot open {address}: {error}") from error
+
+        def _set_limits(self, seconds: float | None) -> None:
+            # Limits the kernel keeps cost nothing; settimeout() would poll before every call.
+            limit = struct.pack("ll", int(seconds or 0), int((seconds or 0) % 1 * 1_000_000))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+
+        def exchange(self, data: bytes) -> bytes:
+            try:
+                self._socket.sendall(data)
+            except BlockingIOError:
+                raise _too_slow(self._address, self._timeout) from None
+            except OSError:
+                raise _lost(self._address) from None
+            return self.receive()
+
+        def receive(self) -> bytes:
+            try:
+                chunk = self._socket.recv(CHUNK_SIZE)
+            except BlockingIOError:
+                raise _too_slow(self._address, self._timeout) from None
+            except OSError:
+                raise _lost(self._address) from None
+            if not chunk:
+                raise _lost(self._address)
+            return chunk
+
+        def ask(self, text: bytes) -> bytes:
+            # On a stream a command ends at the line feed, and its reply, which may hold line
+            # feeds, where the server has nothing more to say.
+            if b"\n" in text:
+                raise DataError(
+                    "a text command holds no line break outside Windows; use Client instead"
+                )
+            chunks = []
+            try:
+                self._socket.sendall(text + b"\n")
+                self._socket.shutdown(socket.SHUT_WR)
+                chunks.append(self.receive())
+                while True:
+                    chunks.append(self.receive())
+            except OSError:
+                # ConnectionLost after the first chunk is the end of the reply.
+                if not chunks:
+                    raise _lost(self._address) from None
+            return b"".join(chunks)[:-1]
+
+        def close(self) -> None:
+            self._socket.close()
+
+    make_transport = UnixTransport
+
+
+# ----------------------------------------------------------------------------
+# Client
+# ----------------------------------------------------------------------------
+
+
+def _is_ok(reply: Any) -> Any:
+    return True if reply in ("OK", b"OK") else reply
+
+
+def _parse_info(reply: Any) -> dict[str, str | int | float]:
+    text = reply if isinstance(reply, str) else reply.decode()
+    facts: dict[str, str | int | float] = {}
+    for line in text.splitlines():
+        name, colon, value = line.partition(":")
+        if colon and not line.startswith("#"):
+            number = re.fullmatch(r"-?\d+(\.\d+)?", value)
+            facts[name] = value if number is None else float(value) if number[1] else int(value)
+    return facts
+
+
+#: How the replies to some commands are given to the caller, as redis-py gives them.
+CONVERTERS: dict[str, Callable[[Any], Any]] = {
+    "SET": _is_ok,
+    "SETEX": _is_ok,
+    "PSETEX": _is_ok,
+    "MSET": _is_ok,
+    "FLUSHALL": _is_ok,
+    "SETNX": bool,
+    "EXPIRE": bool,
+    "PERSIST": bool,
+    "PING": lambda reply: True if reply in ("PONG", b"PONG") else reply,
+    "INFO": _parse_info,
+}
+
+
+class Commands:
+    """The commands as methods, for :class:`Client` and :class:`Pipeline`."""
+
+    def execute_command(self, *arguments: Argument) -> Any:
+        """Carry out any command, given as its name and arguments.
+
+        :returns: str (bytes with ``decode_responses=False``), int, list or None, or what the
+            method for this command returns.
+        :raises ResponseError: if the server answers with an error.
+        :raises ServerNotRunning, ConnectionLost, CacheTimeout: if it does not answer.
+        :raises DataError: for an argument that cannot be sent.
+        """
+        raise NotImplementedError
+
+    def get(self, name: Argument) -> Any:
+        """The value of a key, or None."""
+        return self.execute_command("GET", name)
+
+    def set(
+        self,
+        name: Argument,
+        value: Argument,
+        ex: int | None = None,
+        px: int | None = None,
+        nx: bool = False,
+        xx: bool = False,
+        keepttl: bool = False,
+        get: bool = False,
+    ) -> Any:
+        """Set a key, to expire after ``ex`` seconds or ``px`` milliseconds if given.
+
+        :param nx: only if it does not exist.
+        :param xx: only if it exists.
+        :param keepttl: keep the time to live it has.
+        :param get: return the value it had.
+        :returns: True, or None if ``nx`` or ``xx`` was not met.
+        """
+        arguments: list[Argument] = ["SET", name, value]
+        for option, number in (("EX", ex), ("PX", px)):
+            if number is not None:
+                arguments += (option, number)
+        for option, wanted in (("NX", nx), ("XX", xx), ("KEEPTTL", keepttl), ("GET", get)):
+            if wanted:
+                arguments.append(option)
+        return self.execute_command(*arguments)
+
+    def setnx(self, name: Argument, value: Argument) -> Any:
+        """Set a key that does not exist: True if set."""
+        return self.execute_command("SETNX", name, value)
+
+    def setex(self, name: Argument, time: int, value: Argument) -> Any:
+        """Set a key to expire after so many seconds."""
+        return self.execute_command("SETEX", name, time, value)
+
+    def psetex(self, name: Argument, time_ms: int, value: Argument) -> Any:
+        """Set a key to expire after so many milliseconds."""
+        return self.execute_command("PSETEX", name, time_ms, value)
+
+    def getset(self, name: Argument, value: Argument) -> Any:
+        """Set a key and return the value it had."""
+        return self.execute_command("GETSET", name, value)
+
+    def getdel(self, name: Argument) -> Any:
+        """Delete a key and return the value it had."""
+        return self.execute_command("GETDEL", name)
+
+    def append(self, key: Argument, value: Argument) -> Any:
+        """Add to the end of a value and return its new length in bytes."""
+        return self.execute_command("APPEND", key, value)
+
+    def strlen(self, name: Argument) -> Any:
+        """The length of a value in bytes."""
+        return self.execute_command("STRLEN", name)
+
+    def mget(self, keys: Argument | Sequence[Argument], *args: Argument) -> Any:
+        """The values of several keys, given as a list or one by one; None for a missing one."""
+        return self.execute_command("MGET", *_listed(keys, args))
+
+    def mset(self, mapping: Mapping[Any, Argument]) -> Any:
+        """Set several keys at once."""
+        return self.execute_command("MSET", *(part for pair in mapping.items() for part in pair))
+
+    def incr(self, name: Argument, amount: int = 1) -> Any:
+        """Add to a counter and return it."""
+        return self.execute_command("INCRBY", name, amount)
+
+    def incrby(self, name: Argument, amount: int = 1) -> Any:
+        """Add to a counter and return it."""
+        return self.execute_command("INCRBY", name, amount)
+
+    def decr(self, name: Argument, amount: int = 1) -> Any:
+        """Take from a counter and return it."""
+        return self.execute_command("DECRBY", name, amount)
+
+    def decrby(self, name: Argument, amount: int = 1) -> Any:
+        """Take from a counter and return it."""
+        return self.execute_command("DECRBY", name, amount)
+
+    def delete(self, *names: Argument) -> Any:
+        """Delete keys and return how many there were."""
+        return self.execute_command("DEL", *names)
+
+    def exists(self, *names: Argument) -> Any:
+        """How many of the keys exist."""
+        return self.execute_command("EXISTS", *names)
+
+    def keys(self, pattern: Argument = "*") -> Any:
+        """The keys that match a pattern such as ``user:*``."""
+        return self.execute_command("KEYS", pattern)
+
+    def expire(self, name: Argument, time: int) -> Any:
+        """Let a key expire after so many seconds: False if there is none."""
+        return self.execute_command("EXPIRE", name, time)
+
+    def ttl(self, name: Argument) -> Any:
+        """The seconds a key has left, -1 without a time to live, -2 without the key."""
+        return self.execute_command("TTL", name)
+
+    def persist(self, name: Argument) -> Any:
+        """Take away a key's time to live: True if it had one."""
+        return self.execute_command("PERSIST", name)
+
+    def ping(self) -> Any:
+        """True if the server answers."""
+        return self.execute_command("PING")
+
+    def echo(self, value: Argument) -> Any:
+        """The value, as the server got it."""
+        return self.execute_command("ECHO", value)
+
+    def dbsize(self) -> Any:
+        """How many keys there are."""
+        return self.execute_command("DBSIZE")
+
+    def flushall(self) -> Any:
+        """Delete every key."""
+        return self.execute_command("FLUSHALL")
+
+    def info(self, section: str | None = None) -> Any:
+        """The state of the server as a dict."""
+        return self.execute_command("INFO", *([] if section is None else [section]))
+
+
+def _listed(keys: Any, more: Sequence[Argument]) -> list[Argument]:
+    if isinstance(keys, (str, bytes, bytearray, memoryview, int, float)):
+        return [keys, *more]
+    return [*keys, *more]
+
+
+class _Connection:
+    # A transport with the reader of its replies.
+    __slots__ = ("reader", "transport")
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self.reader = ReplyReader(transport.receive)
+
+
+class Client(Commands):
+    """A client of one server; threads may share it.
+
+    :param pipe: the name of the pipe.
+    :param timeout: seconds to wait for a reply, or None for as long as it takes.
+    :param connect_timeout: seconds to wait while every instance of the pipe is busy.
+    :param decode_responses: whether values come back as str (from UTF-8) or as bytes.
+
+    Nothing is opened before the first command. Each thread that has a command
+    under way uses a connection of its own; they are kept for the next ones.
+    """
+
+    def __init__(
+        self,
+        pipe: str = DEFAULT_PIPE,
+        *,
+        timeout: float | None = TIMEOUT,
+        connect_timeout: float = CONNECT_TIMEOUT,
+        decode_responses: bool = True,
+    ) -> None:
+        self.address = pipe_address(pipe)
+        self._timeout = timeout
+        self._connect_timeout = connect_timeout
+        self._decode = decode_responses
+        # append() and pop() are atomic, so threads need no lock around them.
+        self._idle: list[_Connection] = []
+        if hasattr(os, "register_at_fork"):
+            # A child must not talk on its parent's connections.
+            this = weakref.ref(self)
+            os.register_at_fork(after_in_child=lambda: _close_inherited(this()))
+
+    def execute_command(self, *arguments: Argument) -> Any:
+        reply = self._converse(encode_command(arguments), 1)[0]
+        return _convert(arguments[0], reply)
+
+    def pipeline(self, transaction: bool = False) -> Pipeline:
+        """Commands that are sent together; see :class:`Pipeline`.
+
+        :param transaction: not served yet.
+        :raises NotImplementedError: for a transaction.
+        """
+        if transaction:
+            raise NotImplementedError("transactions are not served yet; leave transaction=False")
+        return Pipeline(self)
+
+    def close(self) -> None:
+        """Close the connections that are not in use; the next command opens a new one."""
+        while self._idle:
+            self._idle.pop().transport.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _converse(self, data: bytes, replies: int) -> list[Any]:
+        # Send these commands and return their replies, errors among them.
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = _Connection(
+                make_transport(self.address, self._connect_timeout, self._timeout)
+            )
+        reader = connection.reader
+        try:
+            reader.feed(connection.transport.exchange(data))
+            decode = self._decode
+            result = [reader.read(decode) for _ in range(replies)]
+        except BaseException:
+            connection.transport.close()
+            # The other idle connections were to the same server, which may be gone.
+            self.close()
+            raise
+        self._idle.append(connection)
+        return result
+
+
+def _close_inherited(client: Client | None) -> None:
+    if client is not None:
+        client.close()
+
+
+def _convert(name: Argument, reply: Any) -> Any:
+    if isinstance(reply, ResponseError):
+        raise reply
+    converter = CONVERTERS.get(name) if isinstance(name, str) else None
+    return reply if converter is None or reply is None else converter(reply)
+
+
+class Pipeline(Commands):
+    """Commands collected here and sent together by :meth:`execute`.
+
+    Each method returns the pipeline itself.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._commands: list[Sequence[Argument]] = []
+
+    def __len__(self) -> int:
+        return len(self._commands)
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._commands.clear()
+
+    def execute_command(self, *arguments: Argument) -> Any:
+        self._commands.append(arguments)
+        return self
+
+    def execute(self, raise_on_error: bool = True) -> list[Any]:
+        """Send the commands, and return their results in order.
+
+        :param raise_on_error: raise the first error after all have run, rather than return
+            errors in their places.
+        """
+        commands, self._commands = self._commands, []
+        results: list[Any] = []
+        batch: list[bytes] = []
+        size = 0
+        for command in commands:
+            batch.append(encode_command(command))
+            size += len(batch[-1])
+            # In parts, so that the server is not waiting for its replies to be read while this
+            # side is waiting for its commands to be.
+            if size > PIPELINE_BYTES:
+                results += self._client._converse(b"".join(batch), len(batch))
+                batch, size = [], 0
+        if batch:
+            results += self._client._converse(b"".join(batch), len(batch))
+        for number, (command, reply) in enumerate(zip(commands, results), 1):
+            if not isinstance(reply, ResponseError):
+                results[number - 1] = _convert(command[0], reply)
+            elif raise_on_error:
+                raise type(reply)(f"Command {number} ({command[0]!r}) of the pipeline: {reply}")
+        return results
+
+
+def send_command(command: str, pipe: str = DEFAULT_PIPE) -> str:
+    """Send one text command on a connection of its own and return the reply.
+
+    :param command: as in ``SET city dubai``; everything after the key is the value.
+    :returns: the reply, ``ERROR: ...`` from the server included, or
+        ``Error: Cache server not running``.
+    :raises ConnectionLost, CacheTimeout: if the server goes away or does not answer.
+    """
+    try:
+        transport = make_transport(pipe_address(pipe), CONNECT_TIMEOUT, TIMEOUT)
+    except ServerNotRunning:
+        return "Error: Cache server not running"
+    try:
+        return transport.ask(command.encode("utf-8", "surrogateescape")).decode(
+            "utf-8", "surrogateescape"
+        )
+    finally:
+        transport.close()
+
+
+# ----------------------------------------------------------------------------
+# Command line
+# ----------------------------------------------------------------------------
+
+
+def _show(reply: Any) -> str:
+    if reply is None:
+        return ""
+    if isinstance(reply, list):
+        return "\n".join(map(_show, reply))
+    if isinstance(reply, ResponseError):
+        return f"ERROR: {reply}"
+    return reply.decode("utf-8", "replace") if isinstance(reply, bytes) else str(reply)
+
+
+def _split(line: str) -> list[str]:
+    # Quotes hold blanks together; a backslash is a character like any other, as in C:\temp.
+    words = shlex.shlex(line, posix=True)
+    words.whitespace_split = True
+    words.commenters = words.escape = ""
+    return list(words)
+
+
+def _run(cache: Client, arguments: Sequence[str], missing: str) -> int:
+    """Carry out one command, print its reply, and return the exit status."""
+    # bytes as the name, so that the reply is shown as it came.
+    try:
+        reply = cache.execute_command(os.fsencode(arguments[0]), *map(os.fsencode, arguments[1:]))
+    except ResponseError as error:
+        print(_show(error))
+        return 1
+    except (ServerNotRunning, ConnectionLost, CacheTimeout, ProtocolError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    print(missing if reply is None else _show(reply))
+    return 0
+
+
+def _prompt(cache: Client, name: str) -> int:
+    status = 0
+    while True:
+        try:
+            line = input(f"{name}> " if sys.stdin.isatty() else "")
+            arguments = _split(line)
+        except EOFError:
+            return status
+        except ValueError as error:
+            print(f"ERROR: {error}")
+            status = 1
+            continue
+        if arguments:
+            status = _run(cache, arguments, "(nil)")
+            if arguments[0].upper() in ("QUIT", "EXIT"):
+                return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Send one command, or prompt for them.
+
+    :param arguments: the command line, ``sys.argv[1:]`` if None.
+    :returns: the exit status: 0, 1 for an error reply, 2 when no server answers.
+    """
+    parser = argparse.ArgumentParser(
+        prog="client",
+        description="Send a command to a pipecache server, or prompt for commands.",
+        epilog="Example: client.py SET greeting 'hello world'",
+    )
+    parser.add_argument(
+        "--pipe", metavar="NAME", default=DEFAULT_PIPE, help="name of the pipe (%(default)s)"
+    )
+    parser.add_argument("--version", action="version", version=f"client {__version__}")
+    parser.add_argument(
+        "command", nargs=argparse.REMAINDER, help="a command and its arguments; none for a prompt"
+    )
+    options = parser.parse_args(arguments)
+    with Client(options.pipe, decode_responses=False) as cache:
+        try:
+            if options.command:
+                return _run(cache, options.command, "")
+            return _prompt(cache, options.pipe)
+        except KeyboardInterrupt:
+            print()
+            return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
