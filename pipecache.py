@@ -617,6 +617,8 @@ class Store:
 
     def write(self, key: bytes, value: object) -> None:
         """Put a value in place of the one the key has, which keeps its time to live."""
+        if self._deadlines:
+            self._expire(key)
         self._values[key] = value
 
     def replace(self, key: bytes, value: object, deadline: int | None = None) -> None:
@@ -945,7 +947,8 @@ def mset(context: Context, *pairs: bytes) -> Reply:
 
 
 def _increment(context: Context, key: bytes, by: int) -> Reply:
-    number = parse_integer(context.store.read(key, bytes) or b"0") + by
+    value = context.store.read(key, bytes)
+    number = (0 if value is None else parse_integer(value)) + by
     if not INTEGER_MIN <= number <= INTEGER_MAX:
         raise CommandError(OVERFLOW)
     context.store.write(key, b"%d" % number)
