@@ -68,7 +68,11 @@ class RawConnection:
         else:
             self._socket = socket.socket(socket.AF_UNIX)
             self._socket.settimeout(DEADLINE)
-            self._socket.connect(self.address)
+            try:
+                self._socket.connect(self.address)
+            except OSError:
+                self._socket.close()
+                raise
 
     def _open(self) -> Any:
         deadline = time.monotonic() + DEADLINE

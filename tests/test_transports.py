@@ -1,0 +1,390 @@
+"""The contracts of Listener and Connection, on the transport of this system."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import tempfile
+import threading
+import unittest
+from typing import Callable
+from unittest import mock
+
+import pipecache
+from pipecache import AddressInUse, Connection, ConnectionLost, TransportError
+from tests.support import (
+    DEADLINE,
+    WINDOWS,
+    RawConnection,
+    running_under_wine,
+    unique_name,
+    wait_until,
+)
+
+
+class Background:
+    """A call on another thread, and what became of it."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self.result: object = None
+        self.error: BaseException | None = None
+        self._call = call
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.result = self._call()
+        except BaseException as error:
+            self.error = error
+
+    @property
+    def done(self) -> bool:
+        return not self._thread.is_alive()
+
+    def wait(self) -> object:
+        self._thread.join(DEADLINE)
+        assert self.done, "still running"
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+class TransportCase(unittest.TestCase):
+    """A listener of its own for each test."""
+
+    def setUp(self) -> None:
+        self.name = unique_name()
+        self.listener = pipecache.make_listener(pipecache.pipe_address(self.name))
+        self.addCleanup(self.close_listener)
+
+    def close_listener(self) -> None:
+        self.listener.interrupt()
+        self.listener.close()
+
+    def connect(self) -> tuple[RawConnection, Connection]:
+        accepted = Background(self.listener.accept)
+        raw = RawConnection(self.name)
+        self.addCleanup(raw.close)
+        connection = accepted.wait()
+        assert isinstance(connection, Connection)
+        self.addCleanup(connection.close)
+        return raw, connection
+
+    def whole(self, connection: Connection, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            chunk = connection.receive()
+            assert chunk is not None
+            data += chunk
+        return data
+
+
+class ContractTests(TransportCase):
+    """What the server counts on, whatever the transport."""
+
+    def test_to_and_fro(self) -> None:
+        raw, connection = self.connect()
+        for message in (b"a", b"some more\n", bytes(range(256))):
+            raw.send(message)
+            self.assertEqual(connection.receive(), message)
+            self.assertTrue(connection.end_of_message)
+            connection.send(message * 2)
+            self.assertEqual(raw.receive(), message * 2)
+
+    def test_megabytes_both_ways(self) -> None:
+        raw, connection = self.connect()
+        data = os.urandom(1024) * 3000
+        sending = Background(lambda: raw.send(data))
+        self.assertEqual(self.whole(connection, len(data)), data)
+        sending.wait()
+        sending = Background(lambda: connection.send(data))
+        self.assertEqual(raw.read(len(data)), data)
+        sending.wait()
+
+    def test_the_end(self) -> None:
+        raw, connection = self.connect()
+        raw.send(b"last")
+        raw.close()
+        self.assertEqual(connection.receive(), b"last")
+        self.assertIsNone(connection.receive())
+        self.assertIsNone(connection.receive())
+        self.assertTrue(connection.wait(DEADLINE))
+
+    def test_sending_to_nobody(self) -> None:
+        raw, connection = self.connect()
+        raw.close()
+        with self.assertRaises(ConnectionLost):
+            for _ in range(100):
+                connection.send(b"x" * 1000)
+
+    def test_what_was_sent_can_be_read_after_close(self) -> None:
+        raw, connection = self.connect()
+        raw.send(b"unread")
+        connection.send(b"the last words")
+        connection.close()
+        self.assertEqual(raw.receive(), b"the last words")
+        self.assertTrue(raw.ended())
+
+    def test_wait(self) -> None:
+        raw, connection = self.connect()
+        self.assertFalse(connection.wait(0))
+        self.assertFalse(connection.wait(0.01))
+        raw.send(b"a")
+        self.assertTrue(connection.wait(DEADLINE))
+        self.assertTrue(connection.wait(0))
+        self.assertEqual(connection.receive(), b"a")
+        self.assertFalse(connection.wait(0))
+        waiting = Background(lambda: connection.wait(None))
+        raw.send(b"b")
+        self.assertIs(waiting.wait(), True)
+        self.assertEqual(connection.receive(), b"b")
+
+    def test_wake(self) -> None:
+        raw, connection = self.connect()
+        waiting = Background(lambda: connection.wait(None))
+        connection.wake()
+        self.assertIs(waiting.wait(), False)
+        connection.wake()
+        connection.wake()
+        self.assertFalse(connection.wait(None))
+        self.assertFalse(connection.wait(0))
+        raw.send(b"still in order")
+        self.assertTrue(connection.wait(None))
+        self.assertEqual(connection.receive(), b"still in order")
+
+    def test_wake_does_not_disturb_receive(self) -> None:
+        raw, connection = self.connect()
+        receiving = Background(connection.receive)
+        for _ in range(100):
+            connection.wake()
+        raw.send(b"data")
+        self.assertEqual(receiving.wait(), b"data")
+
+    def test_sending_while_another_thread_waits_for_input(self) -> None:
+        raw, connection = self.connect()
+        receiving = Background(connection.receive)
+        connection.send(b"pushed")
+        self.assertEqual(raw.receive(), b"pushed")
+        self.assertFalse(receiving.done)
+        raw.send(b"answer")
+        self.assertEqual(receiving.wait(), b"answer")
+
+    def test_interrupt(self) -> None:
+        for early in (False, True):
+            with self.subTest(early=early):
+                _, connection = self.connect()
+                if early:
+                    connection.interrupt()
+                receiving = Background(connection.receive)
+                connection.interrupt()
+                self.assertIsNone(receiving.wait())
+                self.assertIsNone(connection.receive())
+                connection.send(b"a reply under way is still sent")
+
+    def test_abort_ends_a_send_that_is_stuck(self) -> None:
+        raw, connection = self.connect()
+        sending = Background(lambda: connection.send(b"x" * 10_000_000))
+        self.assertTrue(raw.receive(1))  # it is under way
+        connection.abort()
+        with self.assertRaises(ConnectionLost):
+            sending.wait()
+        with self.assertRaises(ConnectionLost):
+            connection.send(b"x")
+
+    def test_a_reply_nobody_takes(self) -> None:
+        _, connection = self.connect()
+        with mock.patch.object(pipecache, "SEND_TIMEOUT", 0.1):
+            with self.assertRaisesRegex(ConnectionLost, "did not take its reply within 0.1 s"):
+                connection.send(b"x" * 10_000_000)
+
+    def test_input_is_kept_while_a_reply_is_not_taken(self) -> None:
+        raw, connection = self.connect()
+        sending = Background(lambda: connection.send(b"reply" * 1_000_000))
+        self.assertEqual(raw.receive(1), b"r")
+        for number in range(2000):
+            raw.send(b"%9d\n" % number + b"x" * 990)
+        raw.read(5_000_000 - 1)
+        sending.wait()
+        data = self.whole(connection, 2_000_000)
+        self.assertEqual([int(line[-9:]) for line in data.split(b"\n")[:-1]], list(range(2000)))
+        raw.send(b"next")
+        self.assertEqual(connection.receive(), b"next")
+
+    def test_other_threads_may_come_late(self) -> None:
+        _, connection = self.connect()
+        connection.close()
+        connection.wake()
+        connection.interrupt()
+        connection.abort()
+
+    def test_several_threads_accept(self) -> None:
+        accepting = [Background(self.listener.accept) for _ in range(4)]
+        raws = [RawConnection(self.name) for _ in range(4)]
+        for number, raw in enumerate(raws):
+            self.addCleanup(raw.close)
+            raw.send(b"%d" % number)
+        connections = [each.wait() for each in accepting]
+        received = set()
+        for connection in connections:
+            assert isinstance(connection, Connection)
+            self.addCleanup(connection.close)
+            received.add(connection.receive())
+        self.assertEqual(received, {b"0", b"1", b"2", b"3"})
+
+    def test_interrupting_accept(self) -> None:
+        accepting = [Background(self.listener.accept) for _ in range(4)]
+        self.listener.interrupt()
+        self.assertEqual([each.wait() for each in accepting], [None] * 4)
+        self.assertIsNone(self.listener.accept())
+
+    def test_clients_that_come_and_leave(self) -> None:
+        for _ in range(50):
+            raw, connection = self.connect()
+            raw.close()
+            self.assertIsNone(connection.receive())
+            connection.close()
+
+    def test_the_name_is_taken(self) -> None:
+        with self.assertRaisesRegex(AddressInUse, "served by another program"):
+            pipecache.make_listener(pipecache.pipe_address(self.name))
+        with RawConnection(self.name) as raw:
+            raw.send(b"a")
+            received = None
+            while received is None:  # the look whether somebody answers is a client too
+                connection = Background(self.listener.accept).wait()
+                assert isinstance(connection, Connection)
+                self.addCleanup(connection.close)
+                received = connection.receive()
+            self.assertEqual(received, b"a")
+
+    def test_the_name_is_free_again(self) -> None:
+        name = unique_name()
+        for _ in range(3):
+            listener = pipecache.make_listener(pipecache.pipe_address(name))
+            listener.interrupt()
+            listener.close()
+        with self.assertRaises(OSError):
+            RawConnection(name)
+
+
+@unittest.skipUnless(WINDOWS, "named pipes exist on Windows")
+class PipeTests(TransportCase):
+    """What only a pipe does, beside the contract."""
+
+    def test_messages(self) -> None:
+        raw, connection = self.connect()
+        self.assertTrue(connection.framed)
+        raw.send(b"one")
+        raw.send(b"")
+        raw.send(b"two")
+        self.assertEqual([connection.receive() for _ in range(3)], [b"one", b"", b"two"])
+        connection.send(b"")
+        self.assertEqual(raw.receive(), b"")
+
+    def test_a_long_message_comes_in_pieces(self) -> None:
+        raw, connection = self.connect()
+        data = b"x" * (2 * pipecache.CHUNK_SIZE + 1)
+        sending = Background(lambda: raw.send(data))
+        pieces = []
+        while not pieces or not connection.end_of_message:
+            chunk = connection.receive()
+            assert chunk is not None
+            pieces.append(chunk)
+        sending.wait()
+        self.assertEqual([len(piece) for piece in pieces], [65536, 65536, 1])
+
+    @unittest.skipIf(running_under_wine(), "Wine lets anyone take a name; see test_win32")
+    def test_an_address_that_cannot_be(self) -> None:
+        with self.assertRaises(TransportError):
+            pipecache.make_listener(pipecache.pipe_address("x" * 300))
+
+
+@unittest.skipIf(WINDOWS, "Unix domain sockets of files are for other systems")
+class UnixTests(unittest.TestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.path = os.path.join(folder.name, "socket")
+
+    def listen(self) -> pipecache.Listener:
+        return pipecache.make_listener(self.path)
+
+    def close(self, listener: pipecache.Listener) -> None:
+        listener.interrupt()
+        listener.close()
+
+    def test_the_address_is_the_one_of_dotnet(self) -> None:
+        with mock.patch.dict(os.environ, {"TMPDIR": "/some/where/"}):
+            self.assertEqual(pipecache.pipe_address("P"), "/some/where/CoreFxPipe_P")
+        with mock.patch.dict(os.environ, {"TMPDIR": ""}):
+            self.assertEqual(pipecache.pipe_address("P"), "/tmp/CoreFxPipe_P")
+        self.assertEqual(pipecache.pipe_address("./P"), "./P")
+
+    def test_for_the_user_alone_and_gone_afterwards(self) -> None:
+        listener = self.listen()
+        self.assertEqual(stat.S_IMODE(os.stat(self.path).st_mode), 0o600)
+        self.close(listener)
+        self.assertFalse(os.path.exists(self.path))
+
+    def test_a_stale_socket_is_replaced(self) -> None:
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(self.path)
+        listener = self.listen()
+        with RawConnection(self.path):
+            pass
+        self.close(listener)
+
+    def test_a_file_is_never_touched(self) -> None:
+        with open(self.path, "w", encoding="ascii") as file:
+            file.write("precious")
+        with self.assertRaisesRegex(AddressInUse, "is not a socket of this user"):
+            self.listen()
+        with open(self.path, encoding="ascii") as file:
+            self.assertEqual(file.read(), "precious")
+
+    def test_a_socket_of_another_user_is_never_touched(self) -> None:
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(self.path)
+        with mock.patch("os.geteuid", return_value=os.geteuid() + 1):
+            with self.assertRaisesRegex(AddressInUse, "is not a socket of this user"):
+                self.listen()
+        self.assertTrue(os.path.exists(self.path))
+
+    def test_the_socket_of_a_successor_is_not_removed(self) -> None:
+        listener = self.listen()
+        os.unlink(self.path)
+        successor = self.listen()
+        self.close(listener)
+        with RawConnection(self.path):
+            pass
+        self.close(successor)
+
+    def test_paths_that_cannot_be(self) -> None:
+        for path in ("/nowhere/at/all/socket", "/tmp/" + "x" * 200):
+            with self.subTest(path=path):
+                with self.assertRaisesRegex(TransportError, "^Cannot serve "):
+                    pipecache.make_listener(path)
+
+    def test_nothing_is_left_open(self) -> None:
+        def descriptors() -> int:
+            return len(os.listdir("/dev/fd"))
+
+        before = descriptors()
+        listener = self.listen()
+        accepted = Background(listener.accept)
+        raw = RawConnection(self.path)
+        connection = accepted.wait()
+        assert isinstance(connection, Connection)
+        connection.wait(0)
+        connection.close()
+        raw.close()
+        self.close(listener)
+        with self.assertRaises(TransportError):
+            pipecache.make_listener("/nowhere/at/all/socket")
+        wait_until(lambda: descriptors() == before, "every descriptor closed")
+
+
+if __name__ == "__main__":
+    unittest.main()
