@@ -1332,7 +1332,8 @@ class Connection:
 
     That thread alone calls :meth:`receive`, :meth:`wait`, :meth:`send` and
     :meth:`close`; the other methods may be called from any thread, at any
-    time, and do nothing once the connection is closed.
+    time, and do nothing once the connection is closed. (Windows cancels what
+    a thread has begun to read when that thread ends.)
     """
 
     #: Whether a text command is one message, rather than a line.
@@ -1367,7 +1368,7 @@ class Connection:
         raise NotImplementedError
 
     def close(self) -> None:
-        """End the connection; what was sent can still be read by the client."""
+        """End the connection; what was sent can still be read by the client. Again is harmless."""
         raise NotImplementedError
 
     def wake(self) -> None:
@@ -1558,6 +1559,8 @@ if sys.platform == "win32":
 
         def close(self) -> None:
             with self._lock:
+                if self._closed:
+                    return
                 self._closed = True
             if self._begun:
                 self._instance.cancel(self._instance.reading)

@@ -136,16 +136,16 @@ class ContractTests(TransportCase):
         self.assertTrue(connection.wait(0))
         self.assertEqual(connection.receive(), b"a")
         self.assertFalse(connection.wait(0))
-        waiting = Background(lambda: connection.wait(None))
-        raw.send(b"b")
-        self.assertIs(waiting.wait(), True)
+        sending = Background(lambda: raw.send(b"b"))
+        self.assertTrue(connection.wait(None))
+        sending.wait()
         self.assertEqual(connection.receive(), b"b")
 
     def test_wake(self) -> None:
         raw, connection = self.connect()
-        waiting = Background(lambda: connection.wait(None))
-        connection.wake()
-        self.assertIs(waiting.wait(), False)
+        waking = Background(connection.wake)
+        self.assertFalse(connection.wait(None))
+        waking.wait()
         connection.wake()
         connection.wake()
         self.assertFalse(connection.wait(None))
@@ -156,20 +156,15 @@ class ContractTests(TransportCase):
 
     def test_wake_does_not_disturb_receive(self) -> None:
         raw, connection = self.connect()
-        receiving = Background(connection.receive)
-        for _ in range(100):
-            connection.wake()
-        raw.send(b"data")
-        self.assertEqual(receiving.wait(), b"data")
 
-    def test_sending_while_another_thread_waits_for_input(self) -> None:
-        raw, connection = self.connect()
-        receiving = Background(connection.receive)
-        connection.send(b"pushed")
-        self.assertEqual(raw.receive(), b"pushed")
-        self.assertFalse(receiving.done)
-        raw.send(b"answer")
-        self.assertEqual(receiving.wait(), b"answer")
+        def disturb() -> None:
+            for _ in range(100):
+                connection.wake()
+            raw.send(b"data")
+
+        disturbing = Background(disturb)
+        self.assertEqual(connection.receive(), b"data")
+        disturbing.wait()
 
     def test_interrupt(self) -> None:
         for early in (False, True):
@@ -201,19 +196,24 @@ class ContractTests(TransportCase):
 
     def test_input_is_kept_while_a_reply_is_not_taken(self) -> None:
         raw, connection = self.connect()
-        sending = Background(lambda: connection.send(b"reply" * 1_000_000))
-        self.assertEqual(raw.receive(1), b"r")
-        for number in range(2000):
-            raw.send(b"%9d\n" % number + b"x" * 990)
-        raw.read(5_000_000 - 1)
-        sending.wait()
+
+        def pipeline() -> None:
+            raw.read(1)
+            for number in range(2000):
+                raw.send(b"%9d\n" % number + b"x" * 990)
+            raw.read(5_000_000 - 1)
+            raw.send(b"next")
+
+        client = Background(pipeline)
+        connection.send(b"reply" * 1_000_000)
         data = self.whole(connection, 2_000_000)
         self.assertEqual([int(line[-9:]) for line in data.split(b"\n")[:-1]], list(range(2000)))
-        raw.send(b"next")
         self.assertEqual(connection.receive(), b"next")
+        client.wait()
 
     def test_other_threads_may_come_late(self) -> None:
         _, connection = self.connect()
+        connection.close()
         connection.close()
         connection.wake()
         connection.interrupt()
