@@ -18,6 +18,9 @@ from typing import Any, Callable
 import client
 import pipecache
 
+if sys.platform == "win32":
+    import _winapi
+
 #: The folder of pipecache.py and client.py.
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,12 +62,13 @@ class RawConnection:
     """A connection as a client in another language makes it, without client.py.
 
     On a pipe each send() is one message and each receive() returns what one ReadFile gives.
+    Python's open() would do, but for Wine's C library: it takes an empty message for the end.
     """
 
     def __init__(self, name: str) -> None:
         self.address = pipecache.pipe_address(name)
         if sys.platform == "win32":
-            self._file = self._open()
+            self._handle = self._open()
         else:
             self._socket = socket.socket(socket.AF_UNIX)
             self._socket.settimeout(DEADLINE)
@@ -74,33 +78,63 @@ class RawConnection:
                 self._socket.close()
                 raise
 
-    def _open(self) -> Any:
-        deadline = time.monotonic() + DEADLINE
-        while True:
-            try:
-                return open(self.address, "r+b", buffering=0)
-            except OSError as error:
-                # All instances busy (231), which Python gives as EINVAL.
-                if error.errno != 22 or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.001)
+    if sys.platform == "win32":
 
-    def send(self, data: bytes) -> None:
-        """Send one message."""
-        if WINDOWS:
-            self._file.write(data)
-        else:
+        def _open(self) -> int:
+            deadline = time.monotonic() + DEADLINE
+            access = _winapi.GENERIC_READ | _winapi.GENERIC_WRITE
+            while True:
+                try:
+                    return _winapi.CreateFile(
+                        self.address,
+                        access,
+                        0,
+                        _winapi.NULL,
+                        _winapi.OPEN_EXISTING,
+                        _winapi.FILE_FLAG_OVERLAPPED,
+                        _winapi.NULL,
+                    )
+                except OSError as error:
+                    if error.winerror != _winapi.ERROR_PIPE_BUSY or time.monotonic() > deadline:
+                        raise
+                    _winapi.WaitNamedPipe(self.address, int(DEADLINE * 1000))
+
+        def send(self, data: bytes) -> None:
+            """Send one message."""
+            operation, _ = _winapi.WriteFile(self._handle, data, overlapped=True)
+            _, error = operation.GetOverlappedResult(True)
+            if error:
+                raise OSError(None, "WriteFile", None, error)
+
+        def receive(self, size: int = 65536) -> bytes:
+            """What comes next; b"" at the end (or for an empty message)."""
+            try:
+                operation, _ = _winapi.ReadFile(self._handle, size, overlapped=True)
+                operation.GetOverlappedResult(True)
+            except BrokenPipeError:
+                return b""
+            return bytes(operation.getbuffer() or b"")
+
+        def close(self) -> None:
+            if self._handle:
+                _winapi.CloseHandle(self._handle)
+                self._handle = 0
+
+    else:
+
+        def send(self, data: bytes) -> None:
+            """Send one message."""
             self._socket.sendall(data)
 
-    def receive(self, size: int = 65536) -> bytes:
-        """What comes next; b"" at the end (or for an empty message)."""
-        if WINDOWS:
-            data: bytes = self._file.read(size)
-            return data
-        try:
-            return self._socket.recv(size)
-        except ConnectionResetError:
-            return b""
+        def receive(self, size: int = 65536) -> bytes:
+            """What comes next; b"" at the end."""
+            try:
+                return self._socket.recv(size)
+            except ConnectionResetError:
+                return b""
+
+        def close(self) -> None:
+            self._socket.close()
 
     def read(self, size: int) -> bytes:
         """Exactly so many bytes, or fewer at the end."""
@@ -124,12 +158,6 @@ class RawConnection:
             return self.receive() == b""
         except OSError:
             return True
-
-    def close(self) -> None:
-        if WINDOWS:
-            self._file.close()
-        else:
-            self._socket.close()
 
     def __enter__(self) -> RawConnection:
         return self
