@@ -157,21 +157,23 @@ class ReplyReader:
         """
         line = self._line()
         kind, rest = line[:1], line[1:]
-        if kind == b"$":
-            size = int(rest)
-            if size < 0:
-                return None
-            data = self._take(size)
-            return data.decode() if decode else data
-        if kind == b":":
-            return int(rest)
         if kind == b"+":
             return rest.decode() if decode else rest
         if kind == b"-":
             return ResponseError(rest.decode("utf-8", "replace"))
+        try:
+            number = int(rest)
+        except ValueError:
+            kind = b""
+        if kind == b"$":
+            if number < 0:
+                return None
+            data = self._take(number)
+            return data.decode() if decode else data
+        if kind == b":":
+            return number
         if kind == b"*":
-            size = int(rest)
-            return None if size < 0 else [self.read(decode) for _ in range(size)]
+            return None if number < 0 else [self.read(decode) for _ in range(number)]
         raise ProtocolError(f"the reply {line[:64]!r} is not RESP; is this a pipecache server?")
 
     def _line(self) -> bytes:

@@ -1191,12 +1191,12 @@ if sys.platform == "win32":
             ("bInheritHandle", wintypes.BOOL),
         )
 
-    def _true(result: int, function: Any, arguments: tuple[Any, ...]) -> int:
+    def _true(result: int, function: Any, arguments: Any) -> int:
         if not result:
             raise ctypes.WinError(ctypes.get_last_error())
         return result
 
-    def _valid_handle(result: int, function: Any, arguments: tuple[Any, ...]) -> int:
+    def _valid_handle(result: int, function: Any, arguments: Any) -> int:
         if result == INVALID_HANDLE_VALUE:
             raise ctypes.WinError(ctypes.get_last_error())
         return result
@@ -1812,12 +1812,12 @@ else:
             self._interrupted, self._interruptor = socket.socketpair()
             self._socket = socket.socket(socket.AF_UNIX)
             try:
-                self._inode = self._bind()
+                self._inode = self._open()
             except BaseException:
                 self._close_sockets()
                 raise
 
-        def _bind(self) -> tuple[int, int]:
+        def _open(self) -> tuple[int, int]:
             self._remove_stale()
             try:
                 self._socket.bind(self.address)
