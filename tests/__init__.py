@@ -1,0 +1,1 @@
+"""The test suite: ``python -m unittest`` here, ``python tests`` everywhere."""
