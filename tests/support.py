@@ -6,7 +6,6 @@ import itertools
 import os
 import queue
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any, Callable
 
 import client
 import pipecache
+from tests import provision
 
 if sys.platform == "win32":
     import _winapi
@@ -181,13 +181,12 @@ class ServerProcess:
         #: What it has printed on stderr so far.
         self.lines: list[str] = []
         self._printed: queue.Queue[str | None] = queue.Queue()
-        creation = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if WINDOWS else {}
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "pipecache.py"), "--pipe", self.name, *options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            **creation,  # type: ignore[call-overload]
+            creationflags=provision.OWN_CONSOLE,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -222,8 +221,8 @@ class ServerProcess:
             self.lines.append(line)
 
     def interrupt(self) -> None:
-        """Press Ctrl+C (on Windows Ctrl+Break, the one that can be sent to another process)."""
-        self.process.send_signal(signal.CTRL_BREAK_EVENT if WINDOWS else signal.SIGINT)
+        """Press Ctrl+C."""
+        provision.interrupt(self.process, self.name)
 
     def close(self) -> None:
         self.process.kill()

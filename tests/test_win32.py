@@ -1,0 +1,212 @@
+"""What only real Windows enforces: structures, and the arguments that reach kernel32."""
+
+from __future__ import annotations
+
+import sys
+import unittest
+from typing import Any
+from unittest import mock
+
+import client
+import pipecache
+from tests.support import RawConnection, new_client, running_under_wine, unique_name
+
+if sys.platform == "win32":
+    import ctypes
+    from ctypes import wintypes
+
+    class Recorder:
+        """Stands in front of a function of kernel32 and keeps the arguments of each call."""
+
+        def __init__(self, function: Any) -> None:
+            self.function = function
+            self.calls: list[tuple[Any, ...]] = []
+
+        def __call__(self, *arguments: Any) -> Any:
+            self.calls.append(arguments)
+            return self.function(*arguments)
+
+    class StructureTests(unittest.TestCase):
+        def test_overlapped(self) -> None:
+            wide = ctypes.sizeof(ctypes.c_void_p) == 8
+            for module in (pipecache, client):
+                structure = module.OVERLAPPED
+                self.assertEqual(ctypes.sizeof(structure), 32 if wide else 20)
+                self.assertEqual(structure.hEvent.offset, 24 if wide else 16)
+
+        def test_security_attributes(self) -> None:
+            wide = ctypes.sizeof(ctypes.c_void_p) == 8
+            self.assertEqual(ctypes.sizeof(pipecache.SECURITY_ATTRIBUTES), 24 if wide else 12)
+
+        def test_a_failed_handle_is_seen(self) -> None:
+            with self.assertRaises(OSError) as caught:
+                pipecache.CreateNamedPipeW("no pipe", 3, 0, 1, 0, 0, 0, None)
+            self.assertEqual(caught.exception.winerror, 123)  # ERROR_INVALID_NAME
+
+    class ServerCallTests(unittest.TestCase):
+        """The server's calls to kernel32."""
+
+        def record(self, module: Any, name: str) -> Recorder:
+            recorder = Recorder(getattr(module, name))
+            patch = mock.patch.object(module, name, recorder)
+            patch.start()
+            self.addCleanup(patch.stop)
+            return recorder
+
+        def test_every_instance_of_the_pipe(self) -> None:
+            create = self.record(pipecache, "CreateNamedPipeW")
+            name = unique_name()
+            with pipecache.Server(name), RawConnection(name) as raw:
+                self.assertEqual(raw.ask(b"QUIT"), b"OK")
+                self.assertTrue(raw.ended())
+                with new_client(name) as cache:
+                    cache.ping()
+            self.assertGreater(len(create.calls), 1)
+            first, *others = create.calls
+            self.assertEqual(first[1], 0x3 | 0x40000000 | 0x80000)  # duplex, overlapped, first
+            for call in others:
+                self.assertEqual(call[1], 0x3 | 0x40000000)
+            for call in create.calls:
+                self.assertEqual(call[0], "\\\\.\\pipe\\" + name)
+                self.assertEqual(call[2], 0x4 | 0x2 | 0x8)  # message type and mode, reject remote
+                self.assertEqual(call[3:6], (255, 65536, 65536))
+                # All with one descriptor: a later one that differed would be refused.
+                self.assertEqual(bytes(call[7]._obj), bytes(first[7]._obj))
+                self.assertFalse(call[7]._obj.bInheritHandle)
+
+        def test_the_name_is_never_free(self) -> None:
+            # A server that closes its last instance before it makes the next lets others in.
+            events: list[str] = []
+            create, close = pipecache.CreateNamedPipeW, pipecache.CloseHandle
+            handles = set()
+
+            def creating(*arguments: Any) -> Any:
+                handle = create(*arguments)
+                handles.add(handle)
+                events.append("create")
+                return handle
+
+            def closing(handle: Any) -> Any:
+                if handle in handles:
+                    handles.discard(handle)
+                    events.append("close")
+                return close(handle)
+
+            name = unique_name()
+            with mock.patch.object(pipecache, "CreateNamedPipeW", creating):
+                with mock.patch.object(pipecache, "CloseHandle", closing):
+                    with pipecache.Server(name, max_clients=1):
+                        for _ in range(3):
+                            with RawConnection(name) as raw:
+                                raw.ask(b"QUIT")
+                                self.assertTrue(raw.ended())
+                        with new_client(name) as cache:
+                            cache.ping()
+                        seen = list(events)
+            self.assertEqual(seen, ["create", *(["create", "close"] * 3)])
+
+        def test_the_descriptor(self) -> None:
+            convert = self.record(
+                pipecache, "ConvertStringSecurityDescriptorToSecurityDescriptorW"
+            )
+            with pipecache.Server(unique_name()):
+                pass
+            sid = pipecache.current_user_sid()
+            self.assertRegex(sid, r"^S-1-5-\d+(-\d+)*$")
+            self.assertEqual(
+                convert.calls[0][0], f"O:{sid}G:{sid}D:P(A;;GA;;;SY)(A;;GA;;;{sid})"
+            )
+
+        def test_without_a_descriptor_nothing_is_served(self) -> None:
+            name = unique_name()
+            with mock.patch.object(
+                pipecache, "security_attributes", side_effect=OSError("no descriptor")
+            ):
+                with self.assertRaisesRegex(pipecache.TransportError, "so it is not opened"):
+                    pipecache.Server(name).start()
+            with self.assertRaises(OSError):
+                RawConnection(name)
+
+        def test_access_denied_to_the_first_instance_means_taken(self) -> None:
+            # What Windows answers FILE_FLAG_FIRST_PIPE_INSTANCE with, and Wine does not.
+            denied = mock.Mock(side_effect=ctypes.WinError(5))
+            with mock.patch.object(pipecache, "CreateNamedPipeW", denied):
+                with self.assertRaisesRegex(pipecache.AddressInUse, "served by another program"):
+                    pipecache.Server(unique_name()).start()
+            denied.assert_called_once()  # and is not tried again without the flag
+
+        @unittest.skipIf(running_under_wine(), "Wine does not enforce it; the arguments are tested")
+        def test_windows_refuses_a_second_first_instance(self) -> None:
+            name = unique_name()
+            with pipecache.Server(name):
+                with mock.patch.object(pipecache, "WaitNamedPipeW", return_value=0):
+                    with self.assertRaises(pipecache.AddressInUse):
+                        pipecache.Server(name).start()
+
+        def test_operations_are_overlapped(self) -> None:
+            read = self.record(pipecache, "ReadFile")
+            write = self.record(pipecache, "WriteFile")
+            connect = self.record(pipecache, "ConnectNamedPipe")
+            name = unique_name()
+            with pipecache.Server(name), new_client(name) as cache:
+                cache.ping()
+            for recorder, position in ((read, 4), (write, 4), (connect, 1)):
+                self.assertTrue(recorder.calls)
+                for call in recorder.calls:
+                    self.assertTrue(call[position]._obj.hEvent)
+
+        def test_a_client_that_left_is_disconnected(self) -> None:
+            disconnect = self.record(pipecache, "DisconnectNamedPipe")
+            name = unique_name()
+            with pipecache.Server(name, max_clients=1):
+                for _ in range(2):  # the second is served by the instance of the first
+                    with new_client(name) as cache:
+                        cache.ping()
+            self.assertTrue(disconnect.calls)
+
+    class ClientCallTests(unittest.TestCase):
+        """The client's calls to kernel32."""
+
+        def test_opening(self) -> None:
+            create = Recorder(client.CreateFileW)
+            mode = Recorder(client.SetNamedPipeHandleState)
+            name = unique_name()
+            with mock.patch.object(client, "CreateFileW", create):
+                with mock.patch.object(client, "SetNamedPipeHandleState", mode):
+                    with pipecache.Server(name), new_client(name) as cache:
+                        cache.ping()
+            (call,) = create.calls
+            # Identification at most, so that a false server cannot act as the user.
+            self.assertEqual(call[5], 0x40000000 | 0x100000 | 0x10000)
+            self.assertEqual(call[1:3], (0xC0000000, 0))
+            self.assertEqual(mode.calls[0][1]._obj.value, 2)
+
+        def test_errors_of_opening(self) -> None:
+            for error, exception, message in (
+                (2, client.ServerNotRunning, "Cache server not running"),
+                (5, client.ServerNotRunning, "belongs to another user"),
+                (53, client.ServerNotRunning, "Cannot open"),
+                (231, client.CacheTimeout, "busy for 0 s"),
+            ):
+
+                def failing(*arguments: Any, error: int = error) -> Any:
+                    ctypes.set_last_error(error)
+                    return client.INVALID_HANDLE_VALUE
+
+                with self.subTest(error=error):
+                    with mock.patch.object(client, "CreateFileW", failing):
+                        with self.assertRaisesRegex(exception, message):
+                            new_client(unique_name(), connect_timeout=0).ping()
+
+        def test_ctypes_knows_its_sizes(self) -> None:
+            self.assertEqual(ctypes.sizeof(wintypes.DWORD), 4)
+
+else:
+
+    class Win32Tests(unittest.TestCase):
+        def test_on_windows_only(self) -> None:
+            self.skipTest("kernel32 is on Windows; 'python tests' runs these under Wine")
+
+
+if __name__ == "__main__":
+    unittest.main()
