@@ -117,12 +117,12 @@ def encode_command(arguments: Sequence[Argument]) -> bytes:
     """
     parts = [b"*%d\r\n" % len(arguments)]
     for argument in arguments:
-        data = argument.encode() if type(argument) is str else _encode_other(argument)
+        data = argument.encode() if type(argument) is str else _encode_argument(argument)
         parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
     return b"".join(parts)
 
 
-def _encode_other(argument: Argument) -> bytes:
+def _encode_argument(argument: Argument) -> bytes:
     if isinstance(argument, (bytes, bytearray, memoryview)):
         return bytes(argument)
     if isinstance(argument, str):
@@ -132,6 +132,9 @@ def _encode_other(argument: Argument) -> bytes:
     raise DataError(
         f"cannot send {argument!r}: convert {type(argument).__name__} to str, bytes, int or float"
     )
+
+
+PLUS, MINUS, COLON, DOLLAR, ASTERISK = b"+-:$*"
 
 
 class ReplyReader:
@@ -155,50 +158,53 @@ class ReplyReader:
 
         :raises ProtocolError: if it is not RESP.
         """
-        line = self._line()
-        kind, rest = line[:1], line[1:]
-        if kind == b"+":
-            return rest.decode() if decode else rest
-        if kind == b"-":
-            return ResponseError(rest.decode("utf-8", "replace"))
+        buffer, start = self._buffer, self._position
+        end = buffer.find(b"\r\n", start)
+        if end < 0:
+            buffer, start, end = self._wait_for_line()
+        self._position = end + 2
+        kind = buffer[start]
+        if kind == PLUS:
+            line = buffer[start + 1 : end]
+            return line.decode() if decode else line
+        if kind == MINUS:
+            return ResponseError(buffer[start + 1 : end].decode("utf-8", "replace"))
         try:
-            number = int(rest)
+            number = int(buffer[start + 1 : end])
         except ValueError:
-            kind = b""
-        if kind == b"$":
+            kind = 0
+        if kind == DOLLAR:
             if number < 0:
                 return None
-            data = self._take(number)
+            stop = end + 2 + number
+            data = buffer[end + 2 : stop] if stop + 2 <= len(buffer) else self._wait_for(number)
+            self._position += number + 2
             return data.decode() if decode else data
-        if kind == b":":
+        if kind == COLON:
             return number
-        if kind == b"*":
+        if kind == ASTERISK:
             return None if number < 0 else [self.read(decode) for _ in range(number)]
-        raise ProtocolError(f"the reply {line[:64]!r} is not RESP; is this a pipecache server?")
+        raise ProtocolError(
+            f"the reply {buffer[start : start + 64]!r} is not RESP; is this a pipecache server?"
+        )
 
-    def _line(self) -> bytes:
+    def _wait_for_line(self) -> tuple[bytes, int, int]:
         while True:
-            end = self._buffer.find(b"\r\n", self._position)
-            if end >= 0:
-                line = self._buffer[self._position : end]
-                self._position = end + 2
-                return line
             self._buffer = self._buffer[self._position :] + self._receive()
             self._position = 0
+            end = self._buffer.find(b"\r\n")
+            if end > 0:
+                return self._buffer, 0, end
 
-    def _take(self, size: int) -> bytes:
-        end = self._position + size + 2
-        missing = end - len(self._buffer)
-        if missing > 0:
-            chunks = [self._buffer[self._position :]]
-            while missing > 0:
-                chunks.append(self._receive())
-                missing -= len(chunks[-1])
-            self._buffer = b"".join(chunks)
-            self._position, end = 0, size + 2
-        data = self._buffer[self._position : end - 2]
-        self._position = end
-        return data
+    def _wait_for(self, size: int) -> bytes:
+        chunks = [self._buffer[self._position :]]
+        missing = size + 2 - len(chunks[0])
+        while missing > 0:
+            chunks.append(self._receive())
+            missing -= len(chunks[-1])
+        self._buffer = b"".join(chunks)
+        self._position = 0
+        return self._buffer[:size]
 
 
 # ----------------------------------------------------------------------------
@@ -327,15 +333,8 @@ if sys.platform == "win32":
     ReadFile = _bind(
         _kernel32, "ReadFile", BOOL, None, HANDLE, LPVOID, DWORD, LPDWORD, LPOVERLAPPED
     )
-    TransactNamedPipe = _bind(
-        _kernel32, "TransactNamedPipe", BOOL, None,
-        HANDLE,  # hNamedPipe
-        wintypes.LPCVOID,  # lpInBuffer
-        DWORD,  # nInBufferSize
-        LPVOID,  # lpOutBuffer
-        DWORD,  # nOutBufferSize
-        LPDWORD,  # lpBytesRead
-        LPOVERLAPPED,  # lpOverlapped
+    WriteFile = _bind(
+        _kernel32, "WriteFile", BOOL, None, HANDLE, wintypes.LPCVOID, DWORD, LPDWORD, LPOVERLAPPED
     )
     GetOverlappedResult = _bind(
         _kernel32, "GetOverlappedResult", BOOL, None, HANDLE, LPOVERLAPPED, LPDWORD, BOOL
@@ -396,16 +395,19 @@ if sys.platform == "win32":
                 raise ServerNotRunning(f"Cannot open {self._address}: {ctypes.WinError(error)}")
 
         def exchange(self, data: bytes) -> bytes:
-            # One call for both directions: one trip into the kernel, not two.
-            done = TransactNamedPipe(
-                self._handle, data, len(data), self._buffer, CHUNK_SIZE, None, self._overlapped
-            )
-            return self._finish(done)
+            # Not TransactNamedPipe, which would do both at once: under Wine it is slower, and it
+            # fails when something is left to read.
+            if not WriteFile(self._handle, data, len(data), None, self._overlapped):
+                self._finish()
+            return self.receive()
 
         def receive(self) -> bytes:
-            return self._finish(
-                ReadFile(self._handle, self._buffer, CHUNK_SIZE, None, self._overlapped)
-            )
+            self._more = False
+            if not ReadFile(
+                self._handle, self._buffer, CHUNK_SIZE, self._counted, self._overlapped
+            ):
+                self._finish()
+            return self._view[: self._count.value].tobytes()
 
         def ask(self, text: bytes) -> bytes:
             chunks = [self.exchange(text)]
@@ -413,21 +415,21 @@ if sys.platform == "win32":
                 chunks.append(self.receive())
             return b"".join(chunks)
 
-        def _finish(self, done: int) -> bytes:
-            if not done:
+        def _finish(self) -> None:
+            # After a call that has answered FALSE: wait for its outcome, if it has none yet.
+            error = ctypes.get_last_error()
+            if error == ERROR_IO_PENDING:
+                if WaitForSingleObject(self._event, self._limit) != WAIT_OBJECT_0:
+                    self._cancel()
+                    raise _too_slow(self._address, self._timeout)
+                if GetOverlappedResult(self._handle, self._overlapped, self._counted, False):
+                    return
                 error = ctypes.get_last_error()
-                if error == ERROR_IO_PENDING:
-                    if WaitForSingleObject(self._event, self._limit) != WAIT_OBJECT_0:
-                        self._cancel()
-                        raise _too_slow(self._address, self._timeout)
-                elif error != ERROR_MORE_DATA:
-                    raise _lost(self._address)
-            self._more = False
-            if not GetOverlappedResult(self._handle, self._overlapped, self._counted, False):
-                if ctypes.get_last_error() != ERROR_MORE_DATA:
-                    raise _lost(self._address)
-                self._more = True
-            return self._view[: self._count.value].tobytes()
+            elif error == ERROR_MORE_DATA:
+                self._count.value = CHUNK_SIZE
+            if error != ERROR_MORE_DATA:
+                raise _lost(self._address)
+            self._more = True
 
         def _cancel(self) -> None:
             # Until GetOverlappedResult has returned, the system may write to the buffer.
@@ -740,7 +742,16 @@ class Client(Commands):
             os.register_at_fork(after_in_child=lambda: _close_inherited(this()))
 
     def execute_command(self, *arguments: Argument) -> Any:
-        reply = self._converse(encode_command(arguments), 1)[0]
+        data = encode_command(arguments)
+        connection = self._take()
+        try:
+            reader = connection.reader
+            reader.feed(connection.transport.exchange(data))
+            reply = reader.read(self._decode)
+        except BaseException:
+            self._drop(connection)
+            raise
+        self._idle.append(connection)
         return _convert(arguments[0], reply)
 
     def pipeline(self, transaction: bool = False) -> Pipeline:
@@ -766,24 +777,27 @@ class Client(Commands):
 
     def _converse(self, data: bytes, replies: int) -> list[Any]:
         # Send these commands and return their replies, errors among them.
+        connection = self._take()
         try:
-            connection = self._idle.pop()
-        except IndexError:
-            connection = _Connection(
-                make_transport(self.address, self._connect_timeout, self._timeout)
-            )
-        reader = connection.reader
-        try:
+            reader = connection.reader
             reader.feed(connection.transport.exchange(data))
-            decode = self._decode
-            result = [reader.read(decode) for _ in range(replies)]
+            result = [reader.read(self._decode) for _ in range(replies)]
         except BaseException:
-            connection.transport.close()
-            # The other idle connections were to the same server, which may be gone.
-            self.close()
+            self._drop(connection)
             raise
         self._idle.append(connection)
         return result
+
+    def _take(self) -> _Connection:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return _Connection(make_transport(self.address, self._connect_timeout, self._timeout))
+
+    def _drop(self, connection: _Connection) -> None:
+        connection.transport.close()
+        # The other idle connections were to the same server, which may be gone.
+        self.close()
 
 
 def _close_inherited(client: Client | None) -> None:

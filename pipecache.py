@@ -36,7 +36,6 @@ import contextlib
 import errno
 import functools
 import heapq
-import itertools
 import logging
 import math
 import os
@@ -319,10 +318,11 @@ def encode_resp(reply: Reply) -> bytes:
     return b"-%b\r\n" % str(reply).encode("latin-1", "replace")
 
 
-# What "$3" must read for an argument of three bytes, and how many arguments "*2" announces:
-# looked up, not formatted and parsed, for the short ones that nearly every command is made of.
+# What must stand before an argument of so many bytes ("$3" before three), and how many tokens
+# such a command has ("*2", then two for each argument): looked up, not formatted and parsed, for
+# the short ones that nearly every command is made of.
 _BULK_HEADERS = {length: b"$%d" % length for length in range(1025)}
-_ARRAY_SIZES = {b"*%d" % size: size for size in range(1, 129)}
+_ARRAY_TOKENS = {b"*%d" % size: 1 + 2 * size for size in range(1, 129)}
 
 
 def _parse_length(line: bytes) -> int | None:
@@ -357,9 +357,13 @@ class RequestParser:
     def feed(self, chunk: bytes, end_of_message: bool = True) -> list[Request]:
         """Take one chunk and return the requests it completes, in order."""
         requests: list[Request] = []
-        if not self._buffer and not self._missing and chunk.startswith(b"*"):
-            chunk = self._split_pipeline(chunk, requests)
-            if not chunk:
+        if not self._missing and not self._buffer:
+            if chunk.startswith(b"*"):
+                chunk = self._split_pipeline(chunk, requests)
+                if not chunk:
+                    return requests
+            elif self._is_line(chunk, end_of_message):
+                self._take_line(chunk, requests)
                 return requests
         self._buffer += chunk
         try:
@@ -378,14 +382,12 @@ class RequestParser:
         tokens = chunk.split(b"\r\n")
         position, last = 0, len(tokens) - 1
         while position < last:
-            size = _ARRAY_SIZES.get(tokens[position])
-            if size is None:
-                break
-            end = position + 1 + 2 * size
+            end = position + _ARRAY_TOKENS.get(tokens[position], last + 1)
             if end > last:
                 break
             arguments = tokens[position + 2 : end : 2]
-            if list(map(_BULK_HEADERS.get, map(len, arguments))) != tokens[position + 1 : end : 2]:
+            headers = [_BULK_HEADERS.get(len(argument)) for argument in arguments]
+            if headers != tokens[position + 1 : end : 2]:
                 break
             requests.append((arguments, None))
             position = end
@@ -481,19 +483,26 @@ class RequestParser:
             )
         if not complete:
             return None
-        line = bytes(buffer[position:end])
+        self._take_line(bytes(buffer[position:end]), requests)
+        return taken
+
+    def _is_line(self, chunk: bytes, end_of_message: bool) -> bool:
+        # Whether a chunk is one whole text command, as nearly all of them come.
+        whole = end_of_message if self._framed else chunk.find(b"\n") == len(chunk) - 1 >= 0
+        return whole and len(chunk) <= self._max_message
+
+    def _take_line(self, line: bytes, requests: list[Request]) -> None:
         terminator = b""
         if line.endswith(b"\n"):
             terminator = b"\r\n" if line.endswith(b"\r\n") else b"\n"
             line = line[: -len(terminator)]
         if self._speaks_resp and not line:
-            return taken
+            return
         self._speaks_resp = False
         try:
             requests.append((split_text(line), terminator))
         except CommandError as error:
             requests.append((error, terminator))
-        return taken
 
 
 # ----------------------------------------------------------------------------
@@ -612,7 +621,7 @@ class Store:
         values = map(self._values.get, keys)
         return [value if value.__class__ is bytes else None for value in values]
 
-    def __contains__(self, key: bytes) -> bool:
+    def __contains__(self, key: object) -> bool:
         return key in self._values and not (self._deadlines and self._expire(key))
 
     def write(self, key: bytes, value: object) -> None:
@@ -674,7 +683,7 @@ class Store:
                 self.expired += 1
         return True
 
-    def _expire(self, key: bytes) -> bool:
+    def _expire(self, key: Any) -> bool:
         deadline = self._deadlines.get(key)
         if deadline is None or deadline > self.now():
             return False
@@ -724,7 +733,7 @@ class Command(NamedTuple):
 
     run: Callable[..., Reply]
     fewest: int
-    most: float
+    most: int
     family: str
     usage: str
     summary: str
@@ -749,9 +758,10 @@ def command(usage: str, *, family: str) -> Callable[[Function], Function]:
         optional = re.findall(r"\[([^\]]*)\]", usage)
         fewest = 1 + len(words)
         open_ended = re.search(r"\||\.\.\.", usage)
-        most = math.inf if open_ended else fewest + sum(len(words.split()) for words in optional)
+        most = fewest + sum(len(words.split()) for words in optional)
+        summary = (function.__doc__ or "").partition("\n")[0]
         entry = Command(
-            function, fewest, most, family, usage, (function.__doc__ or "").partition("\n")[0]
+            function, fewest, sys.maxsize if open_ended else most, family, usage, summary
         )
         COMMANDS[name.encode()] = COMMANDS[name.lower().encode()] = entry
         return function
@@ -761,14 +771,14 @@ def command(usage: str, *, family: str) -> Callable[[Function], Function]:
 
 def execute(context: Context, arguments: list[bytes]) -> Reply:
     """Carry out one command, under the store's lock, and return its reply, an error included."""
-    name = arguments[0]
+    name, *rest = arguments
     entry = COMMANDS.get(name) or COMMANDS.get(name.upper())
     if entry is None:
-        return UnknownCommand(name, arguments[1:])
+        return UnknownCommand(name, rest)
     if not entry.fewest <= len(arguments) <= entry.most:
         return wrong_arity(name)
     try:
-        return entry.run(context, *arguments[1:])
+        return entry.run(context, *rest)
     except CommandError as error:
         return error
     except Exception:
@@ -1919,28 +1929,28 @@ class Session:
 
     def _answer(self, requests: list[Request]) -> None:
         context = self._context
-        waiting = iter(requests)
-        left = len(requests)
-        while left and not context.closing:
+        done = 0
+        while done < len(requests) and not context.closing:
             output = []
             size = 0
             # The lock once a turn rather than once a command, and one message for all replies.
             with context.store.lock:
-                for arguments, terminator in itertools.islice(waiting, TURN_COMMANDS):
-                    reply = (
-                        execute(context, arguments)
-                        if isinstance(arguments, list)
-                        else self._refuse(arguments)
-                    )
-                    output.append(
-                        encode_resp(reply) if terminator is None else encode_text(reply, terminator)
-                    )
-                    left -= 1
-                    size += len(output[-1])
+                for arguments, terminator in requests[done : done + TURN_COMMANDS]:
+                    if isinstance(arguments, list):
+                        reply = execute(context, arguments)
+                    else:
+                        reply = self._refuse(arguments)
+                    if terminator is None:
+                        data = encode_resp(reply)
+                    else:
+                        data = encode_text(reply, terminator)
+                    output.append(data)
+                    size += len(data)
                     if size > TURN_BYTES or context.closing:
                         break
                 context.statistics.commands += len(output)
-            self.connection.send(b"".join(output) if len(output) > 1 else output[0])
+            done += len(output)
+            self.connection.send(output[0] if len(output) == 1 else b"".join(output))
 
     def _refuse(self, error: PipecacheError) -> Reply:
         if isinstance(error, ProtocolError):

@@ -9,6 +9,7 @@ import sys
 import threading
 import unittest
 from contextlib import redirect_stderr, redirect_stdout
+from typing import Any
 from unittest import mock
 
 import client
@@ -56,7 +57,7 @@ class EncodeTests(unittest.TestCase):
 
 
 class ReplyReaderTests(unittest.TestCase):
-    REPLIES = (
+    REPLIES: tuple[tuple[bytes, Any], ...] = (
         (b"+OK\r\n", "OK"),
         (b":-12\r\n", -12),
         (b"$-1\r\n", None),
@@ -101,50 +102,49 @@ class ClientTests(ServerCase):
 
     def test_the_methods(self) -> None:
         cache = self.cache
-        for call, expected in (
-            (lambda: cache.ping(), True),
-            (lambda: cache.set("k", "v"), True),
-            (lambda: cache.get("k"), "v"),
-            (lambda: cache.get("none"), None),
-            (lambda: cache.set("k", "w", nx=True), None),
-            (lambda: cache.set("k", "w", xx=True, get=True), "v"),
-            (lambda: cache.set("k", "x", ex=100), True),
-            (lambda: cache.ttl("k"), 100),
-            (lambda: cache.set("k", "y", keepttl=True), True),
-            (lambda: cache.ttl("k"), 100),
-            (lambda: cache.set("k", "z", px=5000), True),
-            (lambda: cache.ttl("k"), 5),
-            (lambda: cache.persist("k"), True),
-            (lambda: cache.persist("k"), False),
-            (lambda: cache.expire("k", 10), True),
-            (lambda: cache.expire("none", 10), False),
-            (lambda: cache.setnx("k", "v"), False),
-            (lambda: cache.setnx("l", "v"), True),
-            (lambda: cache.setex("m", 10, "v"), True),
-            (lambda: cache.psetex("m", 10_000, "v"), True),
-            (lambda: cache.getset("l", "w"), "v"),
-            (lambda: cache.getdel("l"), "w"),
-            (lambda: cache.append("k", "++"), 3),
-            (lambda: cache.strlen("k"), 3),
-            (lambda: cache.incr("n"), 1),
-            (lambda: cache.incr("n", 10), 11),
-            (lambda: cache.incrby("n", 4), 15),
-            (lambda: cache.decr("n"), 14),
-            (lambda: cache.decrby("n", 4), 10),
-            (lambda: cache.mset({"a": 1, b"b": 2.5}), True),
-            (lambda: cache.mget("a", "b", "c"), ["1", "2.5", None]),
-            (lambda: cache.mget(["a", "b"], "c"), ["1", "2.5", None]),
-            (lambda: cache.exists("a", "b", "c"), 2),
-            (lambda: sorted(cache.keys("[ab]")), ["a", "b"]),
-            (lambda: cache.delete("a", "b", "c"), 2),
-            (lambda: cache.echo("hello"), "hello"),
-            (lambda: cache.dbsize(), 3),
-            (lambda: cache.info("keyspace"), {"db0": "keys=3,expires=2"}),
-            (lambda: cache.flushall(), True),
-            (lambda: len(cache.keys()), 0),
-            (lambda: cache.execute_command("STRLEN", "k"), 0),
+        for result, expected in (
+            (cache.ping(), True),
+            (cache.set("k", "v"), True),
+            (cache.get("k"), "v"),
+            (cache.get("none"), None),
+            (cache.set("k", "w", nx=True), None),
+            (cache.set("k", "w", xx=True, get=True), "v"),
+            (cache.set("k", "x", ex=100), True),
+            (cache.ttl("k"), 100),
+            (cache.set("k", "y", keepttl=True), True),
+            (cache.ttl("k"), 100),
+            (cache.set("k", "z", px=5000), True),
+            (cache.ttl("k"), 5),
+            (cache.persist("k"), True),
+            (cache.persist("k"), False),
+            (cache.expire("k", 10), True),
+            (cache.expire("none", 10), False),
+            (cache.setnx("k", "v"), False),
+            (cache.setnx("l", "v"), True),
+            (cache.setex("m", 10, "v"), True),
+            (cache.psetex("m", 10_000, "v"), True),
+            (cache.getset("l", "w"), "v"),
+            (cache.getdel("l"), "w"),
+            (cache.append("k", "++"), 3),
+            (cache.strlen("k"), 3),
+            (cache.incr("n"), 1),
+            (cache.incr("n", 10), 11),
+            (cache.incrby("n", 4), 15),
+            (cache.decr("n"), 14),
+            (cache.decrby("n", 4), 10),
+            (cache.mset({"a": 1, b"b": 2.5}), True),
+            (cache.mget("a", "b", "c"), ["1", "2.5", None]),
+            (cache.mget(["a", "b"], "c"), ["1", "2.5", None]),
+            (cache.exists("a", "b", "c"), 2),
+            (sorted(cache.keys("[ab]")), ["a", "b"]),
+            (cache.delete("a", "b", "c"), 2),
+            (cache.echo("hello"), "hello"),
+            (cache.dbsize(), 3),
+            (cache.info("keyspace"), {"db0": "keys=3,expires=2"}),
+            (cache.flushall(), True),
+            (len(cache.keys()), 0),
+            (cache.execute_command("STRLEN", "k"), 0),
         ):
-            result = call()
             self.assertEqual((result, type(result)), (expected, type(expected)))
 
     def test_bytes(self) -> None:
@@ -322,8 +322,10 @@ class CommandLineTests(ServerCase):
             (("INCR", "n"), (0, "1\n", "")),
             (("MGET", "city", "n"), (0, "new  york\n1\n", "")),
             (("PING",), (0, "PONG\n", "")),
-            (("NOSUCH",), (1, "ERROR: ERR unknown command 'NOSUCH', with args"
-                              " beginning with: \n", "")),
+            (
+                ("NOSUCH",),
+                (1, "ERROR: ERR unknown command 'NOSUCH', with args beginning with: \n", ""),
+            ),
         ):
             with self.subTest(arguments=arguments):
                 self.assertEqual(self.run_main(*arguments), expected)

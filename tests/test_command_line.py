@@ -141,7 +141,9 @@ class ServerTests(unittest.TestCase):
         self.assertEqual(status, 0)
         for option in ("--pipe", "--max-clients", "--max-message", "--log-level", "--log-file"):
             self.assertIn(option, out)
-        self.assertEqual(run("--version")[:2], (0, f"pipecache {pipecache.__version__}{os.linesep}"))
+        self.assertEqual(
+            run("--version")[:2], (0, f"pipecache {pipecache.__version__}{os.linesep}")
+        )
 
     def test_without_a_console(self) -> None:
         # As under pythonw.exe.

@@ -121,9 +121,7 @@ class CommandTests(unittest.TestCase):
             ("TTL n", "10"),
         )
         for value in ("abc", " 1", "1 ", "010", "+1", "1_0", "-0", "1.0", "", "9" * 5000, "\u0663"):
-            self.converse(
-                (f"SET n {value}", "OK"), ("INCR n", NOT_AN_INTEGER), ("GET n", value)
-            )
+            self.converse((f"SET n {value}", "OK"), ("INCR n", NOT_AN_INTEGER), ("GET n", value))
             self.converse((f'INCRBY m "{value}"', NOT_AN_INTEGER))
 
     def test_mget_mset(self) -> None:
@@ -267,9 +265,7 @@ class CommandTests(unittest.TestCase):
         self.assertEqual(facts["db0"], "keys=1,expires=1")
         for name in ("redis_version", "process_id", "connected_clients", "maxclients"):
             self.assertIn(name, facts)
-        self.assertEqual(
-            self.run_text("INFO keyspace"), "# Keyspace\r\ndb0:keys=1,expires=1\r\n"
-        )
+        self.assertEqual(self.run_text("INFO keyspace"), "# Keyspace\r\ndb0:keys=1,expires=1\r\n")
         self.assertEqual(self.run_text("INFO nothing"), "")
 
     def test_help_tells_of_every_command(self) -> None:
@@ -285,9 +281,7 @@ class CommandTests(unittest.TestCase):
     def test_a_fault_of_a_command_is_an_error_reply_and_a_log_record(self) -> None:
         self.store.read = None  # type: ignore[assignment, method-assign]
         with self.assertLogs("pipecache", "ERROR") as logged:
-            self.assertEqual(
-                self.run_text("GET k"), "ERROR: internal error, see the server's log"
-            )
+            self.assertEqual(self.run_text("GET k"), "ERROR: internal error, see the server's log")
         self.assertIn("Traceback", logged.output[0])
 
     def test_settings_that_cannot_be(self) -> None:

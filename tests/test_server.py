@@ -86,8 +86,10 @@ class ConversationTests(ServerCase):
         self.assertEqual(raw.ask(command(b"SET", b"k", b"a\r\nb")), b"+OK\r\n")
         self.assertEqual(raw.ask(b"STRLEN k\n"), b"4\n")
         self.assertEqual(raw.ask(command(b"GET", b"k")), b"$4\r\na\r\nb\r\n")
-        self.assertEqual(raw.ask(command(b"NO", b"k")), b"-ERR unknown command 'NO', with args"
-                         b" beginning with: 'k' \r\n")
+        self.assertEqual(
+            raw.ask(command(b"NO", b"k")),
+            b"-ERR unknown command 'NO', with args beginning with: 'k' \r\n",
+        )
 
     def test_a_pipeline_is_answered_in_order_and_at_once(self) -> None:
         raw = self.raw()

@@ -87,7 +87,7 @@ if sys.platform == "win32":
                 return handle
 
             def closing(handle: Any) -> Any:
-                if handle in handles:
+                if isinstance(handle, int) and handle in handles:
                     handles.discard(handle)
                     events.append("close")
                 return close(handle)
@@ -106,16 +106,12 @@ if sys.platform == "win32":
             self.assertEqual(seen, ["create", *(["create", "close"] * 3)])
 
         def test_the_descriptor(self) -> None:
-            convert = self.record(
-                pipecache, "ConvertStringSecurityDescriptorToSecurityDescriptorW"
-            )
+            convert = self.record(pipecache, "ConvertStringSecurityDescriptorToSecurityDescriptorW")
             with pipecache.Server(unique_name()):
                 pass
             sid = pipecache.current_user_sid()
             self.assertRegex(sid, r"^S-1-5-\d+(-\d+)*$")
-            self.assertEqual(
-                convert.calls[0][0], f"O:{sid}G:{sid}D:P(A;;GA;;;SY)(A;;GA;;;{sid})"
-            )
+            self.assertEqual(convert.calls[0][0], f"O:{sid}G:{sid}D:P(A;;GA;;;SY)(A;;GA;;;{sid})")
 
         def test_without_a_descriptor_nothing_is_served(self) -> None:
             name = unique_name()

@@ -1,0 +1,216 @@
+"""One client process of tests/benchmark.py.
+
+It reads one JSON object a line from standard input (``{"do": "open", …}``), does it, and answers
+with one JSON line on standard output: the result, or ``{"error": …}``.  The same process serves
+all contenders of its half in turn, so that none has an interpreter in a better state than another.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from typing import Any, Callable, Sequence
+
+from tests.peers.clients import CLIENTS, PATIENCE, Session
+
+#: Eleven bytes each, as a small cache entry is.
+KEYS = [f"key:{number:07d}" for number in range(1000)]
+VALUES = [f"val:{number:07d}" for number in range(1000)]
+#: Commands sent before the first reply is read.
+IN_FLIGHT = 100
+#: One of so many commands of the mixed load is a SET, the others are GET.
+SET_EVERY = 10
+
+_session: Session | None = None
+
+
+def session() -> Session:
+    if _session is None:
+        raise RuntimeError("nothing is open")
+    return _session
+
+
+def plain(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def check(what: str, found: Any, expected: Any) -> None:
+    """A wrong answer is no measurement."""
+    if found != expected:
+        raise ValueError(f"{what} answered {found!r} instead of {expected!r}")
+
+
+def timed(
+    call: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], seconds: float
+) -> list[float]:
+    """How long each call took, for as many calls as *seconds* hold (one at least)."""
+    clock = time.perf_counter
+    laps = []
+    end = clock() + seconds
+    for each in itertools.cycle(arguments):
+        start = clock()
+        call(*each)
+        stop = clock()
+        laps.append(stop - start)
+        if stop >= end:
+            break
+    return laps
+
+
+def do_open(client: str, address: str, options: dict[str, str]) -> dict[str, Any]:
+    global _session  # noqa: PLW0603 - a worker holds one session
+    _session = CLIENTS[client](address, **options)
+    return {}
+
+
+def do_close() -> dict[str, Any]:
+    global _session  # noqa: PLW0603
+    if _session is not None:
+        _session.close()
+        _session = None
+    return {}
+
+
+def do_set(key: str, value: str) -> dict[str, Any]:
+    session().set(key, value)
+    return {}
+
+
+def do_trips(seconds: float, warm: float, only: Sequence[str]) -> dict[str, Any]:
+    """Microseconds for a GET and a SET, and for each of a hundred GETs asked for at once; those
+    in *only* which the client can do."""
+    it = session()
+    pairs = list(zip(KEYS, VALUES))
+    keys = [(key,) for key in KEYS]
+    batches = [(KEYS[start : start + IN_FLIGHT],) for start in range(0, len(KEYS), IN_FLIGHT)]
+    for pair in pairs:
+        it.set(*pair)
+    results: dict[str, Any] = {}
+    if not it.echo:
+        check("GET", plain(it.get(KEYS[7])), VALUES[7])
+        for name, many in (("a pipeline", it.pipeline), ("MGET", it.mget)):
+            if many is not None:
+                check(name, [plain(v) for v in many(KEYS[:IN_FLIGHT])], VALUES[:IN_FLIGHT])
+    for name, call, arguments, share in (
+        ("get", it.get, keys, 1),
+        ("set", it.set, pairs, 1),
+        ("pipeline", it.pipeline, batches, IN_FLIGHT),
+        ("mget", it.mget, batches, IN_FLIGHT),
+    ):
+        if call is not None and name in only:
+            timed(call, arguments, warm)
+            laps = timed(call, arguments, seconds)
+            results[name] = statistics.median(laps) / share * 1e6
+    return results
+
+
+def do_load(begin: float, end: float) -> dict[str, Any]:
+    """The mixed load from now on; what is counted lies between *begin* and *end*, which are
+    ``time.time()`` so that all the processes mean the same."""
+    it = session()
+    get, put, clock = it.get, it.set, time.time
+    laps = []
+    number = os.getpid()  # the clients do not march through the keys in step
+    stop = clock()
+    while stop < end:
+        number += 1
+        key = KEYS[number % len(KEYS)]
+        start = clock()
+        if number % SET_EVERY:
+            get(key)
+        else:
+            put(key, VALUES[number % len(VALUES)])
+        stop = clock()
+        if start >= begin and stop <= end:
+            laps.append(stop - start)
+    laps.sort()
+    return {"count": len(laps), "p99": laps[int(len(laps) * 0.99)] if laps else end - begin}
+
+
+def do_fill(count: int, batch: int = 1000) -> dict[str, Any]:
+    """Store *count* small values, *batch* of them a command."""
+    it = session()
+    if it.fill is None:
+        raise NotImplementedError("this client has no command for many values")
+    started = time.perf_counter()
+    for first in range(0, count, batch):
+        numbers = range(first, min(first + batch, count))
+        it.fill({f"key:{number:07d}": f"val:{number:07d}" for number in numbers})
+    taken = time.perf_counter() - started
+    check("the last GET", plain(it.get(f"key:{count - 1:07d}")), f"val:{count - 1:07d}")
+    return {"seconds": taken}
+
+
+def do_crowd(address: str, count: int) -> dict[str, Any]:
+    """Seconds to connect *count* clients, and then for all of them to ask before the first reads.
+
+    They speak the text protocol through nothing but the operating system, so that the server's
+    part is what is seen.
+    """
+    started = time.perf_counter()
+    clients = [_connect(address) for _ in range(count)]
+    connected = time.perf_counter()
+    for client in clients:
+        client.send(b"GET crowd\n")
+    answers = [client.receive() for client in clients]
+    answered = time.perf_counter()
+    for client in clients:
+        client.close()
+    check("the crowd", {answer.rstrip(b"\n") for answer in answers}, {b"here"})
+    return {"connect": connected - started, "answer": answered - connected}
+
+
+if sys.platform == "win32":
+    from tests.peers import bare_pipe
+
+    class _Client:
+        def __init__(self, address: str) -> None:
+            self.pipe = bare_pipe.connect(address, patience=PATIENCE)
+            self.send = self.pipe.write
+            self.receive = self.pipe.read
+            self.close = self.pipe.close
+
+else:
+    import socket
+
+    class _Client:
+        def __init__(self, address: str) -> None:
+            self.socket = socket.socket(socket.AF_UNIX)
+            self.socket.settimeout(PATIENCE)
+            self.socket.connect(address)
+            self.send = self.socket.sendall
+            self.close = self.socket.close
+
+        def receive(self) -> bytes:
+            return self.socket.recv(4096)
+
+
+_connect = _Client
+
+DO: dict[str, Callable[..., dict[str, Any]]] = {
+    "open": do_open,
+    "close": do_close,
+    "set": do_set,
+    "trips": do_trips,
+    "load": do_load,
+    "fill": do_fill,
+    "crowd": do_crowd,
+}
+
+
+def main() -> None:
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            reply = DO[request.pop("do")](**request)
+        except Exception as error:  # whatever a library raises is the benchmark's to report
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(reply), flush=True)
+
+
+if __name__ == "__main__":
+    main()
