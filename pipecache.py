@@ -1178,6 +1178,8 @@ if sys.platform == "win32":
     PIPE_UNLIMITED_INSTANCES = 255
     NMPWAIT_NOWAIT = 0x00000001
 
+    STATUS_SUCCESS = 0x00000000
+    STATUS_BUFFER_OVERFLOW = 0x80000005
     WAIT_OBJECT_0 = 0x00000000
     INFINITE = 0xFFFFFFFF
     TOKEN_QUERY = 0x0008
@@ -1187,8 +1189,8 @@ if sys.platform == "win32":
 
     class OVERLAPPED(ctypes.Structure):
         _fields_ = (
-            ("Internal", ctypes.c_void_p),
-            ("InternalHigh", ctypes.c_void_p),
+            ("Internal", ctypes.c_size_t),
+            ("InternalHigh", ctypes.c_size_t),
             ("Offset", wintypes.DWORD),
             ("OffsetHigh", wintypes.DWORD),
             ("hEvent", wintypes.HANDLE),
@@ -1479,8 +1481,6 @@ if sys.platform == "win32":
             self._write_or_read = (wintypes.HANDLE * 2)(
                 instance.writing.hEvent, instance.reading.hEvent
             )
-            self._count = wintypes.DWORD()
-            self._counted = ctypes.byref(self._count)
             self._buffer = ctypes.create_string_buffer(CHUNK_SIZE)
             self._view = memoryview(self._buffer)
             self._begun = False  # a ReadFile was called whose outcome was not fetched yet
@@ -1525,27 +1525,27 @@ if sys.platform == "win32":
             if self._gone:
                 return None
             self._begun = False
-            self.end_of_message = True
-            if not GetOverlappedResult(self._handle, self._reading, self._counted, False):
-                if ctypes.get_last_error() != ERROR_MORE_DATA:
-                    self._gone = True
-                    return None
-                self.end_of_message = False
-            return self._view[: self._count.value].tobytes()
+            # GetOverlappedResult looks at the same two fields, but as a foreign call it hands the
+            # interpreter to another thread.
+            operation = self._instance.reading
+            status = operation.Internal & 0xFFFFFFFF
+            self.end_of_message = status == STATUS_SUCCESS
+            if status not in (STATUS_SUCCESS, STATUS_BUFFER_OVERFLOW):
+                self._gone = True
+                return None
+            return self._view[: operation.InternalHigh].tobytes()
 
         def send(self, data: bytes) -> None:
             if self._aborted:
                 raise ConnectionLost("the server is stopping")
             if WriteFile(self._handle, data, len(data), None, self._writing):
                 return
-            error = ctypes.get_last_error()
-            if error == ERROR_IO_PENDING:
+            if ctypes.get_last_error() == ERROR_IO_PENDING:
                 self._wait_until_written()
-                if GetOverlappedResult(self._handle, self._writing, self._counted, False):
+                if self._instance.writing.Internal & 0xFFFFFFFF == STATUS_SUCCESS:
                     return
-                error = ctypes.get_last_error()
             self._gone = not self._aborted
-            raise ConnectionLost(f"the client is gone: {ctypes.FormatError(error)}")
+            raise ConnectionLost("the client is gone")
 
         def _wait_until_written(self) -> None:
             deadline = time.monotonic() + SEND_TIMEOUT
