@@ -156,6 +156,7 @@ class Target:
     """The median over rounds of ``ours / peer`` for *metric* is to stay within *bound*.
 
     With several *peers* the best of them in each round counts; with none, *metric* itself.
+    *ours* is the contender held against them.
     """
 
     half: str
@@ -163,10 +164,19 @@ class Target:
     bound: float
     title: str
     peers: tuple[str, ...] = ()
+    ours: str = "pipecache"
 
 
 TARGETS = (
     Target("wine", "get", 0.60, "pywin32 server and client", ("pywin32",)),
+    Target(
+        "wine",
+        "get",
+        0.60,
+        "the same, both connecting for each command",
+        ("pywin32-per-command",),
+        "pipecache-per-command",
+    ),
     Target("wine", "get", 0.55, "SyncManager over AF_PIPE", ("manager",)),
     Target("wine", "get", 1.15, "bare pipe echo", ("pipe-echo", "pipe-echo-overlapped")),
     Target("linux", "get", 0.45, "redis-py on redis-server, Unix socket", ("redis-unix",)),
@@ -217,13 +227,16 @@ class Results:
 
     def reached(self, target: Target) -> list[float]:
         if target.peers:
-            return self.ratios(target.half, target.metric, target.peers)
-        return self.values(target.half, "pipecache", target.metric)
+            return self.ratios(target.half, target.metric, target.peers, target.ours)
+        return self.values(target.half, target.ours, target.metric)
 
     def held(self, target: Target, layout: str) -> float | None:
         """The same with the processes where *layout*, "together" or "apart", holds them."""
         metric = f"{layout}_{target.metric}"
-        found = self.ratios(target.half, metric, target.peers) if metric in METRICS else []
+        if metric not in METRICS:
+            found = []
+        else:
+            found = self.ratios(target.half, metric, target.peers, target.ours)
         return statistics.median(found) if found else None
 
 
