@@ -538,7 +538,12 @@ def interrupt(process: subprocess.Popen[Any], mark: str) -> None:
         # The programs that carry this out must not be found: they see the mark in two halves.
         script = f'set -- \'{mark[:1]}\'"{mark[1:]}" "$WINEPREFIX"' + _SIGINT
         command = ["start.exe", "/unix", "/bin/sh", "-c", script]
-        subprocess.run(command, stdin=subprocess.DEVNULL, check=True, timeout=10)
+        try:
+            subprocess.run(command, stdin=subprocess.DEVNULL, check=True, timeout=10)
+        except OSError as error:
+            if error.winerror != 1359:  # ERROR_INTERNAL_ERROR, which Wine gives now and then
+                raise
+            subprocess.run(command, stdin=subprocess.DEVNULL, check=True, timeout=10)
     else:
         command = [sys.executable, "-c", _CTRL_C, str(process.pid)]
         subprocess.run(command, stdin=subprocess.DEVNULL, check=True, timeout=10)

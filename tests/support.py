@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import queue
@@ -192,6 +193,7 @@ class ServerProcess:
         self._reader.start()
 
     def _read(self) -> None:
+        assert self.process.stderr
         for line in self.process.stderr:
             self._printed.put(line.decode().rstrip())
         self._printed.put(None)
@@ -231,6 +233,9 @@ class ServerProcess:
         for stream in (self.process.stdout, self.process.stderr):
             if stream is not None:
                 stream.close()
+        if not WINDOWS:  # a server that was killed leaves its socket behind
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.address)
 
     def __enter__(self) -> ServerProcess:
         try:

@@ -279,7 +279,7 @@ class CommandTests(unittest.TestCase):
         self.assertTrue(self.run_text("HELP nothing").startswith("ERROR: no command 'nothing'"))
 
     def test_a_fault_of_a_command_is_an_error_reply_and_a_log_record(self) -> None:
-        self.store.read = None  # type: ignore[assignment, method-assign]
+        self.store.read = None  # type: ignore[method-assign, assignment]
         with self.assertLogs("pipecache", "ERROR") as logged:
             self.assertEqual(self.run_text("GET k"), "ERROR: internal error, see the server's log")
         self.assertIn("Traceback", logged.output[0])
@@ -287,7 +287,7 @@ class CommandTests(unittest.TestCase):
     def test_settings_that_cannot_be(self) -> None:
         for options in ({"pipe": ""}, {"max_clients": 0}, {"max_message": 0}, {"pipe": "a\0b"}):
             with self.subTest(options=options), self.assertRaises(ValueError):
-                Settings(**options)  # type: ignore[arg-type]
+                Settings(**options)
 
 
 if __name__ == "__main__":

@@ -358,7 +358,7 @@ class LifeTests(ServerCase):
             wait_until(lambda: server._sessions, "the client is served")
             stopping = threading.Thread(target=server.stop)
             stopping.start()
-            wait_until(lambda: server._stopping.is_set(), "it stops")
+            wait_until(server._stopping.is_set, "it stops")
         self.assertIn(raw.receive(), (b"OK\n", b""))
         stopping.join(DEADLINE)
         self.assertFalse(stopping.is_alive())
@@ -373,8 +373,7 @@ class LifeTests(ServerCase):
             [sys.executable, "-c", script],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             timeout=DEADLINE,
             check=False,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unittest
+from typing import Callable
 
 from pipecache import CommandError, Store, glob
 
@@ -36,11 +37,11 @@ class StoreTests(unittest.TestCase):
         self.assertEqual((len(self.store), self.store.expiring, self.store.expired), (0, 0, 1))
 
     def test_every_way_to_look_sees_it_expired(self) -> None:
-        looks = (
+        looks: tuple[Callable[[], object], ...] = (
             lambda: self.store.read(b"k", bytes),
             lambda: b"k" in self.store,
             lambda: self.store.strings([b"k"])[0],
-            lambda: self.store.keys(),
+            self.store.keys,
             lambda: self.store.delete(b"k"),
             lambda: self.store.persist(b"k"),
         )

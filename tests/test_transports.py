@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import sys
 import tempfile
 import threading
 import unittest
@@ -287,7 +288,7 @@ class PipeTests(TransportCase):
         raw, connection = self.connect()
         data = b"x" * (2 * pipecache.CHUNK_SIZE + 1)
         sending = Background(lambda: raw.send(data))
-        pieces = []
+        pieces: list[bytes] = []
         while not pieces or not connection.end_of_message:
             chunk = connection.receive()
             assert chunk is not None
@@ -301,89 +302,90 @@ class PipeTests(TransportCase):
             pipecache.make_listener(pipecache.pipe_address("x" * 300))
 
 
-@unittest.skipIf(WINDOWS, "Unix domain sockets of files are for other systems")
-class UnixTests(unittest.TestCase):
-    def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.path = os.path.join(folder.name, "socket")
+if sys.platform != "win32":
 
-    def listen(self) -> pipecache.Listener:
-        return pipecache.make_listener(self.path)
+    class UnixTests(unittest.TestCase):
+        def setUp(self) -> None:
+            folder = tempfile.TemporaryDirectory()
+            self.addCleanup(folder.cleanup)
+            self.path = os.path.join(folder.name, "socket")
 
-    def close(self, listener: pipecache.Listener) -> None:
-        listener.interrupt()
-        listener.close()
+        def listen(self) -> pipecache.Listener:
+            return pipecache.make_listener(self.path)
 
-    def test_the_address_is_the_one_of_dotnet(self) -> None:
-        with mock.patch.dict(os.environ, {"TMPDIR": "/some/where/"}):
-            self.assertEqual(pipecache.pipe_address("P"), "/some/where/CoreFxPipe_P")
-        with mock.patch.dict(os.environ, {"TMPDIR": ""}):
-            self.assertEqual(pipecache.pipe_address("P"), "/tmp/CoreFxPipe_P")
-        self.assertEqual(pipecache.pipe_address("./P"), "./P")
+        def close(self, listener: pipecache.Listener) -> None:
+            listener.interrupt()
+            listener.close()
 
-    def test_for_the_user_alone_and_gone_afterwards(self) -> None:
-        listener = self.listen()
-        self.assertEqual(stat.S_IMODE(os.stat(self.path).st_mode), 0o600)
-        self.close(listener)
-        self.assertFalse(os.path.exists(self.path))
+        def test_the_address_is_the_one_of_dotnet(self) -> None:
+            with mock.patch.dict(os.environ, {"TMPDIR": "/some/where/"}):
+                self.assertEqual(pipecache.pipe_address("P"), "/some/where/CoreFxPipe_P")
+            with mock.patch.dict(os.environ, {"TMPDIR": ""}):
+                self.assertEqual(pipecache.pipe_address("P"), "/tmp/CoreFxPipe_P")
+            self.assertEqual(pipecache.pipe_address("./P"), "./P")
 
-    def test_a_stale_socket_is_replaced(self) -> None:
-        with socket.socket(socket.AF_UNIX) as dead:
-            dead.bind(self.path)
-        listener = self.listen()
-        with RawConnection(self.path):
-            pass
-        self.close(listener)
+        def test_for_the_user_alone_and_gone_afterwards(self) -> None:
+            listener = self.listen()
+            self.assertEqual(stat.S_IMODE(os.stat(self.path).st_mode), 0o600)
+            self.close(listener)
+            self.assertFalse(os.path.exists(self.path))
 
-    def test_a_file_is_never_touched(self) -> None:
-        with open(self.path, "w", encoding="ascii") as file:
-            file.write("precious")
-        with self.assertRaisesRegex(AddressInUse, "is not a socket of this user"):
-            self.listen()
-        with open(self.path, encoding="ascii") as file:
-            self.assertEqual(file.read(), "precious")
+        def test_a_stale_socket_is_replaced(self) -> None:
+            with socket.socket(socket.AF_UNIX) as dead:
+                dead.bind(self.path)
+            listener = self.listen()
+            with RawConnection(self.path):
+                pass
+            self.close(listener)
 
-    def test_a_socket_of_another_user_is_never_touched(self) -> None:
-        with socket.socket(socket.AF_UNIX) as dead:
-            dead.bind(self.path)
-        with mock.patch("os.geteuid", return_value=os.geteuid() + 1):
+        def test_a_file_is_never_touched(self) -> None:
+            with open(self.path, "w", encoding="ascii") as file:
+                file.write("precious")
             with self.assertRaisesRegex(AddressInUse, "is not a socket of this user"):
                 self.listen()
-        self.assertTrue(os.path.exists(self.path))
+            with open(self.path, encoding="ascii") as file:
+                self.assertEqual(file.read(), "precious")
 
-    def test_the_socket_of_a_successor_is_not_removed(self) -> None:
-        listener = self.listen()
-        os.unlink(self.path)
-        successor = self.listen()
-        self.close(listener)
-        with RawConnection(self.path):
-            pass
-        self.close(successor)
+        def test_a_socket_of_another_user_is_never_touched(self) -> None:
+            with socket.socket(socket.AF_UNIX) as dead:
+                dead.bind(self.path)
+            with mock.patch("os.geteuid", return_value=os.geteuid() + 1):
+                with self.assertRaisesRegex(AddressInUse, "is not a socket of this user"):
+                    self.listen()
+            self.assertTrue(os.path.exists(self.path))
 
-    def test_paths_that_cannot_be(self) -> None:
-        for path in ("/nowhere/at/all/socket", "/tmp/" + "x" * 200):
-            with self.subTest(path=path):
-                with self.assertRaisesRegex(TransportError, "^Cannot serve "):
-                    pipecache.make_listener(path)
+        def test_the_socket_of_a_successor_is_not_removed(self) -> None:
+            listener = self.listen()
+            os.unlink(self.path)
+            successor = self.listen()
+            self.close(listener)
+            with RawConnection(self.path):
+                pass
+            self.close(successor)
 
-    def test_nothing_is_left_open(self) -> None:
-        def descriptors() -> int:
-            return len(os.listdir("/dev/fd"))
+        def test_paths_that_cannot_be(self) -> None:
+            for path in ("/nowhere/at/all/socket", "/tmp/" + "x" * 200):
+                with self.subTest(path=path):
+                    with self.assertRaisesRegex(TransportError, "^Cannot serve "):
+                        pipecache.make_listener(path)
 
-        before = descriptors()
-        listener = self.listen()
-        accepted = Background(listener.accept)
-        raw = RawConnection(self.path)
-        connection = accepted.wait()
-        assert isinstance(connection, Connection)
-        connection.wait(0)
-        connection.close()
-        raw.close()
-        self.close(listener)
-        with self.assertRaises(TransportError):
-            pipecache.make_listener("/nowhere/at/all/socket")
-        wait_until(lambda: descriptors() == before, "every descriptor closed")
+        def test_nothing_is_left_open(self) -> None:
+            def descriptors() -> int:
+                return len(os.listdir("/dev/fd"))
+
+            before = descriptors()
+            listener = self.listen()
+            accepted = Background(listener.accept)
+            raw = RawConnection(self.path)
+            connection = accepted.wait()
+            assert isinstance(connection, Connection)
+            connection.wait(0)
+            connection.close()
+            raw.close()
+            self.close(listener)
+            with self.assertRaises(TransportError):
+                pipecache.make_listener("/nowhere/at/all/socket")
+            wait_until(lambda: descriptors() == before, "every descriptor closed")
 
 
 if __name__ == "__main__":

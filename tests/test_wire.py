@@ -103,7 +103,7 @@ class SplitTextTests(unittest.TestCase):
 class EncodeTests(unittest.TestCase):
     """Replies in both languages."""
 
-    REPLIES = (
+    REPLIES: tuple[tuple[Any, bytes, bytes], ...] = (
         (b"dubai", b"dubai", b"$5\r\ndubai\r\n"),
         (b"", b"", b"$0\r\n\r\n"),
         (None, b"", b"$-1\r\n"),
@@ -151,7 +151,7 @@ class EncodeTests(unittest.TestCase):
 class TextRequestTests(unittest.TestCase):
     """Text rules 1 and 2: where a command ends, and how its reply does."""
 
-    STREAM = (
+    STREAM: tuple[tuple[bytes, list[tuple[Any, bytes | None]]], ...] = (
         (b"GET a\n", [([b"GET", b"a"], b"\n")]),
         (b"GET a\r\n", [([b"GET", b"a"], b"\r\n")]),
         (b"GET a", []),
