@@ -391,7 +391,10 @@ if sys.platform == "win32":
                         " start the server with a higher --max-clients"
                     )
                 if error == ERROR_ACCESS_DENIED:
-                    raise ServerNotRunning(f"{self._address} belongs to another user")
+                    raise ServerNotRunning(
+                        f"{self._address} belongs to another user, or to a program that runs as"
+                        " administrator"
+                    )
                 raise ServerNotRunning(f"Cannot open {self._address}: {ctypes.WinError(error)}")
 
         def exchange(self, data: bytes) -> bytes:

@@ -48,6 +48,7 @@ import struct
 import sys
 import threading
 import time
+import weakref
 from typing import (
     Any,
     Callable,
@@ -2000,7 +2001,8 @@ class Server:
         )
         # The interpreter waits for a pool's threads before it runs atexit functions (since
         # Python 3.9), so a host program that ends without stop() would hang there.
-        getattr(threading, "_register_atexit", atexit.register)(self.stop)
+        this = weakref.ref(self)
+        getattr(threading, "_register_atexit", atexit.register)(lambda: _stop_left(this()))
         log.info(
             "Serving %s (process %d, pipecache %s, Python %d.%d)",
             self.address,
@@ -2128,6 +2130,11 @@ class Server:
             while more and not self._stopping.is_set():
                 with self._store.lock:
                     more = self._store.sweep(SWEEP_KEYS)
+
+
+def _stop_left(server: Server | None) -> None:
+    if server is not None:
+        server.stop()
 
 
 # ----------------------------------------------------------------------------
