@@ -19,6 +19,7 @@ SPDX-License-Identifier: MIT
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import re
@@ -64,6 +65,12 @@ TIMEOUT = 30.0
 
 #: Bytes asked of the system at a time.
 CHUNK_SIZE = 65536
+
+#: Bytes written at once to a pipe, which Windows keeps in memory it has little of.
+PIECE_SIZE = 1024 * 1024
+
+#: The longest wait, in seconds, in which Windows does not see Ctrl+C.
+SLICE = 0.25
 
 #: Bytes of a pipeline sent before its replies are read.
 PIPELINE_BYTES = 256 * 1024
@@ -193,7 +200,7 @@ class ReplyReader:
             self._buffer = self._buffer[self._position :] + self._receive()
             self._position = 0
             end = self._buffer.find(b"\r\n")
-            if end > 0:
+            if end >= 0:
                 return self._buffer, 0, end
 
     def _wait_for(self, size: int) -> bytes:
@@ -266,7 +273,6 @@ def _not_running(address: str) -> ServerNotRunning:
 if sys.platform == "win32":
     ERROR_FILE_NOT_FOUND = 2
     ERROR_ACCESS_DENIED = 5
-    ERROR_SEM_TIMEOUT = 121
     ERROR_PIPE_BUSY = 231
     ERROR_MORE_DATA = 234
     ERROR_IO_PENDING = 997
@@ -280,7 +286,6 @@ if sys.platform == "win32":
     PIPE_READMODE_MESSAGE = 0x00000002
 
     WAIT_OBJECT_0 = 0x00000000
-    INFINITE = 0xFFFFFFFF
     INVALID_HANDLE_VALUE = ctypes.c_void_p(-1).value
 
     class OVERLAPPED(ctypes.Structure):
@@ -349,11 +354,16 @@ if sys.platform == "win32":
         def __init__(self, address: str, connect_timeout: float, timeout: float | None) -> None:
             self._address = address
             self._timeout = timeout
-            self._limit = INFINITE if timeout is None else math.ceil(timeout * 1000)
-            self._handle = self._open(time.monotonic() + connect_timeout, connect_timeout)
-            mode = DWORD(PIPE_READMODE_MESSAGE)
-            SetNamedPipeHandleState(self._handle, ctypes.byref(mode), None, None)
-            self._event = CreateEventW(None, True, False, None)
+            self._handle: int | None = None
+            self._event: int | None = None
+            self._open(time.monotonic() + connect_timeout, connect_timeout)
+            try:
+                mode = DWORD(PIPE_READMODE_MESSAGE)
+                SetNamedPipeHandleState(self._handle, ctypes.byref(mode), None, None)
+                self._event = CreateEventW(None, True, False, None)
+            except OSError as error:
+                self.close()
+                raise ServerNotRunning(f"Cannot use {address}: {error}") from error
             self._operation = OVERLAPPED(hEvent=self._event)
             self._overlapped = ctypes.byref(self._operation)
             self._buffer = ctypes.create_string_buffer(CHUNK_SIZE)
@@ -362,7 +372,7 @@ if sys.platform == "win32":
             self._counted = ctypes.byref(self._count)
             self._more = False
 
-        def _open(self, deadline: float, timeout: float) -> int:
+        def _open(self, deadline: float, timeout: float) -> None:
             while True:
                 # At the identification level a false server cannot act as this user.
                 handle: int = CreateFileW(
@@ -375,17 +385,17 @@ if sys.platform == "win32":
                     None,
                 )
                 if handle != INVALID_HANDLE_VALUE:
-                    return handle
+                    self._handle = handle
+                    return
                 error = ctypes.get_last_error()
                 left = deadline - time.monotonic()
                 if error == ERROR_PIPE_BUSY and left > 0:
-                    # Success only hints: another client may be quicker.
-                    if WaitNamedPipeW(self._address, math.ceil(left * 1000)):
-                        continue
-                    error = ctypes.get_last_error()
+                    # Only a hint, even when it succeeds: another client may be quicker.
+                    WaitNamedPipeW(self._address, math.ceil(min(left, SLICE) * 1000))
+                    continue
                 if error == ERROR_FILE_NOT_FOUND:
                     raise _not_running(self._address)
-                if error in (ERROR_PIPE_BUSY, ERROR_SEM_TIMEOUT):
+                if error == ERROR_PIPE_BUSY:
                     raise CacheTimeout(
                         f"Every instance of {self._address} was busy for {timeout:g} s;"
                         " start the server with a higher --max-clients"
@@ -400,9 +410,19 @@ if sys.platform == "win32":
         def exchange(self, data: bytes) -> bytes:
             # Not TransactNamedPipe, which would do both at once: under Wine it is slower, and it
             # fails when something is left to read.
+            try:
+                if len(data) <= PIECE_SIZE:
+                    self._write(data)
+                else:
+                    for start in range(0, len(data), PIECE_SIZE):
+                        self._write(data[start : start + PIECE_SIZE])
+            except ConnectionLost:
+                return self.receive()  # what the server said before it hung up
+            return self.receive()
+
+        def _write(self, data: bytes) -> None:
             if not WriteFile(self._handle, data, len(data), None, self._overlapped):
                 self._finish()
-            return self.receive()
 
         def receive(self) -> bytes:
             self._more = False
@@ -413,7 +433,8 @@ if sys.platform == "win32":
             return self._view[: self._count.value].tobytes()
 
         def ask(self, text: bytes) -> bytes:
-            chunks = [self.exchange(text)]
+            self._write(text)
+            chunks = [self.receive()]
             while self._more:
                 chunks.append(self.receive())
             return b"".join(chunks)
@@ -422,9 +443,11 @@ if sys.platform == "win32":
             # After a call that has answered FALSE: wait for its outcome, if it has none yet.
             error = ctypes.get_last_error()
             if error == ERROR_IO_PENDING:
-                if WaitForSingleObject(self._event, self._limit) != WAIT_OBJECT_0:
+                try:
+                    self._wait()
+                except BaseException:
                     self._cancel()
-                    raise _too_slow(self._address, self._timeout)
+                    raise
                 if GetOverlappedResult(self._handle, self._overlapped, self._counted, False):
                     return
                 error = ctypes.get_last_error()
@@ -434,14 +457,24 @@ if sys.platform == "win32":
                 raise _lost(self._address)
             self._more = True
 
+        def _wait(self) -> None:
+            deadline = math.inf if self._timeout is None else time.monotonic() + self._timeout
+            limit = SLICE if self._timeout is None else min(SLICE, self._timeout)
+            while WaitForSingleObject(self._event, math.ceil(limit * 1000)) != WAIT_OBJECT_0:
+                limit = min(SLICE, deadline - time.monotonic())
+                if limit <= 0:
+                    raise _too_slow(self._address, self._timeout)
+
         def _cancel(self) -> None:
             # Until GetOverlappedResult has returned, the system may write to the buffer.
             CancelIoEx(self._handle, self._overlapped)
             GetOverlappedResult(self._handle, self._overlapped, self._counted, True)
 
         def close(self) -> None:
-            CloseHandle(self._handle)
-            CloseHandle(self._event)
+            handles, self._handle, self._event = (self._handle, self._event), None, None
+            for handle in handles:
+                if handle is not None:
+                    CloseHandle(handle)
 
     make_transport: Callable[[str, float, float | None], Transport] = PipeTransport
 
@@ -476,12 +509,18 @@ else:
 
         def exchange(self, data: bytes) -> bytes:
             try:
+                self._send(data)
+            except ConnectionLost:
+                return self.receive()  # what the server said before it hung up
+            return self.receive()
+
+        def _send(self, data: bytes) -> None:
+            try:
                 self._socket.sendall(data)
             except BlockingIOError:
                 raise _too_slow(self._address, self._timeout) from None
             except OSError:
                 raise _lost(self._address) from None
-            return self.receive()
 
         def receive(self) -> bytes:
             try:
@@ -501,18 +540,17 @@ else:
                 raise DataError(
                     "a text command holds no line break outside Windows; use Client instead"
                 )
-            chunks = []
-            try:
-                self._socket.sendall(text + b"\n")
+            self._send(text + b"\n")
+            with contextlib.suppress(OSError):  # gone already, which receive() will find
                 self._socket.shutdown(socket.SHUT_WR)
-                chunks.append(self.receive())
+            chunks = [self.receive()]
+            with contextlib.suppress(ConnectionLost):
                 while True:
                     chunks.append(self.receive())
-            except OSError:
-                # ConnectionLost after the first chunk is the end of the reply.
-                if not chunks:
-                    raise _lost(self._address) from None
-            return b"".join(chunks)[:-1]
+            reply = b"".join(chunks)
+            if not reply.endswith(b"\n"):
+                raise _lost(self._address)
+            return reply[:-1]
 
         def close(self) -> None:
             self._socket.close()
@@ -592,7 +630,8 @@ class Commands:
         :param get: return the value it had.
         :returns: True, or None if ``nx`` or ``xx`` was not met.
         """
-        arguments: list[Argument] = ["SET", name, value]
+        # In bytes the name is not looked up for a conversion: with get, "OK" is an old value.
+        arguments: list[Argument] = [b"SET" if get else "SET", name, value]
         for option, number in (("EX", ex), ("PX", px)):
             if number is not None:
                 arguments += (option, number)
@@ -641,17 +680,13 @@ class Commands:
         """Add to a counter and return it."""
         return self.execute_command("INCRBY", name, amount)
 
-    def incrby(self, name: Argument, amount: int = 1) -> Any:
-        """Add to a counter and return it."""
-        return self.execute_command("INCRBY", name, amount)
+    incrby = incr
 
     def decr(self, name: Argument, amount: int = 1) -> Any:
         """Take from a counter and return it."""
         return self.execute_command("DECRBY", name, amount)
 
-    def decrby(self, name: Argument, amount: int = 1) -> Any:
-        """Take from a counter and return it."""
-        return self.execute_command("DECRBY", name, amount)
+    decrby = decr
 
     def delete(self, *names: Argument) -> Any:
         """Delete keys and return how many there were."""
@@ -717,9 +752,10 @@ class Client(Commands):
     """A client of one server; threads may share it.
 
     :param pipe: the name of the pipe.
-    :param timeout: seconds to wait for a reply, or None for as long as it takes.
+    :param timeout: seconds to wait for a reply (for more of it, once begun), or None for no limit.
     :param connect_timeout: seconds to wait while every instance of the pipe is busy.
     :param decode_responses: whether values come back as str (from UTF-8) or as bytes.
+    :raises ValueError: for a time limit that cannot be.
 
     Nothing is opened before the first command. Each thread that has a command
     under way uses a connection of its own; they are kept for the next ones.
@@ -733,16 +769,15 @@ class Client(Commands):
         connect_timeout: float = CONNECT_TIMEOUT,
         decode_responses: bool = True,
     ) -> None:
+        # append() and pop() are atomic, so threads need no lock around them.
+        self._idle: list[_Connection] = []
+        if connect_timeout < 0 or (timeout is not None and timeout <= 0):
+            raise ValueError("a time limit must be more than 0 seconds; None is no limit")
         self.address = pipe_address(pipe)
         self._timeout = timeout
         self._connect_timeout = connect_timeout
         self._decode = decode_responses
-        # append() and pop() are atomic, so threads need no lock around them.
-        self._idle: list[_Connection] = []
-        if hasattr(os, "register_at_fork"):
-            # A child must not talk on its parent's connections.
-            this = weakref.ref(self)
-            os.register_at_fork(after_in_child=lambda: _close_inherited(this()))
+        _clients.add(self)
 
     def execute_command(self, *arguments: Argument) -> Any:
         data = encode_command(arguments)
@@ -754,7 +789,7 @@ class Client(Commands):
         except BaseException:
             self._drop(connection)
             raise
-        self._idle.append(connection)
+        self._keep(connection, reply)
         return _convert(arguments[0], reply)
 
     def pipeline(self, transaction: bool = False) -> Pipeline:
@@ -769,8 +804,12 @@ class Client(Commands):
 
     def close(self) -> None:
         """Close the connections that are not in use; the next command opens a new one."""
-        while self._idle:
-            self._idle.pop().transport.close()
+        with contextlib.suppress(IndexError):  # other threads may take some meanwhile
+            while True:
+                self._idle.pop().transport.close()
+
+    #: A pipe's handle, unlike a socket, would stay open until the process ends.
+    __del__ = close
 
     def __enter__(self) -> Client:
         return self
@@ -788,7 +827,7 @@ class Client(Commands):
         except BaseException:
             self._drop(connection)
             raise
-        self._idle.append(connection)
+        self._keep(connection, result[-1])
         return result
 
     def _take(self) -> _Connection:
@@ -797,15 +836,29 @@ class Client(Commands):
         except IndexError:
             return _Connection(make_transport(self.address, self._connect_timeout, self._timeout))
 
+    def _keep(self, connection: _Connection, last_reply: Any) -> None:
+        if type(last_reply) is ResponseError and str(last_reply).startswith("ERR Protocol error"):
+            connection.transport.close()  # as the server does after this reply
+        else:
+            self._idle.append(connection)
+
     def _drop(self, connection: _Connection) -> None:
         connection.transport.close()
         # The other idle connections were to the same server, which may be gone.
         self.close()
 
 
-def _close_inherited(client: Client | None) -> None:
-    if client is not None:
+#: Every client there is, for a forked child: it must not talk on its parent's connections.
+_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+
+
+def _close_inherited() -> None:
+    for client in _clients:
         client.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_inherited)
 
 
 def _convert(name: Argument, reply: Any) -> Any:
@@ -891,14 +944,24 @@ def send_command(command: str, pipe: str = DEFAULT_PIPE) -> str:
 # ----------------------------------------------------------------------------
 
 
-def _show(reply: Any) -> str:
-    if reply is None:
-        return ""
+def _show(reply: Any) -> bytes:
+    if isinstance(reply, bytes):
+        return reply
     if isinstance(reply, list):
-        return "\n".join(map(_show, reply))
+        return b"\n".join(map(_show, reply))
     if isinstance(reply, ResponseError):
-        return f"ERROR: {reply}"
-    return reply.decode("utf-8", "replace") if isinstance(reply, bytes) else str(reply)
+        return f"ERROR: {reply}".encode()
+    return b"" if reply is None else str(reply).encode()
+
+
+def _print(data: bytes) -> None:
+    # To a program or a file as it is; to a person in characters the console has.
+    if sys.stdout.isatty() or not hasattr(sys.stdout, "buffer"):
+        encoding = sys.stdout.encoding or "utf-8"
+        print(data.decode("utf-8", "replace").encode(encoding, "replace").decode(encoding))
+    else:
+        sys.stdout.buffer.write(data + os.linesep.encode())
+        sys.stdout.buffer.flush()
 
 
 def _split(line: str) -> list[str]:
@@ -915,12 +978,12 @@ def _run(cache: Client, arguments: Sequence[str], missing: str) -> int:
     try:
         reply = cache.execute_command(os.fsencode(arguments[0]), *map(os.fsencode, arguments[1:]))
     except ResponseError as error:
-        print(_show(error))
+        _print(_show(error))
         return 1
     except (ServerNotRunning, ConnectionLost, CacheTimeout, ProtocolError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
-    print(missing if reply is None else _show(reply))
+    _print(missing.encode() if reply is None else _show(reply))
     return 0
 
 
@@ -936,10 +999,10 @@ def _prompt(cache: Client, name: str) -> int:
             print(f"ERROR: {error}")
             status = 1
             continue
+        if arguments and arguments[0].upper() in ("QUIT", "EXIT"):
+            return 0
         if arguments:
             status = _run(cache, arguments, "(nil)")
-            if arguments[0].upper() in ("QUIT", "EXIT"):
-                return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

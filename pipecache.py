@@ -81,14 +81,21 @@ DEFAULT_PIPE = "KeyValuePipe"
 #: Clients served at once; one more waits until another leaves.
 MAX_CLIENTS = 1000
 
-#: The longest text command, and the longest argument of a RESP command, in bytes.
+#: The longest text command, and the longest argument of a RESP command, in bytes; and the least
+#: that this can be set to.
 MAX_MESSAGE = 512 * 1024 * 1024
+MIN_MESSAGE = 1024
 
-#: Seconds a client may leave its reply lying before it is dropped.
+#: Seconds a client may leave its reply lying, without taking any of it, before it is dropped.
 SEND_TIMEOUT = 30.0
 
-#: Bytes of further commands kept while a client does not take its replies.
+#: Bytes written at once to a pipe, which Windows keeps in memory it has little of.
+PIECE_SIZE = 1024 * 1024
+
+#: Bytes of further commands kept while a client does not take its replies, and what each chunk of
+#: them takes beside its own bytes.
 BACKLOG = 256 * 1024 * 1024
+CHUNK_OVERHEAD = 100
 
 #: Seconds in which stop() returns, and after how many of them it stops waiting for replies.
 STOP_TIMEOUT = 5.0
@@ -100,7 +107,7 @@ SPARE_LISTENERS = 8
 #: Bytes asked of the system at a time, and the quota of a pipe in each direction.
 CHUNK_SIZE = 65536
 
-#: Arguments one RESP command may announce, and the length of the line that announces them.
+#: Arguments of one command, and the length of the line that announces them in RESP.
 MAX_ARGUMENTS = 1024 * 1024
 MAX_HEADER = 65536
 
@@ -111,6 +118,9 @@ TURN_BYTES = 1024 * 1024
 #: Seconds between two looks for expired keys, and keys taken away at a time.
 SWEEP_INTERVAL = 0.1
 SWEEP_KEYS = 1000
+
+#: Bytes of a pattern: to prepare one takes time in which nobody is served.
+MAX_PATTERN = 4096
 
 #: Bytes of a command that an error message repeats.
 ERROR_EXCERPT = 128
@@ -144,8 +154,8 @@ class Settings:
             raise ValueError("the pipe needs a name")
         if max_clients < 1:
             raise ValueError("max_clients must be 1 or more")
-        if max_message < 1:
-            raise ValueError("max_message must be 1 byte or more")
+        if max_message < MIN_MESSAGE:
+            raise ValueError(f"max_message must be {MIN_MESSAGE} bytes or more")
         self.pipe = pipe
         self.max_clients = max_clients
         self.max_message = max_message
@@ -268,6 +278,8 @@ def split_text(line: bytes) -> list[bytes]:
     position, end = 0, len(line)
     before_value = math.inf
     while len(words) < before_value:
+        if len(words) >= MAX_ARGUMENTS:
+            raise CommandError(f"ERR more than {MAX_ARGUMENTS} arguments")
         match = _WORD.match(line, position)
         if match is None:
             if line[position:].strip(_BLANKS):
@@ -398,11 +410,9 @@ class RequestParser:
         buffer = self._buffer
         position = 0
         try:
-            while True:
+            while position < len(buffer):
                 if self._missing:
                     taken = self._parse_argument(position, requests)
-                elif position == len(buffer) and (position or self._speaks_resp):
-                    break
                 elif buffer.startswith(b"*", position):
                     taken = self._parse_array_header(position)
                 else:
@@ -439,8 +449,6 @@ class RequestParser:
     def _parse_argument(self, position: int, requests: list[Request]) -> int | None:
         buffer = self._buffer
         if self._bulk < 0:
-            if position == len(buffer):
-                return None
             if buffer[position] != ord("$"):
                 found = _shown(buffer[position : position + 1])
                 raise ProtocolError(f"ERR Protocol error: expected '$', got '{found}'")
@@ -517,9 +525,13 @@ Value = TypeVar("Value")
 def glob(pattern: bytes) -> Callable[[bytes], object]:
     r"""Compile a pattern of Redis (``*``, ``?``, ``[a-z]``, ``[^a]``, ``\x``) to a test of a key.
 
-    The time a test takes grows with the key's length alone: each ``*`` takes the first place
-    where what follows it fits, and never looks for another.
+    The time a test takes grows with the key's length and the pattern's, not faster: each ``*``
+    takes the first place where what follows it fits, and never looks for another.
+
+    :raises CommandError: for a pattern longer than MAX_PATTERN.
     """
+    if len(pattern) > MAX_PATTERN:
+        raise CommandError(f"ERR the pattern is longer than {MAX_PATTERN} bytes")
     parts: list[bytes] = [b""]
     position = 0
     while position < len(pattern):
@@ -550,24 +562,22 @@ def glob(pattern: bytes) -> Callable[[bytes], object]:
 
 
 def _glob_class(pattern: bytes, position: int) -> tuple[bytes, int]:
-    chosen = set()
     negated = pattern.startswith(b"^", position)
     position += negated
+    members = b""
     while position < len(pattern) and pattern[position] != ord("]"):
-        if pattern[position] == ord("\\") and position + 1 < len(pattern):
+        low = high = pattern[position]
+        if low == ord("\\") and position + 1 < len(pattern):
             position += 1
-            chosen.add(pattern[position])
+            low = high = pattern[position]
         elif pattern.startswith(b"-", position + 1) and position + 2 < len(pattern):
-            low, high = sorted((pattern[position], pattern[position + 2]))
-            chosen.update(range(low, high + 1))
             position += 2
-        else:
-            chosen.add(pattern[position])
+            low, high = sorted((low, pattern[position]))
+        members += b"\\x%02x-\\x%02x" % (low, high)
         position += 1
-    if negated:
-        chosen = set(range(256)) - chosen
-    members = b"".join(b"\\x%02x" % member for member in sorted(chosen))
-    return (b"[%b]" % members if members else b"(?!)"), position + 1
+    if not members:
+        return b"." if negated else b"(?!)", position + 1
+    return b"[%b%b]" % (b"^" if negated else b"", members), position + 1
 
 
 class Store:
@@ -649,9 +659,7 @@ class Store:
         """Let a key that exists expire at this millisecond of :meth:`now`."""
         self._deadlines[key] = deadline
         heapq.heappush(self._queue, (deadline, key))
-        if len(self._queue) > 2 * len(self._deadlines) + 64:
-            self._queue = [(deadline, key) for key, deadline in self._deadlines.items()]
-            heapq.heapify(self._queue)
+        self._shorten_queue()
 
     def deadline(self, key: bytes) -> int | None:
         """When a key expires, or None."""
@@ -675,6 +683,7 @@ class Store:
     def sweep(self, most: int) -> bool:
         """Take away up to so many expired keys and tell whether more may be left."""
         now = self.now()
+        self._shorten_queue()
         for _ in range(most):
             if not self._queue or self._queue[0][0] > now:
                 return False
@@ -683,6 +692,11 @@ class Store:
                 self._remove(key)
                 self.expired += 1
         return True
+
+    def _shorten_queue(self) -> None:
+        if len(self._queue) > 2 * len(self._deadlines) + 64:
+            self._queue = [(deadline, key) for key, deadline in self._deadlines.items()]
+            heapq.heapify(self._queue)
 
     def _expire(self, key: Any) -> bool:
         deadline = self._deadlines.get(key)
@@ -735,7 +749,6 @@ class Command(NamedTuple):
     run: Callable[..., Reply]
     fewest: int
     most: int
-    family: str
     usage: str
     summary: str
 
@@ -746,7 +759,7 @@ COMMANDS: dict[bytes, Command] = {}
 Function = TypeVar("Function", bound=Callable[..., Reply])
 
 
-def command(usage: str, *, family: str) -> Callable[[Function], Function]:
+def command(usage: str) -> Callable[[Function], Function]:
     """Declare a command by its usage, as in ``GETEX key [EX seconds]`` or ``DEL key [key ...]``.
 
     The number of arguments follows from it: words outside brackets must be
@@ -761,9 +774,7 @@ def command(usage: str, *, family: str) -> Callable[[Function], Function]:
         open_ended = re.search(r"\||\.\.\.", usage)
         most = fewest + sum(len(words.split()) for words in optional)
         summary = (function.__doc__ or "").partition("\n")[0]
-        entry = Command(
-            function, fewest, sys.maxsize if open_ended else most, family, usage, summary
-        )
+        entry = Command(function, fewest, sys.maxsize if open_ended else most, usage, summary)
         COMMANDS[name.encode()] = COMMANDS[name.lower().encode()] = entry
         return function
 
@@ -815,26 +826,23 @@ def deadline_after(context: Context, name: str, argument: bytes, unit: int) -> i
 
 
 def lifetime(context: Context, name: str, argument: bytes, unit: int) -> int:
-    """The same for a value yet to be set, whose time to live must not be over already."""
-    deadline = deadline_after(context, name, argument, unit)
-    if deadline <= context.store.now():
+    """The same for a value yet to be set, which must have a time to live."""
+    if parse_integer(argument) <= 0:
         raise invalid_expire(name)
-    return deadline
+    return deadline_after(context, name, argument, unit)
 
 
 # Strings
 
-string = functools.partial(command, family="string")
 
-
-@string("GET key")
-@string("G key")
+@command("GET key")
+@command("G key")
 def get(context: Context, key: bytes) -> Reply:
     """The value of a key."""
     return context.store.read(key, bytes)
 
 
-@string("SET key value [NX|XX] [GET] [EX seconds|PX milliseconds|KEEPTTL]")
+@command("SET key value [NX|XX] [GET] [EX seconds|PX milliseconds|KEEPTTL]")
 def set_(context: Context, key: bytes, value: bytes, *options: bytes) -> Reply:
     """Set a key; in text everything after the key is the value."""
     if not options:
@@ -886,7 +894,7 @@ _SET_OPTIONS = {
 _LIFETIME_UNITS = {b"EX": 1000, b"PX": 1}
 
 
-@string("SETNX key value")
+@command("SETNX key value")
 def setnx(context: Context, key: bytes, value: bytes) -> Reply:
     """Set a key that does not exist: 1 if set, 0 if it exists."""
     if key in context.store:
@@ -895,21 +903,21 @@ def setnx(context: Context, key: bytes, value: bytes) -> Reply:
     return 1
 
 
-@string("SETEX key seconds value")
+@command("SETEX key seconds value")
 def setex(context: Context, key: bytes, seconds: bytes, value: bytes) -> Reply:
     """Set a key with a time to live."""
     context.store.replace(key, value, lifetime(context, "setex", seconds, 1000))
     return OK
 
 
-@string("PSETEX key milliseconds value")
+@command("PSETEX key milliseconds value")
 def psetex(context: Context, key: bytes, milliseconds: bytes, value: bytes) -> Reply:
     """Set a key with a time to live in milliseconds."""
     context.store.replace(key, value, lifetime(context, "psetex", milliseconds, 1))
     return OK
 
 
-@string("GETSET key value")
+@command("GETSET key value")
 def getset(context: Context, key: bytes, value: bytes) -> Reply:
     """Set a key and return the value it had."""
     old = context.store.read(key, bytes)
@@ -917,7 +925,7 @@ def getset(context: Context, key: bytes, value: bytes) -> Reply:
     return old
 
 
-@string("GETDEL key")
+@command("GETDEL key")
 def getdel(context: Context, key: bytes) -> Reply:
     """Delete a key and return the value it had."""
     old = context.store.read(key, bytes)
@@ -925,7 +933,7 @@ def getdel(context: Context, key: bytes) -> Reply:
     return old
 
 
-@string("APPEND key value")
+@command("APPEND key value")
 def append(context: Context, key: bytes, value: bytes) -> Reply:
     """Add to the end of a value and return its new length."""
     joined = (context.store.read(key, bytes) or b"") + value
@@ -935,19 +943,19 @@ def append(context: Context, key: bytes, value: bytes) -> Reply:
     return len(joined)
 
 
-@string("STRLEN key")
+@command("STRLEN key")
 def strlen(context: Context, key: bytes) -> Reply:
     """The length of a value in bytes."""
     return len(context.store.read(key, bytes) or b"")
 
 
-@string("MGET key [key ...]")
+@command("MGET key [key ...]")
 def mget(context: Context, *keys: bytes) -> Reply:
     """The values of several keys."""
     return context.store.strings(keys)
 
 
-@string("MSET key value [key value ...]")
+@command("MSET key value [key value ...]")
 def mset(context: Context, *pairs: bytes) -> Reply:
     """Set several keys at once."""
     if len(pairs) % 2:
@@ -966,25 +974,25 @@ def _increment(context: Context, key: bytes, by: int) -> Reply:
     return number
 
 
-@string("INCR key")
+@command("INCR key")
 def incr(context: Context, key: bytes) -> Reply:
     """Add 1 to a counter and return it."""
     return _increment(context, key, 1)
 
 
-@string("DECR key")
+@command("DECR key")
 def decr(context: Context, key: bytes) -> Reply:
     """Take 1 from a counter and return it."""
     return _increment(context, key, -1)
 
 
-@string("INCRBY key increment")
+@command("INCRBY key increment")
 def incrby(context: Context, key: bytes, increment: bytes) -> Reply:
     """Add to a counter and return it."""
     return _increment(context, key, parse_integer(increment))
 
 
-@string("DECRBY key decrement")
+@command("DECRBY key decrement")
 def decrby(context: Context, key: bytes, decrement: bytes) -> Reply:
     """Take from a counter and return it."""
     by = parse_integer(decrement)
@@ -995,29 +1003,27 @@ def decrby(context: Context, key: bytes, decrement: bytes) -> Reply:
 
 # Keys
 
-generic = functools.partial(command, family="generic")
 
-
-@generic("DEL key [key ...]")
+@command("DEL key [key ...]")
 def del_(context: Context, *keys: bytes) -> Reply:
     """Delete keys and return how many there were."""
     return sum(map(context.store.delete, keys))
 
 
-@generic("EXISTS key [key ...]")
+@command("EXISTS key [key ...]")
 def exists(context: Context, *keys: bytes) -> Reply:
     """How many of the keys exist."""
     return sum(key in context.store for key in keys)
 
 
-@generic("KEYS pattern")
+@command("KEYS pattern")
 def keys(context: Context, pattern: bytes) -> Reply:
     """The keys that match a pattern such as user:*."""
     everything = context.store.keys()
     return everything if pattern == b"*" else list(filter(glob(pattern), everything))
 
 
-@generic("EXPIRE key seconds")
+@command("EXPIRE key seconds")
 def expire(context: Context, key: bytes, seconds: bytes) -> Reply:
     """Give a key a time to live: 1 if done, 0 if there is no such key."""
     deadline = deadline_after(context, "expire", seconds, 1000)
@@ -1030,7 +1036,7 @@ def expire(context: Context, key: bytes, seconds: bytes) -> Reply:
     return 1
 
 
-@generic("TTL key")
+@command("TTL key")
 def ttl(context: Context, key: bytes) -> Reply:
     """The seconds a key has left, -1 without a time to live, -2 without the key."""
     if key not in context.store:
@@ -1039,7 +1045,7 @@ def ttl(context: Context, key: bytes) -> Reply:
     return -1 if deadline is None else (deadline - context.store.now() + 500) // 1000
 
 
-@generic("PERSIST key")
+@command("PERSIST key")
 def persist(context: Context, key: bytes) -> Reply:
     """Take away a key's time to live: 1 if it had one."""
     return int(context.store.persist(key))
@@ -1047,36 +1053,33 @@ def persist(context: Context, key: bytes) -> Reply:
 
 # Server and connection
 
-connection = functools.partial(command, family="connection")
-server = functools.partial(command, family="server")
 
-
-@connection("PING [message]")
+@command("PING [message]")
 def ping(context: Context, message: bytes = PONG) -> Reply:
     """PONG, or the message."""
     return message
 
 
-@connection("ECHO message")
+@command("ECHO message")
 def echo(context: Context, message: bytes) -> Reply:
     """The message."""
     return message
 
 
-@connection("QUIT")
+@command("QUIT")
 def quit_(context: Context) -> Reply:
     """End the connection."""
     context.closing = True
     return OK
 
 
-@server("DBSIZE")
+@command("DBSIZE")
 def dbsize(context: Context) -> Reply:
     """How many keys there are."""
     return len(context.store)
 
 
-@server("FLUSHALL [ASYNC|SYNC]")
+@command("FLUSHALL [ASYNC|SYNC]")
 def flushall(context: Context, *mode: bytes) -> Reply:
     """Delete every key."""
     if len(mode) > 1 or (mode and mode[0].upper() not in (b"ASYNC", b"SYNC")):
@@ -1085,7 +1088,7 @@ def flushall(context: Context, *mode: bytes) -> Reply:
     return OK
 
 
-@server("INFO [section ...]")
+@command("INFO [section ...]")
 def info(context: Context, *sections: bytes) -> Reply:
     """The state of the server, all of it or the sections named."""
     wanted = {section.decode("latin-1").lower() for section in sections}
@@ -1145,7 +1148,7 @@ _INFO_SECTIONS: tuple[tuple[str, Callable[[Context], dict[str, object]]], ...] =
 )
 
 
-@server("HELP [command]")
+@command("HELP [command]")
 def help_(context: Context, name: bytes | None = None) -> Reply:
     """The commands, or how one is used."""
     if name is None:
@@ -1164,8 +1167,10 @@ def help_(context: Context, name: bytes | None = None) -> Reply:
 if sys.platform == "win32":
     ERROR_FILE_NOT_FOUND = 2
     ERROR_ACCESS_DENIED = 5
+    ERROR_BROKEN_PIPE = 109
     ERROR_SEM_TIMEOUT = 121
     ERROR_NO_DATA = 232
+    ERROR_PIPE_NOT_CONNECTED = 233
     ERROR_MORE_DATA = 234
     ERROR_PIPE_CONNECTED = 535
     ERROR_IO_PENDING = 997
@@ -1369,8 +1374,8 @@ class Connection:
         """Wait until receive() would return at once (True), or wake() or the time-out (False)."""
         raise NotImplementedError
 
-    def send(self, data: bytes) -> None:
-        """Send one message.
+    def send(self, data: bytes, whole: bool = True) -> None:
+        """Send bytes; on a pipe as one message, unless ``whole`` is false.
 
         While the client does not take it, what the client sends is kept for receive(), up to
         BACKLOG bytes: one that sends many commands before it reads a reply would else wait for
@@ -1398,11 +1403,11 @@ class Connection:
 
     def _keep(self, chunk: bytes) -> None:
         self._backlog.append((chunk, self.end_of_message))
-        self._backlog_size += len(chunk)
+        self._backlog_size += len(chunk) + CHUNK_OVERHEAD
 
     def _kept(self) -> bytes:
         chunk, self.end_of_message = self._backlog.popleft()
-        self._backlog_size -= len(chunk)
+        self._backlog_size -= len(chunk) + CHUNK_OVERHEAD
         return chunk
 
 
@@ -1443,14 +1448,16 @@ if sys.platform == "win32":
 
         def __init__(self, handle: int) -> None:
             self.handle = handle
-            self.reading = OVERLAPPED(hEvent=CreateEventW(None, True, False, None))
-            self.writing = OVERLAPPED(hEvent=CreateEventW(None, True, False, None))
-            self.wake = CreateEventW(None, False, False, None)
-
-        def wait(self, overlapped: OVERLAPPED, other: int, timeout: int) -> bool:
-            """Whether the operation is over, rather than the other event set or time up."""
-            handles = (wintypes.HANDLE * 2)(overlapped.hEvent, other)
-            return bool(WaitForMultipleObjects(2, handles, False, timeout) == WAIT_OBJECT_0)
+            self.reading = OVERLAPPED()
+            self.writing = OVERLAPPED()
+            self.wake = None
+            try:
+                self.reading.hEvent = CreateEventW(None, True, False, None)
+                self.writing.hEvent = CreateEventW(None, True, False, None)
+                self.wake = CreateEventW(None, False, False, None)
+            except BaseException:
+                self.close()
+                raise
 
         def cancel(self, overlapped: OVERLAPPED) -> bool:
             """End an operation, and tell whether it was done before that."""
@@ -1464,7 +1471,8 @@ if sys.platform == "win32":
 
         def close(self) -> None:
             for handle in (self.handle, self.reading.hEvent, self.writing.hEvent, self.wake):
-                CloseHandle(handle)
+                if handle:
+                    CloseHandle(handle)
 
     class PipeConnection(Connection):
         """A client of a named pipe."""
@@ -1482,6 +1490,7 @@ if sys.platform == "win32":
             self._write_or_read = (wintypes.HANDLE * 2)(
                 instance.writing.hEvent, instance.reading.hEvent
             )
+            self._counted = ctypes.byref(wintypes.DWORD())
             self._buffer = ctypes.create_string_buffer(CHUNK_SIZE)
             self._view = memoryview(self._buffer)
             self._begun = False  # a ReadFile was called whose outcome was not fetched yet
@@ -1536,17 +1545,27 @@ if sys.platform == "win32":
                 return None
             return self._view[: operation.InternalHigh].tobytes()
 
-        def send(self, data: bytes) -> None:
+        def send(self, data: bytes, whole: bool = True) -> None:
+            if whole or len(data) <= PIECE_SIZE:
+                self._write(data)
+            else:
+                for start in range(0, len(data), PIECE_SIZE):
+                    self._write(data[start : start + PIECE_SIZE])
+
+        def _write(self, data: bytes) -> None:
             if self._aborted:
                 raise ConnectionLost("the server is stopping")
             if WriteFile(self._handle, data, len(data), None, self._writing):
                 return
-            if ctypes.get_last_error() == ERROR_IO_PENDING:
+            error = ctypes.get_last_error()
+            if error == ERROR_IO_PENDING:
                 self._wait_until_written()
-                if self._instance.writing.Internal & 0xFFFFFFFF == STATUS_SUCCESS:
+                if GetOverlappedResult(self._handle, self._writing, self._counted, False):
                     return
-            self._gone = not self._aborted
-            raise ConnectionLost("the client is gone")
+                error = ctypes.get_last_error()
+            self._gone = error in (ERROR_BROKEN_PIPE, ERROR_NO_DATA, ERROR_PIPE_NOT_CONNECTED)
+            what = "the client is gone" if self._gone else f"a reply of {len(data)} bytes failed"
+            raise ConnectionLost(f"{what}: {ctypes.FormatError(error).strip()}")
 
         def _wait_until_written(self) -> None:
             deadline = time.monotonic() + SEND_TIMEOUT
@@ -1664,7 +1683,8 @@ if sys.platform == "win32":
                 return True
             error = ctypes.get_last_error()
             if error == ERROR_IO_PENDING:
-                instance.wait(overlapped, self._interruption, INFINITE)
+                either = (wintypes.HANDLE * 2)(overlapped.hEvent, self._interruption)
+                WaitForMultipleObjects(2, either, False, INFINITE)
                 return instance.cancel(overlapped)
             # ERROR_NO_DATA: the client has left already.
             return bool(error == ERROR_PIPE_CONNECTED)
@@ -1683,8 +1703,13 @@ if sys.platform == "win32":
                 DisconnectNamedPipe(instance.handle)
             else:
                 # The next instance before the last is closed: the name is never free for others.
-                old, instance.handle = instance.handle, self._create()
-                CloseHandle(old)
+                try:
+                    fresh = self._create()
+                except OSError:
+                    instance.close()
+                    raise
+                CloseHandle(instance.handle)
+                instance.handle = fresh
             with self._lock:
                 self._idle.append(instance)
 
@@ -1729,10 +1754,9 @@ else:
             with self._lock:
                 if self._waker is None:
                     self._waker = socket.socketpair()
+                    if self._woken:
+                        self._waker[1].send(b"\0")
                 waker = self._waker[0]
-                if self._woken:
-                    self._woken = False
-                    return False
             if self._backlog:
                 return True
             ready = self._poll({self._socket: select.POLLIN, waker: select.POLLIN}, timeout)
@@ -1742,7 +1766,7 @@ else:
                     self._woken = False
             return self._socket in ready
 
-        def send(self, data: bytes) -> None:
+        def send(self, data: bytes, whole: bool = True) -> None:
             try:
                 sent = self._socket.send(data, socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -1769,6 +1793,7 @@ else:
                             self._keep(chunk)
                     if ready[self._socket] & ~select.POLLIN:
                         data = data[self._socket.send(data, socket.MSG_DONTWAIT) :]
+                        deadline = time.monotonic() + SEND_TIMEOUT
                 except BlockingIOError:
                     continue
                 except OSError as error:
@@ -1859,8 +1884,9 @@ else:
                 try:
                     probe.connect(self.address)
                 except ConnectionRefusedError:
-                    if os.path.samestat(found, os.lstat(self.address)):
-                        os.unlink(self.address)
+                    with contextlib.suppress(FileNotFoundError):
+                        if os.path.samestat(found, os.lstat(self.address)):
+                            os.unlink(self.address)
                     return
                 except OSError as error:
                     log.debug("Probing %s: %s", self.address, error)
@@ -1940,7 +1966,10 @@ class Session:
                     if isinstance(arguments, list):
                         reply = execute(context, arguments)
                     else:
-                        reply = self._refuse(arguments)
+                        reply = arguments
+                        if isinstance(arguments, ProtocolError):
+                            log.warning("Closing a connection: %s", arguments)
+                            context.closing = True
                     if terminator is None:
                         data = encode_resp(reply)
                     else:
@@ -1951,13 +1980,9 @@ class Session:
                         break
                 context.statistics.commands += len(output)
             done += len(output)
-            self.connection.send(output[0] if len(output) == 1 else b"".join(output))
-
-    def _refuse(self, error: PipecacheError) -> Reply:
-        if isinstance(error, ProtocolError):
-            log.warning("Closing a connection: %s", error)
-            self._context.closing = True
-        return error
+            # Only RESP is a stream; a text client wants its reply in one message.
+            data = output[0] if len(output) == 1 else b"".join(output)
+            self.connection.send(data, whole=terminator is not None)
 
 
 class Server:
@@ -1978,10 +2003,14 @@ class Server:
         self._store = Store()
         self._statistics = Statistics(self.address)
         self._listener: Listener | None = None
-        self._pool: concurrent.futures.ThreadPoolExecutor | None = None
+        self._pool = concurrent.futures.ThreadPoolExecutor(
+            self._settings.max_clients, thread_name_prefix="pipecache"
+        )
+        self._process = 0
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._stopping = threading.Event()
+        self._stopped = threading.Event()
         self._sessions: set[Session] = set()
         self._workers = 0
         self._spare = 0
@@ -1995,10 +2024,8 @@ class Server:
         """
         if self._listener is not None:
             raise RuntimeError("a Server can be started once")
+        self._process = os.getpid()
         self._listener = make_listener(self.address)
-        self._pool = concurrent.futures.ThreadPoolExecutor(
-            self._settings.max_clients, thread_name_prefix="pipecache"
-        )
         # The interpreter waits for a pool's threads before it runs atexit functions (since
         # Python 3.9), so a host program that ends without stop() would hang there.
         this = weakref.ref(self)
@@ -2013,18 +2040,33 @@ class Server:
         with self._lock:
             for _ in range(min(SPARE_LISTENERS, self._settings.max_clients)):
                 self._add_worker()
+        if not self._workers:
+            self.stop()
+            raise TransportError("Cannot serve: the system gives no thread")
         threading.Thread(target=self._sweep, name="pipecache-sweeper", daemon=True).start()
         log.info("Ready to accept connections")
 
-    def stop(self) -> None:
+    def stop(self) -> bool:
         """Let running commands finish, end every connection, give the name free.
 
-        Returns within STOP_TIMEOUT seconds, whatever the clients do.
+        Returns within STOP_TIMEOUT seconds, whatever the clients do; False if by then a command
+        had not come to its end, so that its thread and the name are still in use.
         """
-        if self._listener is None or self._pool is None or self._stopping.is_set():
-            return
-        self._stopping.set()
-        self._listener.interrupt()
+        # A forked child has none of the threads, but shares the sockets with those that need them.
+        if self._listener is None or self._process != os.getpid():
+            return True
+        with self._lock:
+            first = not self._stopping.is_set()
+            self._stopping.set()
+        if first:
+            self._end_workers(self._listener)
+            self._stopped.set()
+        else:
+            self._stopped.wait(STOP_TIMEOUT)
+        return not self._workers
+
+    def _end_workers(self, listener: Listener) -> None:
+        listener.interrupt()
         started = time.monotonic()
         with self._lock:
             # Again and again: a worker may be on its way into the call that is to be ended.
@@ -2036,12 +2078,11 @@ class Server:
                     else:
                         session.connection.interrupt()
                 self._changed.wait(0.1)
-            left = self._workers
-        if left:
-            log.error("Stopped, but %d connections did not end", left)
+        if self._workers:
+            log.error("Stopped, but %d clients' commands did not end", self._workers)
             return
         self._pool.shutdown()
-        self._listener.close()
+        listener.close()
         log.info(
             "Stopped after %d commands of %d clients",
             self._statistics.commands,
@@ -2070,11 +2111,16 @@ class Server:
         self.stop()
 
     def _add_worker(self) -> None:
-        # Under self._lock.
-        if self._pool is not None and not self._stopping.is_set():
+        # Under self._lock, so that the worker cannot count itself out before it is counted in.
+        if self._stopping.is_set():
+            return
+        try:
+            self._pool.submit(self._work)
+        except RuntimeError as error:  # the system gives no further thread
+            log.error("Cannot start another worker: %s", error)
+        else:
             self._workers += 1
             self._spare += 1
-            self._pool.submit(self._work)
 
     def _work(self) -> None:
         # One worker: accepts a client, serves it to the end, goes back to accepting.
@@ -2097,7 +2143,7 @@ class Server:
         while self._listener is not None and not self._stopping.is_set():
             try:
                 return self._listener.accept()
-            except OSError as error:
+            except (OSError, MemoryError) as error:
                 log.error("Cannot accept a client, trying again: %s", error)
                 self._stopping.wait(0.5)
         return None
@@ -2207,12 +2253,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in _stop_signals():
         signal.signal(number, _stop_once)
     try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        return 0
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
     except TransportError as error:
         log.error("%s", error)
         return 1
+    if not server.stop():
+        # Or the interpreter would wait for the threads that are left.
+        logging.shutdown()
+        os._exit(0)
     return 0
 
 

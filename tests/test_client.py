@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import io
 import os
 import sys
@@ -79,6 +80,12 @@ class ReplyReaderTests(unittest.TestCase):
                 with self.subTest(size=size):
                     self.assertEqual(reader.read(decode=True), expected)
 
+    def test_an_empty_line_in_two_halves(self) -> None:
+        reader = ReplyReader(lambda: b"\n")
+        reader.feed(b"\r")
+        with self.assertRaises(ProtocolError):
+            reader.read(decode=True)
+
     def test_errors_are_returned(self) -> None:
         reader = ReplyReader(lambda: b"")
         reader.feed(b"*2\r\n-ERR no\r\n:1\r\n")
@@ -125,6 +132,10 @@ class ClientTests(ServerCase):
             (cache.psetex("m", 10_000, "v"), True),
             (cache.getset("l", "w"), "v"),
             (cache.getdel("l"), "w"),
+            (cache.set("was", "OK"), True),
+            (cache.set("was", "new", get=True), "OK"),
+            (cache.set("was", "newer", get=True, ex=9), "new"),
+            (cache.delete("was"), 1),
             (cache.append("k", "++"), 3),
             (cache.strlen("k"), 3),
             (cache.incr("n"), 1),
@@ -299,6 +310,58 @@ class VanishedServerTests(ServerCase):
         with new_client(self.name) as cache:
             self.assertIsNone(cache.get("k"))
 
+    def test_a_client_that_is_forgotten_gives_its_place_back(self) -> None:
+        self.serve(max_clients=2)
+        for _ in range(10):
+            new_client(self.name).ping()
+            gc.collect()
+
+    def test_several_threads_lose_the_server_at_once(self) -> None:
+        server = self.serve()
+        with new_client(self.name) as cache:
+            with server._store.lock:
+                calls = [Background(lambda: cache.set("k", "v")) for _ in range(8)]
+            for call in calls:
+                call.wait()
+            server.stop()
+            calls = [Background(lambda: cache.get("k")) for _ in range(8)]
+            for call in calls:
+                with self.assertRaises(ConnectionError):
+                    call.wait()
+
+    def test_time_limits_that_cannot_be(self) -> None:
+        for limit in (0, -1):
+            with self.subTest(limit=limit), self.assertRaises(ValueError):
+                Client(timeout=limit)
+        with self.assertRaises(ValueError):
+            Client(connect_timeout=-1)
+
+    @unittest.skipIf(WINDOWS, "a pipe has messages, which come whole")
+    def test_a_reply_that_was_cut(self) -> None:
+        for said, expected in ((b"", ConnectionLost), (b"x" * 100, ConnectionLost)):
+            with self.subTest(said=said):
+                listener = pipecache.make_listener(pipecache.pipe_address(unique_name()))
+                asking = Background(
+                    lambda: send_command("GET k", listener.address)  # noqa: B023
+                )
+                connection = listener.accept()
+                assert connection is not None
+                connection.receive()
+                if said:
+                    connection.send(said)
+                connection.close()
+                with self.assertRaises(expected):
+                    asking.wait()
+                listener.interrupt()
+                listener.close()
+
+    def test_the_last_words_of_a_server_are_read(self) -> None:
+        self.serve(max_message=2000)
+        with new_client(self.name) as cache, self.assertLogs("pipecache", "WARNING"):
+            with self.assertRaisesRegex(ResponseError, "invalid bulk length"):
+                cache.set("k", "x" * 3000)
+            self.assertIsNone(cache.get("k"))
+
     def test_every_exception_is_a_cache_error(self) -> None:
         for name in client.__all__:
             thing = getattr(client, name)
@@ -363,7 +426,6 @@ class CommandLineTests(ServerCase):
                 "(nil)",
                 "ERROR: No closing quotation",
                 "ERROR: ERR value is not an integer or out of range",
-                "OK",
             ],
         )
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import unittest
 
 import pipecache
 from pipecache import (
     COMMANDS,
+    OK,
     Context,
     Settings,
     Statistics,
@@ -154,6 +156,22 @@ class CommandTests(unittest.TestCase):
             ("KEYS *", ""),
             ("DEL k", "0"),
         )
+
+    def test_patterns(self) -> None:
+        self.converse(
+            ("MSET a 1 b 2 - 3 ] 4", "OK"),
+            ("KEYS [^a]", "b\n-\n]"),
+            ("KEYS [^\\]]", "a\nb\n-"),
+            ("KEYS [^]", "a\nb\n-\n]"),
+            (f"KEYS {'*a' * 3000}", "ERROR: the pattern is longer than 4096 bytes"),
+            (f"KEYS {'[^a]' * 1000}", ""),
+        )
+
+    def test_a_time_to_live_of_a_moment_is_one_however_long_the_command_takes(self) -> None:
+        now = itertools.count(1000)
+        context = Context(Store(lambda: float(next(now))), Settings(), Statistics("address"))
+        self.assertIs(execute(context, [b"SET", b"k", b"v", b"PX", b"1"]), OK)
+        self.assertIs(execute(context, [b"PSETEX", b"k", b"1", b"v"]), OK)
 
     def test_expiry(self) -> None:
         self.converse(

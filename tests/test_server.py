@@ -350,6 +350,55 @@ class LifeTests(ServerCase):
         with self.assertRaises(OSError):
             RawConnection(self.name)
 
+    def test_stop_from_two_sides(self) -> None:
+        server = self.serve()
+        raw = self.raw()
+        raw.ask(b"PING\n")
+        threads = [threading.Thread(target=server.stop) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        server.stop()
+        self.assertEqual(server._workers, 0)
+        for thread in threads:
+            thread.join(DEADLINE)
+        with Server(self.name):
+            pass
+
+    def test_a_forked_child_leaves_the_server_alone(self) -> None:
+        if sys.platform == "win32":
+            self.skipTest("Windows has no fork")
+        self.serve()
+        raw = self.raw()
+        raw.ask(b"PING\n")
+        script = (
+            "import os, sys, pipecache, client\n"
+            f"server = pipecache.Server({unique_name()!r})\n"
+            "server.start()\n"
+            "cache = client.Client(server.address)\n"
+            "cache.set('k', 'v')\n"
+            "if os.fork() == 0:\n"
+            "    sys.exit()\n"
+            "os.wait()\n"
+            "print(cache.get('k'), client.Client(server.address).get('k'))\n"
+        )
+        self.assertEqual(self.run_script(script), b"v v\n")
+
+    def test_threads_that_cannot_be_had(self) -> None:
+        server = self.serve()
+        refusal = RuntimeError("can't start new thread")
+        with mock.patch.object(server._pool, "submit", side_effect=refusal):
+            with self.assertLogs("pipecache", "ERROR"):
+                raws = [self.raw() for _ in range(pipecache.SPARE_LISTENERS)]
+                for raw in raws:
+                    self.assertEqual(raw.ask(b"PING\n"), b"PONG\n")
+            with self.assertLogs("pipecache", "ERROR"):
+                with self.assertRaises(pipecache.TransportError):
+                    second = Server(unique_name())
+                    with mock.patch.object(second._pool, "submit", side_effect=refusal):
+                        second.start()
+        server.stop()
+        self.assertEqual(server._workers, 0)
+
     def test_a_command_under_way_is_answered(self) -> None:
         server = self.serve()
         raw = self.raw()
@@ -369,6 +418,9 @@ class LifeTests(ServerCase):
             f"pipecache.Server({unique_name()!r}).start()\n"
             "print('the end', flush=True)\n"
         )
+        self.assertEqual(self.run_script(script).split(), [b"the", b"end"])
+
+    def run_script(self, script: str) -> bytes:
         done = subprocess.run(
             [sys.executable, "-c", script],
             cwd=ROOT,
@@ -377,7 +429,8 @@ class LifeTests(ServerCase):
             timeout=DEADLINE,
             check=False,
         )
-        self.assertEqual((done.returncode, done.stdout.split()), (0, [b"the", b"end"]), done.stderr)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return done.stdout
 
     def test_accepting_goes_on_after_a_failure(self) -> None:
         server = self.serve()

@@ -155,6 +155,13 @@ class ContractTests(TransportCase):
         self.assertTrue(connection.wait(None))
         self.assertEqual(connection.receive(), b"still in order")
 
+    def test_many_wakes(self) -> None:
+        _, connection = self.connect()
+        for _ in range(1000):
+            connection.wake()
+            self.assertFalse(connection.wait(None))
+            self.assertFalse(connection.wait(0))
+
     def test_wake_does_not_disturb_receive(self) -> None:
         raw, connection = self.connect()
 
@@ -194,6 +201,13 @@ class ContractTests(TransportCase):
         with mock.patch.object(pipecache, "SEND_TIMEOUT", 0.1):
             with self.assertRaisesRegex(ConnectionLost, "did not take its reply within 0.1 s"):
                 connection.send(b"x" * 10_000_000)
+
+    def test_a_long_stream_in_pieces(self) -> None:
+        raw, connection = self.connect()
+        data = os.urandom(1024) * 3000
+        sending = Background(lambda: connection.send(data, whole=False))
+        self.assertEqual(raw.read(len(data)), data)
+        sending.wait()
 
     def test_input_is_kept_while_a_reply_is_not_taken(self) -> None:
         raw, connection = self.connect()
