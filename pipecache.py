@@ -1165,7 +1165,6 @@ def help_(context: Context, name: bytes | None = None) -> Reply:
 # ----------------------------------------------------------------------------
 
 if sys.platform == "win32":
-    ERROR_FILE_NOT_FOUND = 2
     ERROR_ACCESS_DENIED = 5
     ERROR_BROKEN_PIPE = 109
     ERROR_SEM_TIMEOUT = 121
