@@ -23,13 +23,12 @@ import contextlib
 import math
 import os
 import re
-import shlex
 import socket
 import struct
 import sys
 import time
 import weakref
-from typing import Any, Callable, Mapping, Sequence, Union
+from typing import Any, Callable, Iterator, Mapping, Sequence, Union
 
 if sys.platform == "win32":
     import ctypes
@@ -222,12 +221,14 @@ class ReplyReader:
 def pipe_address(name: str) -> str:
     r"""Where a pipe of this name is: ``\\.\pipe\NAME``, or .NET's socket of the same name.
 
-    A name that holds a path separator (outside Windows), or begins with ``\\``
-    (on Windows), is the address itself.
+    The name may be given with ``\\.\pipe\`` before it. Outside Windows one that
+    holds a ``/`` is the path itself.
     """
+    prefix = "\\\\.\\pipe\\"
+    name = name[len(prefix) :] if name.startswith(prefix) else name
     if sys.platform == "win32":
-        return name if name.startswith("\\\\") else "\\\\.\\pipe\\" + name
-    if os.sep in name:
+        return prefix + name
+    if "/" in name:
         return name
     return os.path.join(os.environ.get("TMPDIR") or "/tmp", "CoreFxPipe_" + name)
 
@@ -266,7 +267,7 @@ def _too_slow(address: str, timeout: float | None) -> CacheTimeout:
 
 def _not_running(address: str) -> ServerNotRunning:
     return ServerNotRunning(
-        f"Cache server not running: nobody serves {address}; start it with 'python pipecache.py'"
+        f"Cache server not running: nobody serves {address}; start pipecache.py with that --pipe"
     )
 
 
@@ -755,7 +756,7 @@ class Client(Commands):
     :param timeout: seconds to wait for a reply (for more of it, once begun), or None for no limit.
     :param connect_timeout: seconds to wait while every instance of the pipe is busy.
     :param decode_responses: whether values come back as str (from UTF-8) or as bytes.
-    :raises ValueError: for a time limit that cannot be.
+    :raises ValueError: for a name or a time limit that cannot be.
 
     Nothing is opened before the first command. Each thread that has a command
     under way uses a connection of its own; they are kept for the next ones.
@@ -771,6 +772,8 @@ class Client(Commands):
     ) -> None:
         # append() and pop() are atomic, so threads need no lock around them.
         self._idle: list[_Connection] = []
+        if not pipe.strip() or any(char < " " for char in pipe):
+            raise ValueError("the pipe needs a name, without control characters")
         if connect_timeout < 0 or (timeout is not None and timeout <= 0):
             raise ValueError("a time limit must be more than 0 seconds; None is no limit")
         self.address = pipe_address(pipe)
@@ -944,14 +947,14 @@ def send_command(command: str, pipe: str = DEFAULT_PIPE) -> str:
 # ----------------------------------------------------------------------------
 
 
-def _show(reply: Any) -> bytes:
+def _show(reply: Any, missing: bytes) -> bytes:
     if isinstance(reply, bytes):
         return reply
     if isinstance(reply, list):
-        return b"\n".join(map(_show, reply))
+        return b"\n".join([_show(element, missing) for element in reply])
     if isinstance(reply, ResponseError):
-        return f"ERROR: {reply}".encode()
-    return b"" if reply is None else str(reply).encode()
+        return b"ERROR: " + str(reply).partition(" ")[2].rstrip().encode()
+    return missing if reply is None else str(reply).encode()
 
 
 def _print(data: bytes) -> None:
@@ -964,45 +967,69 @@ def _print(data: bytes) -> None:
         sys.stdout.buffer.flush()
 
 
-def _split(line: str) -> list[str]:
-    # Quotes hold blanks together; a backslash is a character like any other, as in C:\temp.
-    words = shlex.shlex(line, posix=True)
-    words.whitespace_split = True
-    words.commenters = words.escape = ""
-    return list(words)
+# One word: quoted, or bare. As in the server's text commands a quote counts at the start of a word
+# only (it's is a word), and a backslash is a character like any other.
+_WORD = re.compile(rb"""[ \t]*(?:"([^"]*)"(?![^ \t])|'([^']*)'(?![^ \t])|([^ \t"'][^ \t]*))""")
 
 
-def _run(cache: Client, arguments: Sequence[str], missing: str) -> int:
+def _split(line: bytes) -> list[bytes]:
+    words: list[bytes] = []
+    position = 0
+    while True:
+        match = _WORD.match(line, position)
+        if match is None:
+            break
+        words.append(match[match.lastindex or 0])
+        position = match.end()
+    if line[position:].strip():
+        raise ValueError("Unbalanced quotes in the command")
+    return words
+
+
+def _run(cache: Client, arguments: Sequence[bytes], missing: bytes) -> int:
     """Carry out one command, print its reply, and return the exit status."""
-    # bytes as the name, so that the reply is shown as it came.
     try:
-        reply = cache.execute_command(os.fsencode(arguments[0]), *map(os.fsencode, arguments[1:]))
+        # The name is in bytes, so that the reply comes as it is.
+        _print(_show(cache.execute_command(*arguments), missing))
     except ResponseError as error:
-        _print(_show(error))
+        _print(_show(error, missing))
         return 1
     except (ServerNotRunning, ConnectionLost, CacheTimeout, ProtocolError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
-    _print(missing.encode() if reply is None else _show(reply))
     return 0
+
+
+def _lines(prompt: str) -> Iterator[bytes]:
+    if sys.stdin.isatty():
+        with contextlib.suppress(ImportError):  # line editing, where there is such a thing
+            import readline  # noqa: F401
+        with contextlib.suppress(EOFError):
+            while True:
+                yield input(prompt).encode("utf-8", "surrogateescape")
+    elif hasattr(sys.stdin, "buffer"):
+        # As bytes, which another program means as UTF-8 whatever the console's characters are.
+        yield from (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
+    else:
+        yield from (line.rstrip("\n").encode() for line in sys.stdin)
 
 
 def _prompt(cache: Client, name: str) -> int:
     status = 0
-    while True:
+    if sys.stdin.isatty():
+        print(f"{cache.address}: HELP lists the commands, QUIT ends")
+    for line in _lines(f"{name}> "):
         try:
-            line = input(f"{name}> " if sys.stdin.isatty() else "")
             arguments = _split(line)
-        except EOFError:
-            return status
         except ValueError as error:
             print(f"ERROR: {error}")
-            status = 1
+            status = max(status, 1)
             continue
-        if arguments and arguments[0].upper() in ("QUIT", "EXIT"):
-            return 0
+        if arguments and arguments[0].upper() in (b"QUIT", b"EXIT"):
+            break
         if arguments:
-            status = _run(cache, arguments, "(nil)")
+            status = max(status, _run(cache, arguments, b"(nil)"))
+    return 0 if sys.stdin.isatty() else status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -1012,26 +1039,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :returns: the exit status: 0, 1 for an error reply, 2 when no server answers.
     """
     parser = argparse.ArgumentParser(
-        prog="client",
+        prog="client.py",
+        usage="client.py [-h] [--version] [--pipe NAME] [COMMAND [ARGUMENT ...]]",
         description="Send a command to a pipecache server, or prompt for commands.",
-        epilog="Example: client.py SET greeting 'hello world'",
+        epilog='Example: client.py SET greeting "hello world"',
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--pipe", metavar="NAME", default=DEFAULT_PIPE, help="name of the pipe (%(default)s)"
     )
     parser.add_argument("--version", action="version", version=f"client {__version__}")
     parser.add_argument(
-        "command", nargs=argparse.REMAINDER, help="a command and its arguments; none for a prompt"
+        "command",
+        metavar="COMMAND",
+        nargs=argparse.REMAINDER,
+        help="a command and its arguments, after the options; none for a prompt",
     )
     options = parser.parse_args(arguments)
-    with Client(options.pipe, decode_responses=False) as cache:
+    if not options.command and sys.stdin is None:
+        parser.error("a command is needed, as there is no input to read commands from")
+    try:
+        cache = Client(options.pipe, decode_responses=False)
+    except ValueError as error:
+        parser.error(str(error))
+    with cache:
         try:
             if options.command:
-                return _run(cache, options.command, "")
+                return _run(cache, [_argument(each) for each in options.command], b"")
             return _prompt(cache, options.pipe)
         except KeyboardInterrupt:
             print()
             return 130
+        except BrokenPipeError:
+            # Nobody reads the output any more; nor is it to be flushed at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except OSError as error:
+            print(f"Error: cannot write the reply: {error}", file=sys.stderr)
+            return 1
+
+
+def _argument(text: str) -> bytes:
+    # Off Windows a file's name, say, as the shell gave it.
+    return text.encode("utf-8", "surrogatepass") if os.name == "nt" else os.fsencode(text)
 
 
 if __name__ == "__main__":

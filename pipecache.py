@@ -150,8 +150,8 @@ class Settings:
         max_clients: int = MAX_CLIENTS,
         max_message: int = MAX_MESSAGE,
     ) -> None:
-        if not pipe or "\0" in pipe:
-            raise ValueError("the pipe needs a name")
+        if not pipe.strip() or any(char < " " for char in pipe):
+            raise ValueError("the pipe needs a name, without control characters")
         if max_clients < 1:
             raise ValueError("max_clients must be 1 or more")
         if max_message < MIN_MESSAGE:
@@ -1334,12 +1334,14 @@ if sys.platform == "win32":
 def pipe_address(name: str) -> str:
     r"""Where a pipe of this name is: ``\\.\pipe\NAME``, or .NET's socket of the same name.
 
-    A name that holds a path separator (outside Windows), or begins with ``\\``
-    (on Windows), is the address itself.
+    The name may be given with ``\\.\pipe\`` before it. Outside Windows one that
+    holds a ``/`` is the path itself.
     """
+    prefix = "\\\\.\\pipe\\"
+    name = name[len(prefix) :] if name.startswith(prefix) else name
     if sys.platform == "win32":
-        return name if name.startswith("\\\\") else "\\\\.\\pipe\\" + name
-    if os.sep in name:
+        return prefix + name
+    if "/" in name:
         return name
     return os.path.join(os.environ.get("TMPDIR") or "/tmp", "CoreFxPipe_" + name)
 
@@ -1437,7 +1439,7 @@ def _reply_not_taken() -> str:
 
 
 def _in_use(address: str) -> str:
-    return f"{address} is served by another program already; stop that one or choose another --pipe"
+    return f"{address} is served by another program already; stop that one or choose another name"
 
 
 if sys.platform == "win32":
@@ -1876,7 +1878,7 @@ else:
                 return
             if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
                 raise AddressInUse(
-                    f"{self.address} exists and is not a socket of this user; choose another --pipe"
+                    f"{self.address} exists and is not a socket of this user; choose another name"
                 )
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.settimeout(STOP_GRACE)
@@ -1967,7 +1969,9 @@ class Session:
                     else:
                         reply = arguments
                         if isinstance(arguments, ProtocolError):
-                            log.warning("Closing a connection: %s", arguments)
+                            log.warning(
+                                "Closing a connection: %s", str(arguments).partition(" ")[2]
+                            )
                             context.closing = True
                     if terminator is None:
                         data = encode_resp(reply)
@@ -2199,9 +2203,17 @@ def parse_size(text: str) -> int:
     return int(match[1]) * int(1024**exponent)
 
 
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="pipecache",
+        prog="pipecache.py",
+        allow_abbrev=False,
         description="A key-value cache on a named pipe, for the programs of one user.",
     )
     parser.add_argument(
@@ -2217,7 +2229,7 @@ def _argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-message",
         metavar="SIZE",
-        type=parse_size,
+        type=_size,
         default=MAX_MESSAGE,
         help="longest command or value, such as 10mb (512mb)",
     )
@@ -2247,7 +2259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.pipe, max_clients=options.max_clients, max_message=options.max_message
         )
         _log_to(options.log_file, options.log_level)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         parser.error(str(error))
     for number in _stop_signals():
         signal.signal(number, _stop_once)
@@ -2265,7 +2277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _stop_signals() -> list[int]:
-    names = ("SIGINT", "SIGTERM", "SIGBREAK")
+    names = ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP")
     return [getattr(signal, name) for name in names if hasattr(signal, name)]
 
 
@@ -2279,7 +2291,10 @@ def _stop_once(number: int, frame: object) -> None:
 def _log_to(file: str | None, level: str) -> None:
     handler: logging.Handler
     if file is not None:
-        handler = logging.FileHandler(file, encoding="utf-8")
+        try:
+            handler = logging.FileHandler(file, encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"cannot write --log-file {file!r}: {error.strerror}") from error
     elif sys.stderr is not None:
         handler = logging.StreamHandler()
     else:  # pythonw.exe has no console

@@ -388,7 +388,7 @@ class CommandLineTests(ServerCase):
             (("PING",), (0, "PONG\n", "")),
             (
                 ("NOSUCH",),
-                (1, "ERROR: ERR unknown command 'NOSUCH', with args beginning with: \n", ""),
+                (1, "ERROR: unknown command 'NOSUCH', with args beginning with:\n", ""),
             ),
         ):
             with self.subTest(arguments=arguments):
@@ -409,13 +409,16 @@ class CommandLineTests(ServerCase):
             "SET path C:\\temp\n"
             "GET path\n"
             "GET none\n"
+            "ECHO it's\n"
+            'ECHO {"a":1}\n'
+            "MGET city none\n"
             "GET 'city\n"
             "INCR city\n"
             "QUIT\n"
             "SET city never\n"
         )
         status, out, _ = self.run_main(lines=lines)
-        self.assertEqual(status, 0)
+        self.assertEqual(status, 1)  # the worst of all
         self.assertEqual(
             out.splitlines(),
             [
@@ -424,8 +427,12 @@ class CommandLineTests(ServerCase):
                 "OK",
                 "C:\\temp",
                 "(nil)",
-                "ERROR: No closing quotation",
-                "ERROR: ERR value is not an integer or out of range",
+                "it's",
+                '{"a":1}',
+                "new  york",
+                "(nil)",
+                "ERROR: Unbalanced quotes in the command",
+                "ERROR: value is not an integer or out of range",
             ],
         )
 

@@ -125,9 +125,11 @@ class ServerTests(unittest.TestCase):
         for arguments, expected in (
             (["--max-clients", "0"], "max_clients must be 1 or more"),
             (["--max-clients", "many"], "invalid int value: 'many'"),
-            (["--max-message", "huge"], "'huge'"),
+            (["--max-message", "huge"], "'huge' is not a size such as 64kb, 10mb or 1gb"),
+            (["--max-message", "100"], "max_message must be 1024 bytes or more"),
             (["--log-level", "LOUD"], "invalid choice: 'LOUD'"),
-            (["--log-file", str(ROOT / "nowhere" / "log")], "No such file"),
+            (["--log-file", str(ROOT / "nowhere" / "log")], "cannot write --log-file"),
+            (["--pip", "name"], "unrecognized arguments: --pip"),
             (["--pipe", ""], "the pipe needs a name"),
             (["--nonsense"], "unrecognized arguments: --nonsense"),
         ):
@@ -165,10 +167,48 @@ class ClientTests(unittest.TestCase):
             self.assertEqual(run(*pipe, "GET", "city", file="client.py"), value)
             status, out, _ = run(*pipe, "NOSUCH", file="client.py")
             self.assertEqual(status, 1)
-            self.assertRegex(out, "^ERROR: ERR unknown command 'NOSUCH'")
+            self.assertRegex(out, "^ERROR: unknown command 'NOSUCH'")
         status, out, err = run(*pipe, "GET", "city", file="client.py")
         self.assertEqual((status, out), (2, ""))
         self.assertRegex(err, "^Error: Cache server not running: ")
+
+    def test_output_that_is_no_console_is_what_is_stored(self) -> None:
+        value = "\u00fc\u20ac\U0001f600".encode() + b"\xff\r\n"
+        with ServerProcess() as server, new_client(server.name, decode_responses=False) as cache:
+            cache.set("k", value)
+            client = [sys.executable, str(ROOT / "client.py"), "--pipe", server.name]
+            for arguments, given in (
+                (["GET", "k"], b""),
+                ([], b"GET k\nSET \xc3\xbc \xe2\x82\xac\n"),
+            ):
+                done = subprocess.run(
+                    [*client, *arguments],
+                    input=given,
+                    capture_output=True,
+                    timeout=DEADLINE,
+                    check=True,
+                )
+                self.assertEqual(done.stdout[: len(value)], value)
+            self.assertEqual(cache.get("\u00fc"), "\u20ac".encode())
+
+    @unittest.skipIf(WINDOWS, "a shell of another kind")
+    def test_nobody_reads_the_output(self) -> None:
+        with ServerProcess() as server:
+            done = subprocess.run(
+                f"'{sys.executable}' client.py --pipe {server.name} HELP | head -0",
+                shell=True,
+                cwd=ROOT,
+                capture_output=True,
+                timeout=DEADLINE,
+                check=False,
+            )
+            self.assertEqual(done.stderr, b"")
+
+    def test_a_name_that_cannot_be(self) -> None:
+        for name in ("", " ", "a\nb"):
+            status, out, err = run("--pipe", name, "PING", file="client.py")
+            self.assertEqual((status, out), (2, ""))
+            self.assertRegex(err.splitlines()[-1], "the pipe needs a name")
 
 
 class SizeTests(unittest.TestCase):

@@ -337,6 +337,7 @@ if sys.platform != "win32":
             with mock.patch.dict(os.environ, {"TMPDIR": ""}):
                 self.assertEqual(pipecache.pipe_address("P"), "/tmp/CoreFxPipe_P")
             self.assertEqual(pipecache.pipe_address("./P"), "./P")
+            self.assertEqual(pipecache.pipe_address("\\\\.\\pipe\\P"), "/tmp/CoreFxPipe_P")
 
         def test_for_the_user_alone_and_gone_afterwards(self) -> None:
             listener = self.listen()

@@ -14,8 +14,10 @@ int main(int argc, char **argv)
     swprintf(path, 256, L"\\\\.\\pipe\\%.200hs", argc > 1 ? argv[1] : "KeyValuePipe");
     while ((pipe = CreateFileW(path, GENERIC_READ | GENERIC_WRITE, 0, NULL, OPEN_EXISTING, flags,
                                NULL)) == INVALID_HANDLE_VALUE)
-        if (GetLastError() != ERROR_PIPE_BUSY || !WaitNamedPipeW(path, 5000))
+        if (GetLastError() != ERROR_PIPE_BUSY || !WaitNamedPipeW(path, 5000)) {
+            fprintf(stderr, "cannot open the pipe: error %lu\n", GetLastError());
             return 1;
+        }
     SetNamedPipeHandleState(pipe, &mode, NULL, NULL);
     for (int i = 0; i < 2; i++) {
         if (!WriteFile(pipe, commands[i], (DWORD)strlen(commands[i]), &size, NULL))
