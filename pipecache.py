@@ -36,6 +36,7 @@ import contextlib
 import errno
 import functools
 import heapq
+import itertools
 import logging
 import math
 import os
@@ -52,6 +53,7 @@ import weakref
 from typing import (
     Any,
     Callable,
+    Dict,
     List,
     NamedTuple,
     Optional,
@@ -207,6 +209,11 @@ class UnknownCommand(CommandError):
         super().__init__(f"ERR unknown command '{_shown(name)}', with args beginning with: {shown}")
 
 
+def unknown_subcommand(name: bytes, subcommand: bytes) -> CommandError:
+    shown = _shown(subcommand[:ERROR_EXCERPT])
+    return CommandError(f"ERR unknown subcommand '{shown}'. Try {_shown(name.upper())} HELP.")
+
+
 def invalid_expire(name: str) -> CommandError:
     return CommandError(f"ERR invalid expire time in '{name}' command")
 
@@ -236,8 +243,15 @@ class Status(bytes):
 OK = Status(b"OK")
 PONG = Status(b"PONG")
 
-#: What a command returns: bytes for a value, int, a list of replies, None for nothing there.
-Reply = Union[None, int, bytes, Status, PipecacheError, List[Any]]
+
+class Verbatim(bytes):
+    """Text for a person to read, such as INFO's: RESP3 says so."""
+
+    __slots__ = ()
+
+
+#: What a command returns: bytes for a value, int, list or dict of replies, None for nothing there.
+Reply = Union[None, int, bytes, Status, Verbatim, PipecacheError, List[Any], Dict[bytes, Any]]
 
 
 # ----------------------------------------------------------------------------
@@ -309,6 +323,8 @@ def _text_body(reply: Reply, separator: bytes) -> bytes:
         return reply
     if isinstance(reply, int):
         return b"%d" % reply
+    if isinstance(reply, dict):
+        reply = list(itertools.chain.from_iterable(reply.items()))
     if isinstance(reply, list):
         return separator.join(_text_body(element, separator) for element in reply)
     if isinstance(reply, UnknownCommand):
@@ -316,18 +332,27 @@ def _text_body(reply: Reply, separator: bytes) -> bytes:
     return b"ERROR: " + str(reply).partition(" ")[2].encode("latin-1", "replace")
 
 
-def encode_resp(reply: Reply) -> bytes:
-    """The RESP2 form of a reply."""
+def encode_resp(reply: Reply, version: int = 2) -> bytes:
+    """The form of a reply in version 2 or 3 of RESP."""
     if type(reply) is bytes:
         return b"$%d\r\n%b\r\n" % (len(reply), reply)
     if reply is None:
-        return b"$-1\r\n"
+        return b"_\r\n" if version == 3 else b"$-1\r\n"
     if isinstance(reply, Status):
         return b"+%b\r\n" % reply
+    if isinstance(reply, Verbatim):
+        if version == 3:
+            return b"=%d\r\ntxt:%b\r\n" % (len(reply) + 4, reply)
+        return encode_resp(bytes(reply))
     if isinstance(reply, int):
         return b":%d\r\n" % reply
+    if isinstance(reply, dict):
+        elements = list(itertools.chain.from_iterable(reply.items()))
+        header = b"%%%d\r\n" % len(reply) if version == 3 else b"*%d\r\n" % len(elements)
+        return header + b"".join([encode_resp(element, version) for element in elements])
     if isinstance(reply, list):
-        return b"*%d\r\n%b" % (len(reply), b"".join(map(encode_resp, reply)))
+        elements = [encode_resp(element, version) for element in reply]
+        return b"*%d\r\n%b" % (len(reply), b"".join(elements))
     return b"-%b\r\n" % str(reply).encode("latin-1", "replace")
 
 
@@ -722,7 +747,7 @@ class Statistics:
     def __init__(self, address: str) -> None:
         self.address = address
         self.started = time.monotonic()
-        self.clients = 0
+        self.clients: dict[int, Context] = {}
         self.connections = 0
         self.commands = 0
 
@@ -730,14 +755,28 @@ class Statistics:
 class Context:
     """What a command may see and change beside its arguments; one for each client."""
 
-    __slots__ = ("closing", "settings", "statistics", "store")
-
     def __init__(self, store: Store, settings: Settings, statistics: Statistics) -> None:
         self.store = store
         self.settings = settings
         self.statistics = statistics
         #: Set by a command after whose reply the connection ends.
         self.closing = False
+        #: The version of RESP the client has chosen by HELLO.
+        self.protocol = 2
+        #: What the client calls itself and its library.
+        self.names: dict[str, str] = {}
+        self.connected = time.monotonic()
+        self.id = 0
+
+    def register(self) -> None:
+        """Enter the client in the statistics, under the next id."""
+        self.statistics.connections += 1
+        self.id = self.statistics.connections
+        self.statistics.clients[self.id] = self
+
+    def leave(self) -> None:
+        """Take the client out of the statistics."""
+        del self.statistics.clients[self.id]
 
 
 class Command(NamedTuple):
@@ -768,9 +807,11 @@ def command(usage: str) -> Callable[[Function], Function]:
     """
 
     def declare(function: Function) -> Function:
-        name, *words = re.sub(r"\[.*", "", usage).split()
+        name, *words = re.sub(r"\[[^\]]*\]", "", usage).split()
+        if words and words[0].isupper():
+            name = f"{name} {words.pop(0)}"  # a subcommand
         optional = re.findall(r"\[([^\]]*)\]", usage)
-        fewest = 1 + len(words)
+        fewest = len(name.split()) + len(words)
         open_ended = re.search(r"\||\.\.\.", usage)
         most = fewest + sum(len(words.split()) for words in optional)
         summary = (function.__doc__ or "").partition("\n")[0]
@@ -786,7 +827,15 @@ def execute(context: Context, arguments: list[bytes]) -> Reply:
     name, *rest = arguments
     entry = COMMANDS.get(name) or COMMANDS.get(name.upper())
     if entry is None:
-        return UnknownCommand(name, rest)
+        if name.upper() not in _CONTAINERS:
+            return UnknownCommand(name, rest)
+        if not rest:
+            return wrong_arity(name)
+        subcommand, *rest = rest
+        entry = COMMANDS.get(b"%b %b" % (name.upper(), subcommand.upper()))
+        if entry is None:
+            return unknown_subcommand(name, subcommand)
+        name = b"%b|%b" % (name, subcommand)
     if not entry.fewest <= len(arguments) <= entry.most:
         return wrong_arity(name)
     try:
@@ -798,6 +847,9 @@ def execute(context: Context, arguments: list[bytes]) -> Reply:
         log.exception("Command %r failed", name)
         return CommandError("ERR internal error, see the server's log")
 
+
+#: Commands that are nothing without their subcommand.
+_CONTAINERS = (b"CLIENT",)
 
 _INTEGER = re.compile(rb"0|-?[1-9][0-9]{0,18}")
 
@@ -1066,6 +1118,130 @@ def echo(context: Context, message: bytes) -> Reply:
     return message
 
 
+@command("HELLO [protover] [AUTH username password] [SETNAME clientname]")
+def hello(context: Context, *options: bytes) -> Reply:
+    """Choose the version of RESP, 2 or 3, and be told about the server."""
+    protocol, name = context.protocol, None
+    if options:
+        if not _INTEGER.fullmatch(options[0]):
+            raise CommandError("ERR Protocol version is not an integer or out of range")
+        protocol = int(options[0])
+        if protocol not in (2, 3):
+            raise CommandError("NOPROTO unsupported protocol version")
+    words = iter(options[1:])
+    for word in words:
+        values = list(itertools.islice(words, {b"AUTH": 2, b"SETNAME": 1}.get(word.upper(), 0)))
+        if word.upper() == b"AUTH" and len(values) == 2:
+            auth(context, *values)
+        elif word.upper() == b"SETNAME" and values:
+            name = _client_name("Client names", values[0])
+        else:
+            raise CommandError(f"ERR Syntax error in HELLO option '{_shown(word)}'")
+    context.protocol = protocol
+    if name is not None:
+        context.names["name"] = name
+    return {
+        b"server": b"redis",
+        b"version": REDIS_VERSION.encode(),
+        b"proto": protocol,
+        b"id": context.id,
+        b"mode": b"standalone",
+        b"role": b"master",
+        b"modules": [],
+    }
+
+
+@command("AUTH [username] password")
+def auth(context: Context, *credentials: bytes) -> Reply:
+    """Give a password; there is none, so nobody but the user default needs to."""
+    if len(credentials) == 1:
+        raise CommandError(
+            "ERR AUTH <password> called without any password configured for the default user."
+            " Are you sure your configuration is correct?"
+        )
+    if credentials[0] != b"default":
+        raise CommandError("WRONGPASS invalid username-password pair or user is disabled.")
+    return OK
+
+
+@command("SELECT index")
+def select_(context: Context, index: bytes) -> Reply:
+    """Choose a database; there is one, 0."""
+    if parse_integer(index) != 0:
+        raise CommandError("ERR DB index is out of range")
+    return OK
+
+
+@command("RESET")
+def reset(context: Context) -> Reply:
+    """Put the connection back as it was when it was opened."""
+    context.protocol = 2
+    context.names.pop("name", None)
+    return Status(b"RESET")
+
+
+def _client_name(what: str, name: bytes) -> str:
+    if any(not 0x21 <= char <= 0x7E for char in name):
+        raise CommandError(f"ERR {what} cannot contain spaces, newlines or special characters.")
+    return name.decode("ascii")
+
+
+def _describe(context: Context) -> str:
+    facts = {
+        "id": context.id,
+        "name": context.names.get("name", ""),
+        "age": int(time.monotonic() - context.connected),
+        "db": 0,
+        "user": "default",
+        "resp": context.protocol,
+        "lib-name": context.names.get("lib-name", ""),
+        "lib-ver": context.names.get("lib-ver", ""),
+    }
+    return " ".join(f"{name}={value}" for name, value in facts.items()) + "\n"
+
+
+@command("CLIENT ID")
+def client_id(context: Context) -> Reply:
+    """The number of this connection."""
+    return context.id
+
+
+@command("CLIENT GETNAME")
+def client_getname(context: Context) -> Reply:
+    """The name the client has given itself."""
+    name = context.names.get("name")
+    return name.encode() if name else None
+
+
+@command("CLIENT SETNAME name")
+def client_setname(context: Context, name: bytes) -> Reply:
+    """Give the connection a name."""
+    context.names["name"] = _client_name("Client names", name)
+    return OK
+
+
+@command("CLIENT SETINFO attribute value")
+def client_setinfo(context: Context, attribute: bytes, value: bytes) -> Reply:
+    """Name the library that is used, LIB-NAME or LIB-VER."""
+    what = attribute.decode("latin-1").lower()
+    if what not in ("lib-name", "lib-ver"):
+        raise CommandError(f"ERR Unrecognized option '{_shown(attribute)}'")
+    context.names[what] = _client_name(what, value)
+    return OK
+
+
+@command("CLIENT INFO")
+def client_info(context: Context) -> Reply:
+    """What is known of this connection."""
+    return Verbatim(_describe(context).encode())
+
+
+@command("CLIENT LIST")
+def client_list(context: Context) -> Reply:
+    """What is known of each connection, one a line."""
+    return Verbatim("".join(map(_describe, context.statistics.clients.values())).encode())
+
+
 @command("QUIT")
 def quit_(context: Context) -> Reply:
     """End the connection."""
@@ -1099,7 +1275,7 @@ def info(context: Context, *sections: bytes) -> Reply:
         if title.lower() in wanted:
             lines = [f"{name}:{value}\r\n" for name, value in facts(context).items()]
             blocks.append(f"# {title}\r\n" + "".join(lines))
-    return "\r\n".join(blocks).encode("utf-8", "replace")
+    return Verbatim("\r\n".join(blocks).encode("utf-8", "replace"))
 
 
 def _server_facts(context: Context) -> dict[str, object]:
@@ -1120,7 +1296,7 @@ def _server_facts(context: Context) -> dict[str, object]:
 
 def _client_facts(context: Context) -> dict[str, object]:
     return {
-        "connected_clients": context.statistics.clients,
+        "connected_clients": len(context.statistics.clients),
         "maxclients": context.settings.max_clients,
         "max_message_bytes": context.settings.max_message,
     }
@@ -1974,7 +2150,7 @@ class Session:
                             )
                             context.closing = True
                     if terminator is None:
-                        data = encode_resp(reply)
+                        data = encode_resp(reply, context.protocol)
                     else:
                         data = encode_text(reply, terminator)
                     output.append(data)
@@ -2152,15 +2328,15 @@ class Server:
         return None
 
     def _serve(self, connection: Connection) -> None:
-        session = Session(connection, Context(self._store, self._settings, self._statistics))
+        context = Context(self._store, self._settings, self._statistics)
+        session = Session(connection, context)
         with self._lock:
             self._sessions.add(session)
             self._spare -= 1
             if self._spare < SPARE_LISTENERS and self._workers < self._settings.max_clients:
                 self._add_worker()
         with self._store.lock:
-            self._statistics.connections += 1
-            self._statistics.clients += 1
+            context.register()
         try:
             session.run()
         except ConnectionLost as error:
@@ -2170,7 +2346,7 @@ class Server:
                 self._sessions.discard(session)
                 self._spare += 1
             with self._store.lock:
-                self._statistics.clients -= 1
+                context.leave()
             connection.close()
 
     def _sweep(self) -> None:

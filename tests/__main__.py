@@ -181,7 +181,15 @@ def clients(python: str, path: Callable[[Path], str]) -> Iterator[tuple[str, str
         "PIPECACHE_NODE": provision.windows_node,
         "PIPECACHE_C_CLIENT": lambda: provision.c_program(sources / "pipe.c"),
         "PIPECACHE_GO_CLIENT": lambda: provision.go_program(sources / "pipe.go"),
+        "PIPECACHE_NODE_MODULES": node_modules,
     }
+    return provided(wanted, path)
+
+
+def provided(
+    wanted: Mapping[str, Callable[[], Path]], path: Callable[[Path], str]
+) -> Iterator[tuple[str, str]]:
+    """Each variable with what it is to hold, or with the reason why it holds nothing."""
     for name, provide in wanted.items():
         try:
             yield name, path(provide())
@@ -189,12 +197,25 @@ def clients(python: str, path: Callable[[Path], str]) -> Iterator[tuple[str, str
             yield f"{name}_UNAVAILABLE", str(error)
 
 
+def node_modules() -> Path:
+    """The npm clients of Redis."""
+    return provision.npm("redis", ["ioredis@5.9.2", "redis@4.7.0"]) / "node_modules"
+
+
+def redis_py() -> Path:
+    """A Python with redis-py, the newest that this version of Python can have."""
+    version = "8.1.0" if sys.version_info >= (3, 10) else "6.1.1"
+    return provision.environment("redis", [f"redis=={version}"])
+
+
 def run_native(options: argparse.Namespace) -> Result:
     """The suite on this interpreter."""
-    extra: dict[str, str] = {}
     if sys.platform == "win32":
         version = "{}.{}".format(*sys.version_info)
         extra = dict(clients(version, str))
+    else:
+        wanted = {"PIPECACHE_NODE_MODULES": node_modules, "PIPECACHE_REDIS_PY": redis_py}
+        extra = dict(provided(wanted, str))
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "tests"), *suite_arguments(options)],
         cwd=ROOT,

@@ -399,13 +399,13 @@ def npm(name: str, requirements: Sequence[str]) -> Path:
     """A folder whose node_modules holds these packages of the npm registry (``ioredis@5.4.1``)."""
 
     def build(folder: Path) -> None:
-        program = shutil.which("npm")
-        if not program:
-            raise Unavailable("npm is not installed: install Node.js and put it on PATH")
+        program: list[PathLike] = [shutil.which("npm") or ""]
+        if not program[0]:
+            program = [environment("node", ["nodejs-bin==18.4.0a4"]), "-m", "nodejs.npm"]
         (folder / "package.json").write_text(json.dumps({"private": True}), encoding="utf-8")
         _say(f"Installing {' '.join(requirements)} ...")
         _succeed(
-            [program, "install", "--no-audit", "--no-fund", "--ignore-scripts", *requirements],
+            [*program, "install", "--no-audit", "--no-fund", "--ignore-scripts", *requirements],
             f"Installing {' '.join(requirements)}",
             cwd=folder,
         )
