@@ -193,6 +193,7 @@ class CommandError(PipecacheError):
 
 
 def wrong_arity(name: bytes) -> CommandError:
+    """The error for too few or too many arguments."""
     return CommandError(f"ERR wrong number of arguments for '{_shown(name.lower())}' command")
 
 
@@ -210,11 +211,13 @@ class UnknownCommand(CommandError):
 
 
 def unknown_subcommand(name: bytes, subcommand: bytes) -> CommandError:
+    """The error for ``CLIENT FOO``."""
     shown = _shown(subcommand[:ERROR_EXCERPT])
     return CommandError(f"ERR unknown subcommand '{shown}'. Try {_shown(name.upper())} HELP.")
 
 
 def invalid_expire(name: str) -> CommandError:
+    """The error for a time to live that is over, or beyond 64 bits."""
     return CommandError(f"ERR invalid expire time in '{name}' command")
 
 
