@@ -788,6 +788,7 @@ class Command(NamedTuple):
     ``fewest`` and ``most`` bound the number of arguments, the name included.
     """
 
+    name: str
     run: Callable[..., Reply]
     fewest: int
     most: int
@@ -795,8 +796,9 @@ class Command(NamedTuple):
     summary: str
 
 
-#: Every command by its name in upper case, and in lower case too: clients send either.
-COMMANDS: dict[bytes, Command] = {}
+#: Every command by its name in upper case, and in lower case too: clients send either. A
+#: subcommand is under both its words, which no client can send as one name.
+COMMANDS: dict[bytes | tuple[bytes, ...], Command] = {}
 
 Function = TypeVar("Function", bound=Callable[..., Reply])
 
@@ -818,8 +820,12 @@ def command(usage: str) -> Callable[[Function], Function]:
         open_ended = re.search(r"\||\.\.\.", usage)
         most = fewest + sum(len(words.split()) for words in optional)
         summary = (function.__doc__ or "").partition("\n")[0]
-        entry = Command(function, fewest, sys.maxsize if open_ended else most, usage, summary)
-        COMMANDS[name.encode()] = COMMANDS[name.lower().encode()] = entry
+        entry = Command(name, function, fewest, sys.maxsize if open_ended else most, usage, summary)
+        path = tuple(name.encode().split())
+        if len(path) == 1:
+            COMMANDS[path[0]] = COMMANDS[path[0].lower()] = entry
+        else:
+            COMMANDS[path] = entry
         return function
 
     return declare
@@ -835,7 +841,7 @@ def execute(context: Context, arguments: list[bytes]) -> Reply:
         if not rest:
             return wrong_arity(name)
         subcommand, *rest = rest
-        entry = COMMANDS.get(b"%b %b" % (name.upper(), subcommand.upper()))
+        entry = COMMANDS.get((name.upper(), subcommand.upper()))
         if entry is None:
             return unknown_subcommand(name, subcommand)
         name = b"%b|%b" % (name, subcommand)
@@ -1330,12 +1336,12 @@ _INFO_SECTIONS: tuple[tuple[str, Callable[[Context], dict[str, object]]], ...] =
 @command("HELP [command]")
 def help_(context: Context, name: bytes | None = None) -> Reply:
     """The commands, or how one is used."""
-    if name is None:
-        chosen = [entry for key, entry in COMMANDS.items() if key.isupper()]
-    elif name.upper() in COMMANDS:
-        chosen = [COMMANDS[name.upper()]]
-    else:
-        raise CommandError(f"ERR no command '{_shown(name[:ERROR_EXCERPT])}'; HELP lists them all")
+    chosen = list(dict.fromkeys(COMMANDS.values()))
+    if name is not None:
+        wanted = _shown(name[:ERROR_EXCERPT]).upper()
+        chosen = [entry for entry in chosen if entry.name.split()[0] == wanted]
+        if not chosen:
+            raise CommandError(f"ERR no command '{wanted}'; HELP lists them all")
     return [Status(f"{entry.usage} - {entry.summary}".encode()) for entry in chosen]
 
 

@@ -26,9 +26,8 @@ class ReadmeTests(unittest.TestCase):
                 self.assertIn(f"\n{program}```", self.text)
 
     def test_every_command_is_named(self) -> None:
-        for name in COMMANDS:
-            if name.isupper():
-                self.assertRegex(self.text, rf"\b{name.decode()}\b")
+        for entry in COMMANDS.values():
+            self.assertRegex(self.text, rf"\b{entry.name}\b")
 
     def test_every_option_is_named(self) -> None:
         for action in _argument_parser()._actions:

@@ -62,6 +62,10 @@ class HandshakeTests(ServerCase):
                 (b"CLIENT", b"GETNAME", b"x"),
                 b"-ERR wrong number of arguments for 'client|getname' command\r\n",
             ),
+            (
+                (b"CLIENT GETNAME", b"x"),
+                b"-ERR unknown command 'CLIENT GETNAME', with args beginning with: 'x' \r\n",
+            ),
             ((b"SELECT", b"0"), b"+OK\r\n"),
             ((b"SELECT", b"1"), b"-ERR DB index is out of range\r\n"),
             (
