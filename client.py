@@ -783,6 +783,7 @@ class Client(Commands):
         _clients.add(self)
 
     def execute_command(self, *arguments: Argument) -> Any:
+        # As _converse() does it, but without a list of one: nearly every call comes through here.
         data = encode_command(arguments)
         connection = self._take()
         try:
