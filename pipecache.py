@@ -30,18 +30,23 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import bisect
 import collections
 import concurrent.futures
 import contextlib
 import errno
+import fractions
 import functools
 import heapq
+import hmac
 import itertools
 import logging
 import math
+import operator
 import os
+import random
 import re
-import select
+import selectors
 import signal
 import socket
 import stat
@@ -53,9 +58,10 @@ import weakref
 from typing import (
     Any,
     Callable,
+    Deque,
     Dict,
+    Iterable,
     List,
-    NamedTuple,
     Optional,
     Sequence,
     Tuple,
@@ -113,6 +119,10 @@ CHUNK_SIZE = 65536
 MAX_ARGUMENTS = 1024 * 1024
 MAX_HEADER = 65536
 
+#: The same, and bytes of one, while a client has not given the password it must give.
+MAX_LOCKED_OUT_ARGUMENTS = 10
+MAX_LOCKED_OUT_ARGUMENT = 16384
+
 #: One client's commands and bytes of replies after which the others get a turn.
 TURN_COMMANDS = 256
 TURN_BYTES = 1024 * 1024
@@ -123,6 +133,22 @@ SWEEP_KEYS = 1000
 
 #: Bytes of a pattern: to prepare one takes time in which nobody is served.
 MAX_PATTERN = 4096
+
+#: Keys looked at by one SCAN at most, and up to how many members HSCAN and its like give at once.
+MAX_SCAN = 10_000
+SCAN_WHOLE = 128
+
+#: Keys of which an LRU policy evicts the one not used for longest.
+LRU_SAMPLES = 5
+
+#: Bytes of a decimal number.
+MAX_NUMBER = 4000
+
+#: Milliseconds by which the wall clock must be off to have been set.
+CLOCK_STEP = 500
+
+#: Seconds that DEBUG SLEEP sleeps at most.
+MAX_SLEEP = 3600.0
 
 #: Bytes of a command that an error message repeats.
 ERROR_EXCERPT = 128
@@ -135,32 +161,78 @@ INTEGER_MIN, INTEGER_MAX = -(2**63), 2**63 - 1
 REDIS_VERSION = "7.0.15"
 
 
+#: What gives way when memory is short: nothing, or keys (of all, or of those with a time to live)
+#: that were not used for long, that chance chooses, or that expire first.
+POLICIES = ("noeviction", "allkeys-lru", "allkeys-random", "volatile-lru", "volatile-ttl")
+
+
+def parse_size(text: str) -> int:
+    """A number of bytes such as ``65536``, ``64kb``, ``10mb`` or ``1gb``, in steps of 1024.
+
+    :raises ValueError: for anything else.
+    """
+    match = re.fullmatch(r"(\d+)\s*([kmg]?)b?", text.strip().lower())
+    if match is None:
+        raise ValueError(f"{text!r} is not a size such as 64kb, 10mb or 1gb")
+    exponent: int = " kmg".index(match[2] or " ")
+    return int(match[1]) * int(1024**exponent)
+
+
 class Settings:
     """What one server is told when it is made.
 
     :param pipe: the pipe's name, see :func:`pipe_address`.
     :param max_clients: clients served at once.
     :param max_message: bytes of the longest text command or RESP argument.
+    :param max_memory: bytes that keys and values may take, 0 for no limit.
+    :param policy: what happens beyond that, one of POLICIES.
+    :param tcp: a port of 127.0.0.1 to serve too, or None.
+    :param password: what clients of that port must give by AUTH, or None if nothing.
     :raises ValueError: for a value that cannot be used.
     """
 
-    __slots__ = ("max_clients", "max_message", "pipe")
+    __slots__ = (
+        "max_clients", "max_memory", "max_message", "password", "pipe", "policy", "tcp",
+    )  # fmt: skip
 
     def __init__(
         self,
         pipe: str = DEFAULT_PIPE,
         max_clients: int = MAX_CLIENTS,
         max_message: int = MAX_MESSAGE,
+        max_memory: int = 0,
+        policy: str = "noeviction",
+        tcp: int | None = None,
+        password: bytes | None = None,
     ) -> None:
         if not pipe.strip() or any(char < " " for char in pipe):
             raise ValueError("the pipe needs a name, without control characters")
         if max_clients < 1:
             raise ValueError("max_clients must be 1 or more")
-        if max_message < MIN_MESSAGE:
-            raise ValueError(f"max_message must be {MIN_MESSAGE} bytes or more")
+        if max_memory < 0:
+            raise ValueError("max_memory must be 0 (no limit) or more bytes")
+        if policy not in POLICIES:
+            raise ValueError(f"the policy must be one of {', '.join(POLICIES)}")
+        if tcp is not None and not 1 <= tcp <= 65535:
+            raise ValueError("the TCP port must be from 1 to 65535")
+        if password is not None and (tcp is None or not password):
+            raise ValueError("a password is for TCP, which needs a port, and cannot be empty")
         self.pipe = pipe
         self.max_clients = max_clients
-        self.max_message = max_message
+        self.set_max_message(max_message)
+        self.max_memory = max_memory
+        self.policy = policy
+        self.tcp = tcp
+        self.password = password
+
+    def set_max_message(self, size: int) -> None:
+        """Change ``max_message``, for what is received from now on.
+
+        :raises ValueError: if it is too small.
+        """
+        if size < MIN_MESSAGE:
+            raise ValueError(f"max_message must be {MIN_MESSAGE} bytes or more")
+        self.max_message = size
 
 
 # ----------------------------------------------------------------------------
@@ -222,14 +294,17 @@ def invalid_expire(name: str) -> CommandError:
 
 
 def _shown(data: bytes) -> str:
-    # A line break inside an error would end the RESP reply it stands in.
-    return data.decode("latin-1").replace("\r", " ").replace("\n", " ")
+    # A line break inside an error would end the RESP reply it stands in. Redis stops at a NUL.
+    return data.partition(b"\0")[0].decode("latin-1").replace("\r", " ").replace("\n", " ")
 
 
 WRONG_TYPE = "WRONGTYPE Operation against a key holding the wrong kind of value"
 NOT_AN_INTEGER = "ERR value is not an integer or out of range"
 SYNTAX_ERROR = "ERR syntax error"
+NOT_A_FLOAT = "ERR value is not a valid float"
+BAD_HASH_INTEGER = "ERR hash value is not an integer"
 OVERFLOW = "ERR increment or decrement would overflow"
+OUT_OF_MEMORY = "OOM command not allowed when used memory > 'maxmemory'."
 
 
 # ----------------------------------------------------------------------------
@@ -245,6 +320,7 @@ class Status(bytes):
 
 OK = Status(b"OK")
 PONG = Status(b"PONG")
+QUEUED = Status(b"QUEUED")
 
 
 class Verbatim(bytes):
@@ -253,8 +329,34 @@ class Verbatim(bytes):
     __slots__ = ()
 
 
-#: What a command returns: bytes for a value, int, list or dict of replies, None for nothing there.
-Reply = Union[None, int, bytes, Status, Verbatim, PipecacheError, List[Any], Dict[bytes, Any]]
+class Members(List[bytes]):
+    """The members of a set, in no order: RESP3 says so."""
+
+    __slots__ = ()
+
+
+class Pairs(List[Any]):
+    """Pairs, which RESP3 has as lists of two, and RESP2 one after the other."""
+
+    __slots__ = ()
+
+
+class Absent:
+    """What is like None among replies, but not written so in RESP2."""
+
+    def __init__(self, resp2: bytes) -> None:
+        self.resp2 = resp2
+
+
+#: No list where there could be one; and no reply at all, for CLIENT REPLY OFF.
+NO_LIST = Absent(b"*-1\r\n")
+NOTHING = Absent(b"")
+
+#: What a command returns: bytes for a value, int, float, list or dict of replies, None for
+#: nothing there.
+Reply = Union[
+    None, int, float, bytes, Status, Verbatim, Absent, PipecacheError, List[Any], Dict[bytes, Any]
+]
 
 
 # ----------------------------------------------------------------------------
@@ -314,20 +416,29 @@ def split_text(line: bytes) -> list[bytes]:
     return words
 
 
+def encode_double(number: float) -> bytes:
+    """A score, in as many digits as make it exact."""
+    return b"%.17g" % number
+
+
 def encode_text(reply: Reply, terminator: bytes) -> bytes:
     """The text form of a reply: bare values, one list element a line, ``ERROR: ...``."""
-    return _text_body(reply, terminator or b"\n") + terminator
+    return b"" if reply is NOTHING else _text_body(reply, terminator or b"\n") + terminator
 
 
 def _text_body(reply: Reply, separator: bytes) -> bytes:
-    if reply is None:
+    if reply is None or isinstance(reply, Absent):
         return b""
     if isinstance(reply, bytes):
         return reply
     if isinstance(reply, int):
         return b"%d" % reply
+    if isinstance(reply, float):
+        return encode_double(reply)
     if isinstance(reply, dict):
         reply = list(itertools.chain.from_iterable(reply.items()))
+    if isinstance(reply, Pairs):
+        reply = list(itertools.chain.from_iterable(reply))
     if isinstance(reply, list):
         return separator.join(_text_body(element, separator) for element in reply)
     if isinstance(reply, UnknownCommand):
@@ -349,13 +460,21 @@ def encode_resp(reply: Reply, version: int = 2) -> bytes:
         return encode_resp(bytes(reply))
     if isinstance(reply, int):
         return b":%d\r\n" % reply
+    if isinstance(reply, float):
+        number = encode_double(reply)
+        return b",%b\r\n" % number if version == 3 else encode_resp(number)
+    if isinstance(reply, Absent):
+        return b"_\r\n" if version == 3 and reply.resp2 else reply.resp2
     if isinstance(reply, dict):
         elements = list(itertools.chain.from_iterable(reply.items()))
         header = b"%%%d\r\n" % len(reply) if version == 3 else b"*%d\r\n" % len(elements)
         return header + b"".join([encode_resp(element, version) for element in elements])
+    if isinstance(reply, Pairs):
+        reply = list(map(list, reply) if version == 3 else itertools.chain.from_iterable(reply))
     if isinstance(reply, list):
         elements = [encode_resp(element, version) for element in reply]
-        return b"*%d\r\n%b" % (len(reply), b"".join(elements))
+        kind = b"~" if version == 3 and isinstance(reply, Members) else b"*"
+        return b"%b%d\r\n%b" % (kind, len(reply), b"".join(elements))
     return b"-%b\r\n" % str(reply).encode("latin-1", "replace")
 
 
@@ -394,12 +513,14 @@ class RequestParser:
         self._bulk = -1  # the length of the argument under way, -1 before its header
         self._scanned = 0  # bytes of the buffer known to hold no line feed
         self._speaks_resp = False
+        #: Whether only what a password needs is read, because none was given yet.
+        self.restricted = False
 
     def feed(self, chunk: bytes, end_of_message: bool = True) -> list[Request]:
         """Take one chunk and return the requests it completes, in order."""
         requests: list[Request] = []
         if not self._missing and not self._buffer:
-            if chunk.startswith(b"*"):
+            if chunk.startswith(b"*") and not self.restricted:
                 chunk = self._split_pipeline(chunk, requests)
                 if not chunk:
                     return requests
@@ -470,6 +591,8 @@ class RequestParser:
         size = _parse_length(header[0])
         if size is None or size > MAX_ARGUMENTS:
             raise ProtocolError("ERR Protocol error: invalid multibulk length")
+        if self.restricted and size > MAX_LOCKED_OUT_ARGUMENTS:
+            raise ProtocolError("ERR Protocol error: unauthenticated multibulk length")
         self._missing = max(size, 0)
         self._arguments = []
         return header[1]
@@ -486,6 +609,8 @@ class RequestParser:
             size = _parse_length(header[0])
             if size is None or not 0 <= size <= self._max_message:
                 raise ProtocolError("ERR Protocol error: invalid bulk length")
+            if self.restricted and size > MAX_LOCKED_OUT_ARGUMENT:
+                raise ProtocolError("ERR Protocol error: unauthenticated bulk length")
             self._bulk = size
             return header[1]
         end = position + self._bulk
@@ -513,11 +638,10 @@ class RequestParser:
             complete = end >= 0
             taken = end = end + 1 if complete else len(buffer)
             self._scanned = 0 if complete else end - position
-        if end - position > self._max_message + 2:
+        limit = MAX_LOCKED_OUT_ARGUMENT if self.restricted else self._max_message
+        if end - position > limit + 2:
             self._speaks_resp = False
-            raise ProtocolError(
-                f"ERR the command is longer than the limit of {self._max_message} bytes"
-            )
+            raise ProtocolError(f"ERR the command is longer than the limit of {limit} bytes")
         if not complete:
             return None
         self._take_line(bytes(buffer[position:end]), requests)
@@ -526,7 +650,7 @@ class RequestParser:
     def _is_line(self, chunk: bytes, end_of_message: bool) -> bool:
         # Whether a chunk is one whole text command, as nearly all of them come.
         whole = end_of_message if self._framed else chunk.find(b"\n") == len(chunk) - 1 >= 0
-        return whole and len(chunk) <= self._max_message
+        return whole and len(chunk) <= self._max_message and not self.restricted
 
     def _take_line(self, line: bytes, requests: list[Request]) -> None:
         terminator = b""
@@ -540,6 +664,238 @@ class RequestParser:
             requests.append((split_text(line), terminator))
         except CommandError as error:
             requests.append((error, terminator))
+
+
+# ----------------------------------------------------------------------------
+# Values: what a key can hold, beside bytes
+# ----------------------------------------------------------------------------
+
+# What CPython takes for things beside their bytes, to keep count of memory: a key with its place
+# in the dict, a time to live, a time of use, a bytes object, an empty collection, an element of
+# a list, of a hash or set, and of a sorted set.
+KEY_COST = 88
+DEADLINE_COST = 144
+USE_COST = 80
+BYTES_COST = 40
+COLLECTION_COST = 320
+LIST_ELEMENT_COST = 48
+TABLE_ELEMENT_COST = 104
+RANKED_ELEMENT_COST = 208
+
+
+class ListValue(Deque[bytes]):
+    """A list; a push or a pop at either end costs the same however long it is."""
+
+    __slots__ = ("counted", "payload")
+
+    def __init__(self, elements: Iterable[bytes] = ()) -> None:
+        super().__init__(elements)
+        #: Bytes of the elements, and the cost the store has counted for this value.
+        self.payload = sum(map(len, self))
+        self.counted = 0
+
+    @property
+    def cost(self) -> int:
+        return COLLECTION_COST + self.payload + len(self) * LIST_ELEMENT_COST
+
+    def push(self, elements: Iterable[bytes], left: bool) -> None:
+        for element in elements:
+            (self.appendleft if left else self.append)(element)
+            self.payload += len(element)
+
+    def take(self, left: bool) -> bytes:
+        element = self.popleft() if left else self.pop()
+        self.payload -= len(element)
+        return element
+
+    def take_some(self, left: bool, most: int) -> list[bytes]:
+        return [self.take(left) for _ in range(min(most, len(self)))]
+
+    def assign(self, elements: Iterable[bytes]) -> None:
+        """Hold these elements instead."""
+        elements = list(elements)
+        self.clear()
+        self.payload = 0
+        self.push(elements, left=False)
+
+    def copy(self) -> ListValue:
+        return ListValue(self)
+
+
+class Table(Dict[bytes, Any]):
+    """A dict that can be walked through in parts, and asked for any one of its keys."""
+
+    __slots__ = ("_drawn", "_misses", "_walked")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._walked: list[bytes] | None = None
+        self._drawn: list[bytes] = []
+        self._misses = 0
+
+    def walk(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
+        """The next keys of a walk that begins and ends with cursor 0, and its next cursor.
+
+        A key that is there throughout is among them. The walk goes from the last place to the
+        first: a dict is in the order of insertion, so however often the places are numbered
+        anew, a key only moves towards those still to be visited, and only new keys are behind.
+        """
+        if self._walked is None or not cursor:
+            self._walked = list(self)
+        end = min(cursor, len(self._walked)) if cursor else len(self._walked)
+        start = max(end - count, 0)
+        found = [key for key in reversed(self._walked[start:end]) if key in self]
+        if not start:
+            self._walked = None
+        return start, found
+
+    def draw(self) -> bytes:
+        """One of the keys, of which there must be one, by chance."""
+        tolerated = len(self) // 8
+        if abs(len(self._drawn) - len(self)) > tolerated or self._misses > tolerated:
+            self._drawn, self._misses = list(self), 0
+        while True:
+            key = self._drawn[int(random.random() * len(self._drawn))]
+            if key in self:
+                return key
+            self._misses += 1
+            if self._misses > tolerated:
+                self._drawn, self._misses = list(self), 0
+
+    def clear(self) -> None:
+        super().clear()
+        self._walked, self._drawn = None, []
+
+
+class Hash(Table):
+    """A hash: values by their fields."""
+
+    __slots__ = ("counted", "payload")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.payload = self.counted = 0
+
+    @property
+    def cost(self) -> int:
+        return COLLECTION_COST + self.payload + len(self) * TABLE_ELEMENT_COST
+
+    def put(self, field: bytes, value: bytes = b"") -> bool:
+        """Set a field and tell whether it is new."""
+        old = self.get(field)
+        self[field] = value
+        self.payload += len(value) + (len(field) if old is None else -len(old))
+        return old is None
+
+    def take(self, field: bytes) -> bool:
+        """Take a field away and tell whether it was there."""
+        value = self.pop(field, None)
+        if value is None:
+            return False
+        self.payload -= len(field) + len(value)
+        return True
+
+    def copy(self) -> Any:
+        twin = type(self)()
+        twin.update(self)
+        twin.payload = self.payload
+        return twin
+
+
+class Set(Hash):
+    """A set: its members are fields without a value."""
+
+    __slots__ = ()
+
+
+class _Last:
+    # Greater than anything it is compared with.
+    def __gt__(self, other: object) -> bool:
+        return True
+
+
+LAST = _Last()
+
+
+class SortedSet:
+    """Members in the order of their scores, and of their bytes where scores are equal."""
+
+    __slots__ = ("_parts", "counted", "payload", "scores")
+
+    #: Pairs in one part at most: to insert moves that many, to find a rank looks at each part.
+    PART = 1000
+
+    def __init__(self) -> None:
+        self.scores = Table()
+        self._parts: list[list[tuple[float, bytes]]] = [[]]
+        self.payload = self.counted = 0
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def cost(self) -> int:
+        return COLLECTION_COST + self.payload + len(self) * RANKED_ELEMENT_COST
+
+    def put(self, member: bytes, score: float) -> None:
+        """Set the score of a member."""
+        self.take(member)
+        self.scores[member] = score
+        self.payload += len(member)
+        index = self._part((score, member))
+        part = self._parts[index]
+        bisect.insort(part, (score, member))
+        if len(part) > self.PART:
+            self._parts.insert(index + 1, part[self.PART // 2 :])
+            del part[self.PART // 2 :]
+
+    def take(self, member: bytes) -> bool:
+        """Take a member away and tell whether it was there."""
+        score = self.scores.pop(member, None)
+        if score is None:
+            return False
+        self.payload -= len(member)
+        index = self._part((score, member))
+        part = self._parts[index]
+        del part[bisect.bisect_left(part, (score, member))]
+        if not part and len(self._parts) > 1:
+            del self._parts[index]
+        return True
+
+    def rank(self, pair: tuple[Any, ...]) -> int:
+        """How many pairs of score and member come before this one, or before this score."""
+        index = self._part(pair)
+        return sum(map(len, self._parts[:index])) + bisect.bisect_left(self._parts[index], pair)
+
+    def pairs(self, start: int, stop: int) -> list[tuple[float, bytes]]:
+        """The pairs of score and member whose ranks are from start to before stop."""
+        found: list[tuple[float, bytes]] = []
+        for part in self._parts:
+            if stop <= 0:
+                break
+            if start < len(part):
+                found += part[max(start, 0) : stop]
+            start -= len(part)
+            stop -= len(part)
+        return found
+
+    def copy(self) -> SortedSet:
+        twin = SortedSet()
+        twin.scores.update(self.scores)
+        twin._parts = [part[:] for part in self._parts]
+        twin.payload = self.payload
+        return twin
+
+    def _part(self, pair: tuple[Any, ...]) -> int:
+        # The first part that does not end before the pair, or the last one.
+        low, high = 0, len(self._parts) - 1
+        while low < high:
+            middle = (low + high) // 2
+            if self._parts[middle][-1] < pair:
+                low = middle + 1
+            else:
+                high = middle
+        return low
 
 
 # ----------------------------------------------------------------------------
@@ -608,25 +964,50 @@ def _glob_class(pattern: bytes, position: int) -> tuple[bytes, int]:
     return b"[%b%b]" % (b"^" if negated else b"", members), position + 1
 
 
+class Watch:
+    """What a client has asked to be told of: whether one of these keys was changed since."""
+
+    __slots__ = ("broken", "keys")
+
+    def __init__(self) -> None:
+        self.broken = False
+        self.keys: set[bytes] = set()
+
+
 class Store:
     """Every value by its key, with expiry times beside them.
 
     :param clock: seconds that only ever go forward, as :func:`time.monotonic`.
+    :param wall: seconds since 1970, as :func:`time.time`.
 
     Use it under :attr:`lock`; the methods do not take it themselves, so that
     several can be one step.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         self.lock = threading.RLock()
-        #: Keys that expired, since the start.
-        self.expired = 0
+        #: Keys that expired, and that were evicted, since the start.
+        self.expired = self.evicted = 0
+        #: Bytes that the keys and values take; above the limit, make_room() evicts some.
+        self.used = 0
+        self.limit = math.inf
         self._clock = clock
-        self._values: dict[bytes, Any] = {}
-        self._deadlines: dict[bytes, int] = {}
+        self._wall = wall
+        self._offset = 0
+        self._values = Table()
+        self._deadlines = Table()
         # The deadlines in order. A deadline that was moved or taken away stays in the heap
         # until it comes up, or until such entries are the majority.
         self._queue: list[tuple[int, bytes]] = []
+        self._watches: dict[bytes, list[Watch]] = {}
+        self._policy = "noeviction"
+        # When each key was last used, while the policy asks for that.
+        self._uses: dict[bytes, int] | None = None
+        self._key_cost = KEY_COST
 
     def __len__(self) -> int:
         return len(self._values)
@@ -640,6 +1021,13 @@ class Store:
         """The time on the store's clock in milliseconds."""
         return int(self._clock() * 1000)
 
+    def unix_time(self, time: int) -> int:
+        """The milliseconds since 1970 at this millisecond of :meth:`now`."""
+        offset = int(self._wall() * 1000) - self.now()
+        if abs(offset - self._offset) > CLOCK_STEP:
+            self._offset = offset
+        return time + self._offset
+
     def read(self, key: bytes, kind: type[Value]) -> Value | None:
         """The value of a key, or None.
 
@@ -648,34 +1036,91 @@ class Store:
         if self._deadlines and self._expire(key):
             return None
         value = self._values.get(key)
+        if self._uses is not None and value is not None:
+            self._uses[key] = self.now()
         if value is None or value.__class__ is kind:
             return value
         raise CommandError(WRONG_TYPE)
 
     def strings(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values of several keys, None where there is none or one of another kind."""
-        if self._deadlines:
+        if self._deadlines or self._uses is not None:
             for key in keys:
-                self._expire(key)
+                self.look(key)
         values = map(self._values.get, keys)
         return [value if value.__class__ is bytes else None for value in values]
+
+    def look(self, key: bytes) -> Any:
+        """The value of a key, of whatever kind, or None; counts as a use."""
+        if key in self and self._uses is not None:
+            self._uses[key] = self.now()
+        return self._values.get(key)
+
+    def peek(self, key: bytes) -> Any:
+        """The same; does not count as a use."""
+        return self._values[key] if key in self else None
 
     def __contains__(self, key: object) -> bool:
         return key in self._values and not (self._deadlines and self._expire(key))
 
-    def write(self, key: bytes, value: object) -> None:
-        """Put a value in place of the one the key has, which keeps its time to live."""
+    def write(self, key: bytes, value: Any) -> None:
+        """Put a value in place of the one the key has, which keeps its time to live.
+
+        A collection is put back so after every change of it, and goes when it is empty.
+        """
         if self._deadlines:
             self._expire(key)
-        self._values[key] = value
+        if value.__class__ is bytes or value:
+            self._put(key, value)
+        else:
+            self._remove(key)
 
-    def replace(self, key: bytes, value: object, deadline: int | None = None) -> None:
+    def replace(self, key: bytes, value: Any, deadline: int | None = None) -> None:
         """Set a key afresh, to expire at a deadline in milliseconds of :meth:`now`, or never."""
-        self._values[key] = value
+        self._put(key, value)
         if deadline is not None:
             self.set_deadline(key, deadline)
         elif self._deadlines:
-            self._deadlines.pop(key, None)
+            self._forget_deadline(key)
+
+    def _put(self, key: bytes, value: Any) -> None:
+        old = self._values.get(key)
+        self._values[key] = value
+        if old.__class__ is bytes is value.__class__:
+            self.used += len(value) - len(old)  # type: ignore[arg-type]
+        else:
+            self._count(key, old, value)
+        if self._watches:
+            self._tell(key)
+        if self._uses is not None:
+            self._uses[key] = self.now()
+
+    def _count(self, key: bytes, old: Any, value: Any) -> None:
+        # A collection may be changed and put back, so what it had cost is kept with it.
+        if old is None:
+            self.used += self._key_cost + len(key)
+        elif old.__class__ is bytes:
+            self.used -= BYTES_COST + len(old)
+        else:
+            self.used -= old.counted
+            old.counted = 0
+        if value is None:
+            self.used -= self._key_cost + len(key)
+        elif value.__class__ is bytes:
+            self.used += BYTES_COST + len(value)
+        else:
+            value.counted = value.cost
+            self.used += value.counted
+
+    def _tell(self, key: bytes) -> None:
+        for watch in self._watches.get(key, ()):
+            watch.broken = True
+
+    def cost(self, key: bytes) -> int:
+        """The bytes a key takes with its value."""
+        value = self._values[key]
+        own = BYTES_COST + len(value) if type(value) is bytes else value.cost
+        return self._key_cost + len(key) + own
 
     def delete(self, key: bytes) -> bool:
         """Take a key away and tell whether it was there."""
@@ -683,11 +1128,29 @@ class Store:
         self._remove(key)
         return there
 
+    def rename(self, source: bytes, target: bytes) -> None:
+        """Give a key that exists another name, in place of any other of that name."""
+        if source != target:
+            value, deadline = self._values[source], self._deadlines.get(source)
+            self._remove(source)
+            self.replace(target, value, deadline)
+
     def set_deadline(self, key: bytes, deadline: int) -> None:
         """Let a key that exists expire at this millisecond of :meth:`now`."""
+        if key not in self._deadlines:
+            self.used += DEADLINE_COST
         self._deadlines[key] = deadline
         heapq.heappush(self._queue, (deadline, key))
         self._shorten_queue()
+        if self._watches:
+            self._tell(key)
+
+    def expire(self, key: bytes, deadline: int) -> None:
+        """The same, at once if that has passed."""
+        if deadline <= self.now():
+            self.delete(key)
+        else:
+            self.set_deadline(key, deadline)
 
     def deadline(self, key: bytes) -> int | None:
         """When a key expires, or None."""
@@ -695,18 +1158,108 @@ class Store:
 
     def persist(self, key: bytes) -> bool:
         """Let a key stay, and tell whether it would have expired."""
-        return key in self and self._deadlines.pop(key, None) is not None
+        if key not in self or not self._forget_deadline(key):
+            return False
+        if self._watches:
+            self._tell(key)
+        return True
+
+    def _forget_deadline(self, key: bytes) -> bool:
+        if self._deadlines.pop(key, None) is None:
+            return False
+        self.used -= DEADLINE_COST
+        return True
 
     def keys(self) -> list[bytes]:
         """Every key that has not expired."""
         self.sweep(len(self._queue))
         return list(self._values)
 
+    def walk(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
+        """See :meth:`Table.walk`."""
+        cursor, keys = self._values.walk(cursor, count)
+        return cursor, [key for key in keys if key in self]
+
+    def draw(self) -> bytes | None:
+        """Any key, or None if there is none."""
+        while self._values:
+            key = self._values.draw()
+            if key in self:
+                return key
+        return None
+
     def clear(self) -> None:
         """Take every key away."""
+        for key in self._watches:
+            if key in self._values:
+                self._tell(key)
         self._values.clear()
         self._deadlines.clear()
         self._queue.clear()
+        self.used = 0
+        if self._uses is not None:
+            self._uses.clear()
+
+    def watch(self, key: bytes, watch: Watch) -> None:
+        """Let a watch be told when this key is changed."""
+        self._expire(key)
+        if key not in watch.keys:
+            watch.keys.add(key)
+            self._watches.setdefault(key, []).append(watch)
+
+    def unwatch(self, watch: Watch) -> None:
+        """End a watch; it is broken too by a key that has expired since."""
+        for key in watch.keys:
+            self._expire(key)
+            self._watches[key].remove(watch)
+            if not self._watches[key]:
+                del self._watches[key]
+
+    @property
+    def policy(self) -> str:
+        """Which keys go when memory is short, one of POLICIES."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: str) -> None:
+        self._policy = policy
+        if not policy.endswith("lru"):
+            self._uses = None
+        elif self._uses is None:
+            self._uses = dict.fromkeys(self._values, self.now())
+        before, self._key_cost = self._key_cost, KEY_COST + (self._uses is not None) * USE_COST
+        self.used += (self._key_cost - before) * len(self)
+
+    def idle(self, key: bytes) -> int | None:
+        """The milliseconds since a key was used, or None if the policy does not ask for that."""
+        return None if self._uses is None else self.now() - self._uses[key]
+
+    def make_room(self) -> None:
+        """Evict keys until the limit is kept.
+
+        :raises CommandError: if the policy has none left to take.
+        """
+        while self.used > self.limit:
+            key = self._victim()
+            if key is None:
+                raise CommandError(OUT_OF_MEMORY)
+            self._remove(key)
+            self.evicted += 1
+
+    def _victim(self) -> bytes | None:
+        self.sweep(SWEEP_KEYS)
+        table = self._values if self._policy.startswith("allkeys") else self._deadlines
+        if not table or self._policy == "noeviction":
+            return None
+        if self._policy == "allkeys-random":
+            return table.draw()
+        if self._policy == "volatile-ttl":
+            while self._deadlines.get(self._queue[0][1]) != self._queue[0][0]:
+                heapq.heappop(self._queue)
+            return self._queue[0][1]
+        # As Redis does it: the one of a few, taken by chance, that was not used for longest.
+        assert self._uses is not None
+        return min((table.draw() for _ in range(LRU_SAMPLES)), key=self._uses.__getitem__)
 
     def sweep(self, most: int) -> bool:
         """Take away up to so many expired keys and tell whether more may be left."""
@@ -735,12 +1288,19 @@ class Store:
         return True
 
     def _remove(self, key: bytes) -> None:
-        self._values.pop(key, None)
-        self._deadlines.pop(key, None)
+        value = self._values.pop(key, None)
+        if value is None:
+            return
+        self._forget_deadline(key)
+        self._count(key, value, None)
+        if self._watches:
+            self._tell(key)
+        if self._uses is not None:
+            self._uses.pop(key, None)
 
 
 # ----------------------------------------------------------------------------
-# Commands: what a client can ask for
+# Commands: how they are declared, found and carried out
 # ----------------------------------------------------------------------------
 
 
@@ -756,12 +1316,28 @@ class Statistics:
 
 
 class Context:
-    """What a command may see and change beside its arguments; one for each client."""
+    """What a command may see and change beside its arguments; one for each client.
 
-    def __init__(self, store: Store, settings: Settings, statistics: Statistics) -> None:
+    :param password: what the client must give by AUTH before anything else, or None.
+    :param address: where the client is, as CLIENT LIST shows it.
+    :param hang_up: ends the client's connection; may be called by any thread.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        statistics: Statistics,
+        password: bytes | None = None,
+        address: str = "",
+        hang_up: Callable[[], None] = lambda: None,
+    ) -> None:
         self.store = store
         self.settings = settings
         self.statistics = statistics
+        self.password = password
+        self.address = address
+        self.hang_up = hang_up
         #: Set by a command after whose reply the connection ends.
         self.closing = False
         #: The version of RESP the client has chosen by HELLO.
@@ -770,6 +1346,20 @@ class Context:
         self.names: dict[str, str] = {}
         self.connected = time.monotonic()
         self.id = 0
+        #: Whether only AUTH and the like are carried out, because no password was given yet.
+        self.locked_out = password is not None
+        #: The commands since MULTI, or None; and whether one of them could not be accepted.
+        self.queue: list[tuple[Command, list[bytes]]] | None = None
+        self.spoiled = False
+        self.watch: Watch | None = None
+        #: How CLIENT REPLY wants it: "ON", "OFF", or "SKIP" and then "SKIPPING" for one reply.
+        self.replying = "ON"
+        #: Whether any of these asks for more than to carry out a command and reply.
+        self.guarded = self.locked_out
+
+    def guard(self) -> None:
+        """Find out anew what ``guarded`` is, after one of its grounds has changed."""
+        self.guarded = self.locked_out or self.queue is not None or self.replying != "ON"
 
     def register(self) -> None:
         """Enter the client in the statistics, under the next id."""
@@ -778,92 +1368,320 @@ class Context:
         self.statistics.clients[self.id] = self
 
     def leave(self) -> None:
-        """Take the client out of the statistics."""
+        """Take the client out of the statistics, and give up what it holds."""
         del self.statistics.clients[self.id]
+        self.end_transaction()
+
+    def end_transaction(self) -> bool:
+        """Forget the queue and the watch, and tell whether the watch was broken."""
+        self.queue, self.spoiled = None, False
+        self.guard()
+        watch, self.watch = self.watch, None
+        if watch is None:
+            return False
+        self.store.unwatch(watch)
+        return watch.broken
 
 
-class Command(NamedTuple):
-    """One entry of the command table.
+#: How the arguments and values of these names in a usage are read. The others stay bytes.
+PARSERS: dict[str, Callable[[bytes], Any]] = {}
 
-    ``fewest`` and ``most`` bound the number of arguments, the name included.
+
+class Options:
+    """The options a usage names in brackets, as in ``[NX|XX] [EX seconds|KEEPTTL] [GET]``.
+
+    Of those in one bracket only one may be given; the last of several equal ones holds.
     """
 
-    name: str
-    run: Callable[..., Reply]
-    fewest: int
-    most: int
-    usage: str
-    summary: str
+    #: Those that may not be repeated; Redis is not of one mind here.
+    ONCE = frozenset({"async", "byscore", "rev", "sync", "withvalues"})
+
+    def __init__(self, usage: str) -> None:
+        self._options: dict[bytes, tuple[int, str, list[str]]] = {}
+        for number, bracket in enumerate(re.findall(r"\[([A-Z][^\]]*)\]", usage)):
+            for choice in bracket.split("|"):
+                token, *values = choice.split()
+                self._options[token.encode()] = number, token.lower(), values
+
+    def __bool__(self) -> bool:
+        return bool(self._options)
+
+    def split(self, words: Sequence[bytes]) -> tuple[dict[str, Any], Sequence[bytes]]:
+        """The options that words begin with, by name (True, if without value), and the rest.
+
+        :raises CommandError: for two that exclude each other, and for a missing value.
+        """
+        found: dict[str, Any] = {}
+        chosen: dict[int, str] = {}
+        while words:
+            option = self._options.get(words[0].upper())
+            if option is None:
+                break
+            number, name, names = option
+            values, words = words[1 : 1 + len(names)], words[1 + len(names) :]
+            again = name in found and name in self.ONCE
+            if again or chosen.setdefault(number, name) != name or len(values) < len(names):
+                raise CommandError(SYNTAX_ERROR)
+            parsed = [PARSERS.get(each, bytes)(value) for each, value in zip(names, values)]
+            found[name] = parsed if len(parsed) > 1 else parsed[0] if parsed else True
+        return found, words
+
+    def parse(self, words: Sequence[bytes]) -> dict[str, Any]:
+        """The options by name, when there is to be nothing else.
+
+        :raises CommandError: see :meth:`split`, and for any other word.
+        """
+        found, rest = self.split(words)
+        if rest:
+            raise CommandError(SYNTAX_ERROR)
+        return found
 
 
-#: Every command by its name in upper case, and in lower case too: clients send either. A
-#: subcommand is under both its words, which no client can send as one name.
-COMMANDS: dict[bytes | tuple[bytes, ...], Command] = {}
+class Command:
+    """One entry of the command table, made from its usage, as in ``GETEX key [EX seconds]``.
 
-Function = TypeVar("Function", bound=Callable[..., Reply])
-
-
-def command(usage: str) -> Callable[[Function], Function]:
-    """Declare a command by its usage, as in ``GETEX key [EX seconds]`` or ``DEL key [key ...]``.
-
-    The number of arguments follows from it: words outside brackets must be
-    there; each bracket adds its words, without end where there is a choice
-    or a repetition in it.
+    :param access: ``"reads"``, ``"writes"`` or ``"grows"``: may take more memory.
+    :param run: takes the context and the arguments, options by keyword.
+    :param raw: whether ``run`` takes every word as it is.
+    :param loose: whether a word too many is a syntax error even without options.
     """
 
-    def declare(function: Function) -> Function:
-        name, *words = re.sub(r"\[[^\]]*\]", "", usage).split()
-        if words and words[0].isupper():
-            name = f"{name} {words.pop(0)}"  # a subcommand
-        optional = re.findall(r"\[([^\]]*)\]", usage)
-        fewest = len(name.split()) + len(words)
-        open_ended = re.search(r"\||\.\.\.", usage)
-        most = fewest + sum(len(words.split()) for words in optional)
-        summary = (function.__doc__ or "").partition("\n")[0]
-        entry = Command(name, function, fewest, sys.maxsize if open_ended else most, usage, summary)
-        path = tuple(name.encode().split())
-        if len(path) == 1:
-            COMMANDS[path[0]] = COMMANDS[path[0].lower()] = entry
-        else:
-            COMMANDS[path] = entry
-        return function
+    __slots__ = (
+        "_options", "_paired", "fewest", "group", "grows", "most", "name", "plain", "run",
+        "summary", "usage", "words", "writes",
+    )  # fmt: skip
 
-    return declare
+    def __init__(
+        self,
+        group: str,
+        access: str,
+        usage: str,
+        summary: str,
+        run: Callable[..., Reply],
+        raw: bool = False,
+        loose: bool = False,
+    ) -> None:
+        items = re.findall(r"\[[^\]]*\]|\S+", usage)
+        subcommand = len(items) > 1 and re.fullmatch("[A-Z]+", items[1]) is not None
+        #: Words of the name, and the name.
+        self.words = 2 if subcommand else 1
+        self.name = " ".join(items[: self.words])
+        self.group, self.usage, self.summary = group, usage, summary
+        self.writes, self.grows = access != "reads", access == "grows"
+        positional = [item.strip("[]") for item in items if not re.match(r"\[[A-Z]", item)]
+        endless = raw or "..." in usage
+        self._options = Options(usage) if (Options(usage) or loose) and not endless else None
+        # Whether further arguments come in pairs only.
+        self._paired = re.fullmatch(r"[^\[]*\[[a-z]+ [a-z]+ \.\.\.\]", usage) is not None
+        #: Bounds of the number of arguments, the name included: the fewest, the most that need
+        #: no further look, the most of all.
+        self.fewest = sum(not item.startswith("[") for item in items)
+        self.most = sys.maxsize if endless or self._options is not None else len(positional)
+        self.plain = self.fewest if self._paired else self.most if endless else len(positional)
+        parsers = [PARSERS.get(name) for name in positional[self.words :]]
+        self.run = run if raw or not any(parsers) else _parsing(run, parsers)
+
+    def call(self, context: Context, arguments: list[bytes]) -> Reply:
+        """Carry it out.
+
+        :raises CommandError: for a wrong number of arguments too.
+        """
+        size = len(arguments)
+        if not self.fewest <= size <= self.most or (self._paired and (size - self.fewest) % 2):
+            raise wrong_arity(b"|".join(arguments[: self.words]))
+        if size <= self.plain or self._options is None:
+            return self.run(context, *arguments[self.words :])
+        options = self._options.parse(arguments[self.plain :])
+        return self.run(context, *arguments[self.words : self.plain], **options)
+
+
+def _parsing(
+    run: Callable[..., Reply], parsers: Sequence[Callable[[bytes], Any] | None]
+) -> Callable[..., Reply]:
+    def parse_and_run(context: Context, *arguments: bytes, **options: Any) -> Reply:
+        parsed = [
+            argument if parser is None else parser(argument)
+            for argument, parser in zip(arguments, parsers)
+        ]
+        return run(context, *parsed, *arguments[len(parsed) :], **options)
+
+    return parse_and_run
+
+
+#: Every command by its name in upper case, and in lower case too: clients send either.
+COMMANDS: dict[bytes, Command] = {}
+
+#: Those of two words, by both in upper case.
+SUBCOMMANDS: dict[tuple[bytes, bytes], Command] = {}
+CONTAINERS: set[bytes] = set()
+
+Declaration = Callable[[Callable[..., Reply]], Callable[..., Reply]]
+
+
+class Family:
+    """Declares the commands of a family, whose values are of one kind, by usage and summary.
+
+    The functions of :meth:`reads`, :meth:`writes` and :meth:`grows` take the
+    context and the arguments; those of :meth:`views` and :meth:`edits`, in
+    place of the context and the key, the value of that key (an empty one if
+    there is none). ``raw`` and ``loose`` are :class:`Command`'s; further
+    keywords go to the function.
+    """
+
+    def __init__(self, group: str, kind: type = bytes) -> None:
+        self._group = group
+        #: The class of its values.
+        self.kind: Any = kind
+        self.reads = functools.partial(self._declare, "reads")
+        self.writes = functools.partial(self._declare, "writes")
+        self.grows = functools.partial(self._declare, "grows")
+
+    def _declare(
+        self,
+        access: str,
+        usage: str,
+        summary: str,
+        wrap: Callable[[Any], Any] = lambda function: function,
+        raw: bool = False,
+        loose: bool = False,
+        **fixed: Any,
+    ) -> Declaration:
+        def declare(function: Callable[..., Reply]) -> Callable[..., Reply]:
+            run = wrap(functools.partial(function, **fixed) if fixed else function)
+            entry = Command(self._group, access, usage, summary, run, raw, loose)
+            name, *subcommand = entry.name.encode().split()
+            if subcommand:
+                CONTAINERS.add(name)
+                SUBCOMMANDS[name, subcommand[0]] = entry
+            else:
+                COMMANDS[name] = COMMANDS[name.lower()] = entry
+            return function
+
+        return declare
+
+    def views(self, usage: str, summary: str, **more: Any) -> Declaration:
+        """Declare a command that looks at one value."""
+        kind = self.kind
+
+        def wrap(function: Callable[..., Reply]) -> Callable[..., Reply]:
+            def view(context: Context, key: bytes, *arguments: Any, **options: Any) -> Reply:
+                value = context.store.read(key, kind)
+                return function(kind() if value is None else value, *arguments, **options)
+
+            return view
+
+        return self._declare("reads", usage, summary, wrap, **more)
+
+    def edits(
+        self, usage: str, summary: str, access: str = "grows", always: bool = False, **more: Any
+    ) -> Declaration:
+        """Declare a command that changes one value.
+
+        :param always: whether it does so even when the reply is none, nothing, 0 or -1.
+        """
+        kind = self.kind
+
+        def wrap(function: Callable[..., Reply]) -> Callable[..., Reply]:
+            def edit(context: Context, key: bytes, *arguments: Any, **options: Any) -> Reply:
+                value = context.store.read(key, kind)
+                if value is None:
+                    value = kind()
+                reply = function(value, *arguments, **options)
+                if always or (reply and reply != -1):
+                    context.store.write(key, value)
+                return reply
+
+            return edit
+
+        return self._declare(access, usage, summary, wrap, **more)
+
+
+def find_command(arguments: list[bytes]) -> Command:
+    """The entry for a command.
+
+    :raises CommandError: if there is none, or the number of arguments cannot be right.
+    """
+    name = arguments[0].upper()
+    entry = COMMANDS.get(name)
+    if name in CONTAINERS and (entry is None or len(arguments) > 1):
+        if len(arguments) < 2:
+            raise wrong_arity(name)
+        entry = SUBCOMMANDS.get((name, arguments[1].upper()))
+        if entry is None:
+            raise unknown_subcommand(name, arguments[1])
+    if entry is None:
+        raise UnknownCommand(arguments[0], arguments[1:])
+    # As far as Redis looks before it queues a command; call() does the rest.
+    if len(arguments) < entry.fewest or len(arguments) > entry.most == entry.fewest:
+        raise wrong_arity(b"|".join(arguments[: entry.words]))
+    return entry
 
 
 def execute(context: Context, arguments: list[bytes]) -> Reply:
     """Carry out one command, under the store's lock, and return its reply, an error included."""
-    name, *rest = arguments
-    entry = COMMANDS.get(name) or COMMANDS.get(name.upper())
-    if entry is None:
-        if name.upper() not in _CONTAINERS:
-            return UnknownCommand(name, rest)
-        if not rest:
-            return wrong_arity(name)
-        subcommand, *rest = rest
-        entry = COMMANDS.get((name.upper(), subcommand.upper()))
-        if entry is None:
-            return unknown_subcommand(name, subcommand)
-        name = b"%b|%b" % (name, subcommand)
-    if not entry.fewest <= len(arguments) <= entry.most:
-        return wrong_arity(name)
+    entry = COMMANDS.get(arguments[0])
     try:
-        return entry.run(context, *rest)
+        if entry is None or context.guarded:
+            return _execute_guarded(context, arguments)
+        if entry.grows and context.store.used > context.store.limit:
+            context.store.make_room()
+        if entry.fewest <= len(arguments) <= entry.plain:
+            return entry.run(context, *arguments[entry.words :])
+        return entry.call(context, arguments)
     except CommandError as error:
         return error
     except Exception:
         # A fault of this program: the client is told, the log says where, everybody else goes on.
-        log.exception("Command %r failed", name)
+        log.exception("Command %r failed", arguments[0])
         return CommandError("ERR internal error, see the server's log")
 
 
-#: Commands that are nothing without their subcommand.
-_CONTAINERS = (b"CLIENT",)
+#: What is carried out before a password is given, and what is not queued by MULTI.
+_BEFORE_AUTH = frozenset({"AUTH", "HELLO", "QUIT", "RESET"})
+_NOT_QUEUED = frozenset({"DISCARD", "EXEC", "MULTI", "QUIT", "RESET", "WATCH"})
+
+
+def _execute_guarded(context: Context, arguments: list[bytes]) -> Reply:
+    skipping = context.replying == "SKIPPING"
+    if skipping:
+        context.replying = "ON"
+        context.guard()
+    try:
+        reply = _accept(context, arguments)
+    except CommandError as error:
+        reply = error
+    if context.replying == "SKIP":
+        context.replying = "SKIPPING"
+    return NOTHING if skipping or context.replying == "OFF" else reply
+
+
+def _accept(context: Context, arguments: list[bytes]) -> Reply:
+    try:
+        entry = find_command(arguments)
+        if context.locked_out and entry.name not in _BEFORE_AUTH:
+            raise CommandError("NOAUTH Authentication required.")
+        queued = (each.grows for each, _ in context.queue or ())
+        grows = any(queued) if entry.name == "EXEC" else entry.grows
+        if grows and context.store.used > context.store.limit:
+            context.store.make_room()
+    except CommandError:
+        context.spoiled = context.queue is not None
+        raise
+    if context.queue is None or entry.name in _NOT_QUEUED:
+        return entry.call(context, arguments)
+    context.queue.append((entry, arguments))
+    return QUEUED
+
+
+# ----------------------------------------------------------------------------
+# Commands: what their arguments say
+# ----------------------------------------------------------------------------
 
 _INTEGER = re.compile(rb"0|-?[1-9][0-9]{0,18}")
+_FLOAT = re.compile(rb"[+-]?(?:(\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,4})?|inf(?:inity)?)", re.IGNORECASE)
 
 
-def parse_integer(argument: bytes) -> int:
+def parse_integer(argument: bytes, error: str = NOT_AN_INTEGER) -> int:
     """An integer as Redis accepts it: no blanks, no plus, no leading zeros, 64 bits.
 
     :raises CommandError: for anything else.
@@ -872,269 +1690,1252 @@ def parse_integer(argument: bytes) -> int:
         number = int(argument)
         if INTEGER_MIN <= number <= INTEGER_MAX:
             return number
-    raise CommandError(NOT_AN_INTEGER)
+    raise CommandError(error)
 
 
-def deadline_after(context: Context, name: str, argument: bytes, unit: int) -> int:
-    """The deadline so many units (of ``unit`` milliseconds) from now.
+def add_integer(number: int, increment: int) -> int:
+    """Their sum.
+
+    :raises CommandError: if it does not fit 64 bits.
+    """
+    if not INTEGER_MIN <= number + increment <= INTEGER_MAX:
+        raise CommandError(OVERFLOW)
+    return number + increment
+
+
+def at_least(least: int, argument: bytes, error: str) -> int:
+    """An integer from ``least`` on.
+
+    :raises CommandError: for anything else, with the text given.
+    """
+    with contextlib.suppress(CommandError):
+        number = parse_integer(argument)
+        if number >= least:
+            return number
+    raise CommandError(error)
+
+
+def parse_count(argument: bytes) -> int:
+    """How many of something.
+
+    :raises CommandError: for anything but an integer from 0 on.
+    """
+    return at_least(0, argument, "ERR value is out of range, must be positive")
+
+
+def parse_float(argument: bytes, error: str = NOT_A_FLOAT) -> float:
+    """A number in decimal, with or without an exponent; infinite ones too.
+
+    :raises CommandError: with the text given, for anything else.
+    """
+    match = _FLOAT.fullmatch(argument) if len(argument) <= MAX_NUMBER else None
+    number = math.nan if match is None else float(argument)
+    # Nor one too great, or too small, to be told from what it is not.
+    if match is None or (
+        match[1] and (math.isinf(number) or (not number and match[1].strip(b"0.")))
+    ):
+        raise CommandError(error)
+    return number
+
+
+def add_decimal(value: bytes, error: str, increment: bytes) -> bytes:
+    """The sum of two numbers, with 17 places after the point at most, none of them a last 0.
+
+    Redis calculates with 64 significant bits, which are more than a Python float has.
+
+    :raises CommandError: with the text given, if the first is no number.
+    """
+    numbers = []
+    for argument, message in ((value, error), (increment, NOT_A_FLOAT)):
+        if len(argument) > MAX_NUMBER or not _FLOAT.fullmatch(argument):
+            raise CommandError(message)
+        numbers.append(argument.lower())
+    if any(b"i" in number for number in numbers):
+        raise CommandError("ERR increment would produce NaN or Infinity")
+    one, other = (_rounded(fractions.Fraction(number.decode())) for number in numbers)
+    total = _rounded(one + other)
+    places = round(abs(total) * 10**17)
+    text = f"{places // 10**17}.{places % 10**17:017}".rstrip("0").rstrip(".")
+    return f"-{text}".encode() if total < 0 and places else text.encode()
+
+
+def _decimal(argument: bytes) -> bytes:
+    if len(argument) > MAX_NUMBER or not _FLOAT.fullmatch(argument):
+        raise CommandError(NOT_A_FLOAT)
+    if b"i" in argument.lower():
+        raise CommandError("ERR value is NaN or Infinity")
+    return argument
+
+
+PARSERS["decimal"] = _decimal
+
+
+def _rounded(number: fractions.Fraction) -> fractions.Fraction:
+    if not number:
+        return number
+    bits = abs(number.numerator).bit_length() - number.denominator.bit_length()
+    unit = fractions.Fraction(2) ** (bits - 64)
+    if abs(number) >= unit * 2**64:
+        unit *= 2
+    return round(number / unit) * unit
+
+
+def _bounded(argument: bytes, least: int, most: int) -> int:
+    number = parse_integer(argument)
+    if not least <= number <= most:
+        raise CommandError(f"ERR value is out of range, value must between {least} and {most}")
+    return number
+
+
+def _database(argument: bytes) -> int:
+    if _bounded(argument, -(2**31), 2**31 - 1) != 0:
+        raise CommandError("ERR DB index is out of range")
+    return 0
+
+
+def _rank(argument: bytes) -> int:
+    rank = parse_integer(argument)
+    if rank == 0:
+        raise CommandError(
+            "ERR RANK can't be zero: use 1 to start from the first match, 2 from the second ..."
+            " or use negative to start from the end of the list"
+        )
+    return rank
+
+
+def _page_size(argument: bytes) -> int:
+    if parse_integer(argument) < 1:
+        raise CommandError(SYNTAX_ERROR)
+    return parse_integer(argument)
+
+
+PARSERS.update(
+    {
+        **dict.fromkeys(
+            (
+                "decrement",
+                "end",
+                "increment",
+                "occurrences",
+                "offset",
+                "size",
+                "start",
+                "stop",
+            ),
+            parse_integer,
+        ),
+        "count": parse_count,
+        "database": _database,
+        "len": lambda argument: at_least(0, argument, "ERR MAXLEN can't be negative"),
+        "limit": lambda argument: at_least(0, argument, "ERR LIMIT can't be negative"),
+        "num-matches": lambda argument: at_least(0, argument, "ERR COUNT can't be negative"),
+        "page-size": _page_size,
+        "rank": _rank,
+        "signed-count": lambda argument: _bounded(argument, -INTEGER_MAX, INTEGER_MAX),
+    }
+)
+
+
+def positions(start: int, stop: int, length: int) -> tuple[int, int]:
+    """The range from ``start`` to ``stop`` of LRANGE and its like, as Python's slices have it."""
+    first = max(start + length, 0) if start < 0 else start
+    last = stop + length if stop < 0 else min(stop, length - 1)
+    return (first, last + 1) if first <= last else (0, 0)
+
+
+def deadline_of(context: Context, name: str, argument: bytes, unit: int, absolute: bool) -> int:
+    """The deadline so many units (of ``unit`` milliseconds) from now, or from 1970.
 
     :raises CommandError: if the argument is no integer, or the deadline does not fit 64 bits.
     """
     duration = parse_integer(argument) * unit
-    if not INTEGER_MIN <= duration <= INTEGER_MAX - context.store.now():
+    store = context.store
+    now = store.now()
+    epoch = store.unix_time(0)
+    latest = INTEGER_MAX if absolute else INTEGER_MAX - epoch - now
+    if not INTEGER_MIN <= duration <= latest:
         raise invalid_expire(name)
-    return context.store.now() + duration
+    return duration - epoch if absolute else duration + now
 
 
-def lifetime(context: Context, name: str, argument: bytes, unit: int) -> int:
-    """The same for a value yet to be set, which must have a time to live."""
-    if parse_integer(argument) <= 0:
-        raise invalid_expire(name)
-    return deadline_after(context, name, argument, unit)
+#: The options for a time to live: the unit in milliseconds, and whether it counts from 1970.
+LIFETIMES = {"ex": (1000, False), "px": (1, False), "exat": (1000, True), "pxat": (1, True)}
 
 
-# Strings
+def lifetime(context: Context, name: str, options: dict[str, Any]) -> int | None:
+    """The deadline for a value yet to be set, by whichever of those options is given.
+
+    :raises CommandError: see :func:`deadline_of`; and if it is not above 0.
+    """
+    for option, (unit, absolute) in LIFETIMES.items():
+        if option in options:
+            if parse_integer(options[option]) <= 0:
+                raise invalid_expire(name)
+            return deadline_of(context, name, options[option], unit, absolute)
+    return None
 
 
-@command("GET key")
-@command("G key")
+def take_keys(numkeys: bytes, words: Sequence[bytes], many: str) -> tuple[Any, Sequence[bytes]]:
+    """The keys that a number stands before, and what comes after them.
+
+    :raises CommandError: for a number below 1; and with the text given if it is too large.
+    """
+    size = at_least(1, numkeys, "ERR numkeys should be greater than 0")
+    if size > len(words):
+        raise CommandError(many)
+    return words[:size], words[size:]
+
+
+def parse_cursor(argument: bytes) -> int:
+    """The cursor of SCAN and its like.
+
+    :raises CommandError: if it is none.
+    """
+    # What strtoul() takes, which Redis leaves it to.
+    if len(argument) > 21 or not re.fullmatch(rb"([+-]?\d+)?", argument):
+        raise CommandError("ERR invalid cursor")
+    cursor = int(argument or b"0")
+    if abs(cursor) >= 2**64:
+        raise CommandError("ERR invalid cursor")
+    return cursor % 2**64
+
+
+def scan_page(
+    walk: Callable[[int, int], tuple[int, list[bytes]]], cursor: int, options: dict[str, Any]
+) -> tuple[bytes, list[bytes]]:
+    """The next cursor of a walk, and the keys that match the options of SCAN and its like."""
+    cursor, found = walk(cursor, min(options.get("count", 10), MAX_SCAN))
+    pattern = options.get("match", b"*")
+    return b"%d" % cursor, found if pattern == b"*" else list(filter(glob(pattern), found))
+
+
+def scans(family: Family, usage: str, summary: str, element: Callable[[Any, bytes], Any]) -> None:
+    """Declare HSCAN, SSCAN or ZSCAN; ``element`` gives what is told of a member, as a tuple."""
+    options = Options(usage)
+
+    def scan_value(context: Context, key: bytes, cursor: bytes, *words: bytes) -> Reply:
+        start = parse_cursor(cursor)
+        value: Any = context.store.read(key, family.kind)
+        if value is None:
+            return [b"0", []]
+        chosen = options.parse(words)
+        table = value.scores if isinstance(value, SortedSet) else value
+        # As Redis does it, a short one comes whole.
+        walk = table.walk if len(table) > SCAN_WHOLE else lambda *_: (0, list(table))
+        following, found = scan_page(walk, start, chosen)
+        return [following, [each for member in found for each in element(value, member)]]
+
+    family.reads(usage, summary, raw=True)(scan_value)
+
+
+def pick(members: Sequence[bytes], count: int) -> list[bytes]:
+    """So many members by chance; of a negative number each may come more than once.
+
+    :raises CommandError: for more than can be.
+    """
+    if count >= 0:
+        return random.sample(members, min(count, len(members)))
+    if -count > MAX_ARGUMENTS:
+        raise CommandError("ERR value is out of range")
+    return random.choices(members, k=-count) if members else []
+
+
+# ----------------------------------------------------------------------------
+# Commands: strings
+# ----------------------------------------------------------------------------
+
+strings = Family("string")
+_EXPIRY = "EX seconds|PX milliseconds|EXAT unix-time-seconds|PXAT unix-time-milliseconds"
+
+
+@strings.reads("GET key", "The value of a key.")
+@strings.reads("G key", "The value of a key.")
 def get(context: Context, key: bytes) -> Reply:
-    """The value of a key."""
     return context.store.read(key, bytes)
 
 
-@command("SET key value [NX|XX] [GET] [EX seconds|PX milliseconds|KEEPTTL]")
-def set_(context: Context, key: bytes, value: bytes, *options: bytes) -> Reply:
-    """Set a key; in text everything after the key is the value."""
-    if not options:
-        context.store.replace(key, value)
-        return OK
-    return _set_with_options(context, key, value, options)
-
-
-def _set_with_options(
-    context: Context, key: bytes, value: bytes, options: Sequence[bytes]
-) -> Reply:
+@strings.grows(
+    f"SET key value [NX|XX|IFEQ comparison-value] [GET] [{_EXPIRY}|KEEPTTL]",
+    "Set a key; in text everything after the key is the value.",
+)
+def set_(context: Context, key: bytes, value: bytes, **options: Any) -> Reply:
     store = context.store
-    chosen: dict[bytes, bytes | None] = {}
-    words = iter(options)
-    for word in words:
-        option = word.upper()
-        slot = _SET_OPTIONS.get(option)
-        if slot is None or chosen.get(slot, option) != option:
-            raise CommandError(SYNTAX_ERROR)
-        chosen[slot] = option
-        if option in _LIFETIME_UNITS:
-            chosen[option] = next(words, None)
-            if chosen[option] is None:
-                raise CommandError(SYNTAX_ERROR)
-    kept = chosen.get(b"TTL") or b""
-    deadline = None
-    if kept in _LIFETIME_UNITS:
-        deadline = lifetime(context, "set", chosen[kept] or b"", _LIFETIME_UNITS[kept])
-    old = store.read(key, bytes) if b"GET" in chosen else None
-    condition = chosen.get(b"IF")
-    done = condition is None or (key in store) == (condition == b"XX")
-    if done and kept == b"KEEPTTL":
+    if not options:
+        store.replace(key, value)
+        return OK
+    deadline = lifetime(context, "set", options)
+    compared = "get" in options or "ifeq" in options
+    old = store.read(key, bytes) if compared else store.peek(key)
+    if "ifeq" in options:
+        done = old == options["ifeq"]
+    else:
+        done = not (("nx" in options and old is not None) or ("xx" in options and old is None))
+    if done and "keepttl" in options:
         store.write(key, value)
     elif done:
         store.replace(key, value, deadline)
-    if b"GET" in chosen:
+    if "get" in options:
         return old
     return OK if done else None
 
 
-_SET_OPTIONS = {
-    b"NX": b"IF",
-    b"XX": b"IF",
-    b"GET": b"GET",
-    b"EX": b"TTL",
-    b"PX": b"TTL",
-    b"KEEPTTL": b"TTL",
-}
-_LIFETIME_UNITS = {b"EX": 1000, b"PX": 1}
-
-
-@command("SETNX key value")
+@strings.grows("SETNX key value", "Set a key that does not exist: 1 if set, 0 if it exists.")
 def setnx(context: Context, key: bytes, value: bytes) -> Reply:
-    """Set a key that does not exist: 1 if set, 0 if it exists."""
-    if key in context.store:
-        return 0
-    context.store.replace(key, value)
-    return 1
+    return int(set_(context, key, value, nx=True) is OK)
 
 
-@command("SETEX key seconds value")
-def setex(context: Context, key: bytes, seconds: bytes, value: bytes) -> Reply:
-    """Set a key with a time to live."""
-    context.store.replace(key, value, lifetime(context, "setex", seconds, 1000))
+@strings.grows("SETEX key seconds value", "Set a key with a time to live.", unit="ex")
+@strings.grows("PSETEX key milliseconds value", "SETEX in milliseconds.", unit="px")
+def setex(context: Context, key: bytes, duration: bytes, value: bytes, unit: str) -> Reply:
+    name = "setex" if unit == "ex" else "psetex"
+    context.store.replace(key, value, lifetime(context, name, {unit: duration}))
     return OK
 
 
-@command("PSETEX key milliseconds value")
-def psetex(context: Context, key: bytes, milliseconds: bytes, value: bytes) -> Reply:
-    """Set a key with a time to live in milliseconds."""
-    context.store.replace(key, value, lifetime(context, "psetex", milliseconds, 1))
-    return OK
-
-
-@command("GETSET key value")
+@strings.grows("GETSET key value", "Set a key and return the value it had.")
 def getset(context: Context, key: bytes, value: bytes) -> Reply:
-    """Set a key and return the value it had."""
-    old = context.store.read(key, bytes)
-    context.store.replace(key, value)
-    return old
+    return set_(context, key, value, get=True)
 
 
-@command("GETDEL key")
+@strings.writes("GETDEL key", "Delete a key and return the value it had.")
 def getdel(context: Context, key: bytes) -> Reply:
-    """Delete a key and return the value it had."""
     old = context.store.read(key, bytes)
     context.store.delete(key)
     return old
 
 
-@command("APPEND key value")
+@strings.writes(
+    f"GETEX key [{_EXPIRY}|PERSIST]", "The value of a key, with another time to live from now on."
+)
+def getex(context: Context, key: bytes, **options: Any) -> Reply:
+    value = context.store.read(key, bytes)
+    if value is not None:
+        deadline = lifetime(context, "getex", options)
+        if deadline is not None:
+            context.store.expire(key, deadline)
+        elif options:
+            context.store.persist(key)
+    return value
+
+
+@strings.grows("APPEND key value", "Add to the end of a value and return its new length.")
 def append(context: Context, key: bytes, value: bytes) -> Reply:
-    """Add to the end of a value and return its new length."""
-    joined = (context.store.read(key, bytes) or b"") + value
-    if len(joined) > context.settings.max_message:
+    return _write_checked(context, key, (context.store.read(key, bytes) or b"") + value)
+
+
+@strings.grows("SETRANGE key offset value", "Overwrite part of a value; its new length.")
+def setrange(context: Context, key: bytes, offset: int, value: bytes) -> Reply:
+    if offset < 0:
+        raise CommandError("ERR offset is out of range")
+    old = context.store.read(key, bytes) or b""
+    if not value:
+        return len(old)
+    _check_length(context, offset + len(value))
+    before = old[:offset].ljust(offset, b"\0")
+    return _write_checked(context, key, before + value + old[offset + len(value) :])
+
+
+def _write_checked(context: Context, key: bytes, value: bytes) -> int:
+    _check_length(context, len(value))
+    context.store.write(key, value)
+    return len(value)
+
+
+def _check_length(context: Context, length: int) -> None:
+    # No longer than a client could have sent it.
+    if length > context.settings.max_message:
         raise CommandError("ERR string exceeds maximum allowed size (proto-max-bulk-len)")
-    context.store.write(key, joined)
-    return len(joined)
 
 
-@command("STRLEN key")
-def strlen(context: Context, key: bytes) -> Reply:
-    """The length of a value in bytes."""
-    return len(context.store.read(key, bytes) or b"")
+strings.views("STRLEN key", "The length of a value in bytes.")(len)
 
 
-@command("MGET key [key ...]")
-def mget(context: Context, *keys: bytes) -> Reply:
-    """The values of several keys."""
-    return context.store.strings(keys)
+@strings.views("GETRANGE key start end", "The part of a value between two positions.")
+def getrange(value: bytes, start: int, end: int) -> Reply:
+    if end < 0 <= start or start <= end:
+        first, last = positions(start, max(end, -len(value)), len(value))
+        return value[first:last]
+    return b""
 
 
-@command("MSET key value [key value ...]")
+@strings.reads("MGET key [key ...]", "The values of several keys.")
+def mget(context: Context, *names: bytes) -> Reply:
+    return context.store.strings(names)
+
+
+@strings.grows("MSET key value [key value ...]", "Set several keys at once.")
 def mset(context: Context, *pairs: bytes) -> Reply:
-    """Set several keys at once."""
-    if len(pairs) % 2:
-        raise wrong_arity(b"mset")
     for key, value in zip(pairs[::2], pairs[1::2]):
         context.store.replace(key, value)
     return OK
 
 
-def _increment(context: Context, key: bytes, by: int) -> Reply:
+@strings.grows("MSETNX key value [key value ...]", "MSET, if none of the keys exists.")
+def msetnx(context: Context, *pairs: bytes) -> Reply:
+    if any(key in context.store for key in pairs[::2]):
+        return 0
+    return int(mset(context, *pairs) is OK)
+
+
+@strings.grows("INCR key", "Add 1 to a counter and return it.", sign=1)
+@strings.grows("DECR key", "Take 1 from a counter and return it.", sign=-1)
+@strings.grows("INCRBY key increment", "Add to a counter and return it.", sign=1)
+@strings.grows("DECRBY key decrement", "Take from a counter and return it.", sign=-1)
+def incrby(context: Context, key: bytes, increment: int = 1, *, sign: int) -> Reply:
+    if sign * increment > INTEGER_MAX:
+        raise CommandError("ERR decrement would overflow")
     value = context.store.read(key, bytes)
-    number = (0 if value is None else parse_integer(value)) + by
-    if not INTEGER_MIN <= number <= INTEGER_MAX:
-        raise CommandError(OVERFLOW)
+    number = add_integer(0 if value is None else parse_integer(value), sign * increment)
     context.store.write(key, b"%d" % number)
     return number
 
 
-@command("INCR key")
-def incr(context: Context, key: bytes) -> Reply:
-    """Add 1 to a counter and return it."""
-    return _increment(context, key, 1)
+@strings.grows("INCRBYFLOAT key number", "Add a decimal number to a value; the sum.")
+def incrbyfloat(context: Context, key: bytes, increment: bytes) -> Reply:
+    value = context.store.read(key, bytes)
+    total = add_decimal(b"0" if value is None else value, NOT_A_FLOAT, increment)
+    context.store.write(key, total)
+    return total
 
 
-@command("DECR key")
-def decr(context: Context, key: bytes) -> Reply:
-    """Take 1 from a counter and return it."""
-    return _increment(context, key, -1)
+# ----------------------------------------------------------------------------
+# Commands: keys
+# ----------------------------------------------------------------------------
+
+keys = Family("generic")
 
 
-@command("INCRBY key increment")
-def incrby(context: Context, key: bytes, increment: bytes) -> Reply:
-    """Add to a counter and return it."""
-    return _increment(context, key, parse_integer(increment))
+@keys.writes("DEL key [key ...]", "Delete keys and return how many there were.")
+@keys.writes("UNLINK key [key ...]", "DEL by another name.")
+def del_(context: Context, *names: bytes) -> Reply:
+    return sum(map(context.store.delete, names))
 
 
-@command("DECRBY key decrement")
-def decrby(context: Context, key: bytes, decrement: bytes) -> Reply:
-    """Take from a counter and return it."""
-    by = parse_integer(decrement)
-    if by == INTEGER_MIN:
-        raise CommandError("ERR decrement would overflow")
-    return _increment(context, key, -by)
+@keys.writes("DELEX key [IFEQ value|IFNE value]", "Delete a key if its value is this, or is not.")
+def delex(context: Context, key: bytes, **options: bytes) -> Reply:
+    value = context.store.peek(key)
+    if options and value is not None and not isinstance(value, bytes):
+        raise CommandError("ERR Key should be of string type if conditions are specified")
+    if value is None or ("ifeq" in options and value != options["ifeq"]):
+        return 0
+    return int(value != options.get("ifne") and context.store.delete(key))
 
 
-# Keys
+@keys.writes("DELIFEQ key value", "Delete a key if its value is this: 1 if deleted.")
+def delifeq(context: Context, key: bytes, value: bytes) -> Reply:
+    return int(context.store.read(key, bytes) == value and context.store.delete(key))
 
 
-@command("DEL key [key ...]")
-def del_(context: Context, *keys: bytes) -> Reply:
-    """Delete keys and return how many there were."""
-    return sum(map(context.store.delete, keys))
+@keys.reads("EXISTS key [key ...]", "How many of the keys exist.")
+def exists(context: Context, *names: bytes) -> Reply:
+    return sum(key in context.store for key in names)
 
 
-@command("EXISTS key [key ...]")
-def exists(context: Context, *keys: bytes) -> Reply:
-    """How many of the keys exist."""
-    return sum(key in context.store for key in keys)
+@keys.reads("TOUCH key [key ...]", "EXISTS that counts as a use of the keys.")
+def touch(context: Context, *names: bytes) -> Reply:
+    return sum(context.store.look(key) is not None for key in names)
 
 
-@command("KEYS pattern")
-def keys(context: Context, pattern: bytes) -> Reply:
-    """The keys that match a pattern such as user:*."""
+TYPE_NAMES = {
+    type(None): b"none",
+    bytes: b"string",
+    ListValue: b"list",
+    Hash: b"hash",
+    Set: b"set",
+    SortedSet: b"zset",
+}
+
+
+@keys.reads("TYPE key", "The kind of a key's value: string, list, hash, set, zset or none.")
+def type_(context: Context, key: bytes) -> Reply:
+    return Status(TYPE_NAMES[type(context.store.peek(key))])
+
+
+@keys.writes("RENAME key newkey", "Give a key another name.")
+@keys.writes("RENAMENX key newkey", "RENAME, if there is no key of that name.", only_new=True)
+def rename(context: Context, key: bytes, newkey: bytes, *, only_new: bool = False) -> Reply:
+    if key not in context.store:
+        raise CommandError("ERR no such key")
+    if only_new and newkey in context.store:
+        return 0
+    context.store.rename(key, newkey)
+    return 1 if only_new else OK
+
+
+@keys.grows("COPY source destination [DB database] [REPLACE]", "Copy a key: 1 if done.")
+def copy(
+    context: Context, source: bytes, target: bytes, *, db: int = 0, replace: bool = False
+) -> Reply:
+    if source == target:
+        raise CommandError("ERR source and destination objects are the same")
+    value = context.store.look(source)
+    if value is None or (target in context.store and not replace):
+        return 0
+    copied = value if isinstance(value, bytes) else value.copy()
+    context.store.replace(target, copied, context.store.deadline(source))
+    return 1
+
+
+@keys.reads("RANDOMKEY", "Any key.")
+def randomkey(context: Context) -> Reply:
+    return context.store.draw()
+
+
+@keys.reads("KEYS pattern", "The keys that match a pattern such as user:*.")
+def keys_(context: Context, pattern: bytes) -> Reply:
     everything = context.store.keys()
     return everything if pattern == b"*" else list(filter(glob(pattern), everything))
 
 
-@command("EXPIRE key seconds")
-def expire(context: Context, key: bytes, seconds: bytes) -> Reply:
-    """Give a key a time to live: 1 if done, 0 if there is no such key."""
-    deadline = deadline_after(context, "expire", seconds, 1000)
+_SCAN = "SCAN cursor [MATCH pattern] [COUNT page-size] [TYPE type]"
+
+
+@keys.reads(_SCAN, "Some of the keys, and the cursor for more; 0 begins and ends.", raw=True)
+def scan(context: Context, cursor: bytes, *words: bytes) -> Reply:
+    start, options = parse_cursor(cursor), Options(_SCAN).parse(words)
+    following, found = scan_page(context.store.walk, start, options)
+    if "type" in options:
+        wanted, peek = options["type"].lower(), context.store.peek
+        found = [key for key in found if TYPE_NAMES[type(peek(key))] == wanted]
+    return [following, found]
+
+
+@keys.writes(
+    "EXPIRE key seconds [NX] [XX] [GT] [LT]",
+    "Give a key a time to live: 1 if done.",
+    raw=True, name="expire", unit=1000, absolute=False,
+)  # fmt: skip
+@keys.writes(
+    "PEXPIRE key milliseconds [NX] [XX] [GT] [LT]",
+    "EXPIRE in milliseconds.",
+    raw=True, name="pexpire", unit=1, absolute=False,
+)  # fmt: skip
+@keys.writes(
+    "EXPIREAT key unix-time-seconds [NX] [XX] [GT] [LT]",
+    "Let a key expire at a time, in seconds since 1970: 1 if done.",
+    raw=True, name="expireat", unit=1000, absolute=True,
+)  # fmt: skip
+@keys.writes(
+    "PEXPIREAT key unix-time-milliseconds [NX] [XX] [GT] [LT]",
+    "EXPIREAT in milliseconds.",
+    raw=True, name="pexpireat", unit=1, absolute=True,
+)  # fmt: skip
+def expire(
+    context: Context, key: bytes, time: bytes, *words: bytes, name: str, unit: int, absolute: bool
+) -> Reply:
+    conditions = {word.upper() for word in words}
+    for word in words:
+        if word.upper() not in (b"NX", b"XX", b"GT", b"LT"):
+            raise CommandError(f"ERR Unsupported option {_shown(word)}")
+    if b"NX" in conditions and len(conditions) > 1:
+        raise CommandError("ERR NX and XX, GT or LT options at the same time are not compatible")
+    if {b"GT", b"LT"} <= conditions:
+        raise CommandError("ERR GT and LT options at the same time are not compatible")
+    deadline = deadline_of(context, name, time, unit, absolute)
     if key not in context.store:
         return 0
-    if deadline <= context.store.now():
-        context.store.delete(key)
-    else:
-        context.store.set_deadline(key, deadline)
+    # A key without a time to live has an endless one.
+    current = context.store.deadline(key)
+    endless = current is None
+    end = math.inf if current is None else current
+    if (
+        (b"NX" in conditions and not endless)
+        or (b"XX" in conditions and endless)
+        or (b"GT" in conditions and deadline <= end)
+        or (b"LT" in conditions and deadline >= end)
+    ):
+        return 0
+    context.store.expire(key, deadline)
     return 1
 
 
-@command("TTL key")
-def ttl(context: Context, key: bytes) -> Reply:
-    """The seconds a key has left, -1 without a time to live, -2 without the key."""
+@keys.reads("TTL key", "The seconds a key has left; -1: no end, -2: no key.", unit=1000)
+@keys.reads("PTTL key", "TTL in milliseconds.", unit=1)
+@keys.reads("EXPIRETIME key", "When a key expires, in seconds since 1970.", unit=1000, at=True)
+@keys.reads("PEXPIRETIME key", "EXPIRETIME in milliseconds.", unit=1, at=True)
+def ttl(context: Context, key: bytes, *, unit: int, at: bool = False) -> Reply:
     if key not in context.store:
         return -2
     deadline = context.store.deadline(key)
-    return -1 if deadline is None else (deadline - context.store.now() + 500) // 1000
+    if deadline is None:
+        return -1
+    left = context.store.unix_time(deadline) if at else deadline - context.store.now()
+    return (left + unit // 2) // unit
 
 
-@command("PERSIST key")
+@keys.writes("PERSIST key", "Take away a key's time to live: 1 if it had one.")
 def persist(context: Context, key: bytes) -> Reply:
-    """Take away a key's time to live: 1 if it had one."""
     return int(context.store.persist(key))
 
 
-# Server and connection
+@keys.reads("OBJECT ENCODING key", "How Redis would hold a value such as this.")
+def object_encoding(context: Context, key: bytes) -> Reply:
+    value = context.store.peek(key)
+    if isinstance(value, bytes):
+        number = _INTEGER.fullmatch(value) and INTEGER_MIN <= int(value) <= INTEGER_MAX
+        return b"int" if number else b"embstr" if len(value) <= 44 else b"raw"
+    if isinstance(value, Set):
+        numbers = len(value) <= 512 and all(map(_INTEGER.fullmatch, value))
+        return b"intset" if numbers else b"hashtable"
+    if isinstance(value, (Hash, SortedSet)):
+        members = value if isinstance(value, Hash) else value.scores
+        most, long = (512, b"hashtable") if isinstance(value, Hash) else (128, b"skiplist")
+        texts = (each for pair in members.items() for each in pair if isinstance(each, bytes))
+        short = len(members) <= most and all(len(each) <= 64 for each in texts)
+        return b"listpack" if short else long
+    return None if value is None else b"quicklist"
 
 
-@command("PING [message]")
+@keys.reads("OBJECT IDLETIME key", "The seconds since a key was used, under an LRU policy.")
+def object_idletime(context: Context, key: bytes) -> Reply:
+    if key not in context.store:
+        return None
+    idle = context.store.idle(key)
+    if idle is None:
+        raise CommandError(
+            "ERR the time of use is kept under an LRU policy only, as after"
+            " CONFIG SET maxmemory-policy allkeys-lru"
+        )
+    return idle // 1000
+
+
+# ----------------------------------------------------------------------------
+# Commands: lists
+# ----------------------------------------------------------------------------
+
+lists = Family("list", ListValue)
+
+
+@lists.edits("LPUSH key element [element ...]", "Add at the head; the length.", left=True)
+@lists.edits("RPUSH key element [element ...]", "Add at the tail; the length.", left=False)
+@lists.edits("LPUSHX key element [element ...]", "LPUSH to a list there is.", left=True, any=False)
+@lists.edits("RPUSHX key element [element ...]", "RPUSH to a list there is.", left=False, any=False)
+def push(value: ListValue, *elements: bytes, left: bool, any: bool = True) -> Reply:
+    if value or any:
+        value.push(elements, left)
+    return len(value)
+
+
+@lists.edits("LPOP key [count]", "Take from the head.", "writes", always=True, left=True)
+@lists.edits("RPOP key [count]", "Take from the tail.", "writes", always=True, left=False)
+def pop(value: ListValue, count: int | None = None, *, left: bool) -> Reply:
+    if not value:
+        return None if count is None else NO_LIST
+    taken = value.take_some(left, 1 if count is None else count)
+    return taken[0] if count is None else taken
+
+
+lists.views("LLEN key", "The length of a list.")(len)
+
+
+@lists.views("LRANGE key start stop", "The elements between two positions.")
+def lrange(value: ListValue, start: int, stop: int) -> Reply:
+    return list(itertools.islice(value, *positions(start, stop, len(value))))
+
+
+def _position(value: ListValue, index: bytes) -> int | None:
+    position = parse_integer(index)
+    return position if -len(value) <= position < len(value) else None
+
+
+@lists.views("LINDEX key index", "The element at a position.")
+def lindex(value: ListValue, index: bytes) -> Reply:
+    position = _position(value, index) if value else None
+    return None if position is None else value[position]
+
+
+@lists.edits("LSET key index element", "Replace the element at a position.")
+def lset(value: ListValue, index: bytes, element: bytes) -> Reply:
+    if not value:
+        raise CommandError("ERR no such key")
+    position = _position(value, index)
+    if position is None:
+        raise CommandError("ERR index out of range")
+    value.payload += len(element) - len(value[position])
+    value[position] = element
+    return OK
+
+
+@lists.grows(
+    "LINSERT key BEFORE|AFTER pivot element",
+    "Add beside the first element that equals pivot; the length, or -1 without one.",
+)
+def linsert(context: Context, key: bytes, where: bytes, pivot: bytes, element: bytes) -> Reply:
+    if where.upper() not in (b"BEFORE", b"AFTER"):
+        raise CommandError(SYNTAX_ERROR)
+    value = context.store.read(key, ListValue)
+    if value is None or pivot not in value:
+        return 0 if value is None else -1
+    value.insert(value.index(pivot) + (where.upper() == b"AFTER"), element)
+    value.payload += len(element)
+    context.store.write(key, value)
+    return len(value)
+
+
+@lists.edits("LREM key occurrences element", "Delete equal elements; below 0: from the tail.",
+             "writes")  # fmt: skip
+def lrem(value: ListValue, count: int, element: bytes) -> Reply:
+    before = len(value)
+    most = abs(count) or before
+    kept = []
+    for each in reversed(value) if count < 0 else value:
+        if most and each == element:
+            most -= 1
+        else:
+            kept.append(each)
+    if len(kept) < before:
+        value.assign(reversed(kept) if count < 0 else kept)
+    return before - len(kept)
+
+
+@lists.edits("LTRIM key start stop", "Keep only the elements between two positions.", "writes")
+def ltrim(value: ListValue, start: int, stop: int) -> Reply:
+    first, last = positions(start, stop, len(value))
+    # From the ends, so that to keep a list short by this after each push costs no more.
+    value.take_some(False, len(value) - last)
+    value.take_some(True, first)
+    return OK
+
+
+@lists.views(
+    "LPOS key element [RANK rank] [COUNT num-matches] [MAXLEN len]",
+    "The position of the first equal element, or of several with COUNT.",
+)
+def lpos(
+    value: ListValue, element: bytes, rank: int = 1, count: int | None = None, maxlen: int = 0
+) -> Reply:
+    walk = enumerate(value) if rank > 0 else zip(range(len(value) - 1, -1, -1), reversed(value))
+    first_ones = itertools.islice(walk, min(maxlen, len(value)) or None)
+    matches = (position for position, each in first_ones if each == element)
+    most = 1 if count is None else count or len(value)
+    skipped = min(abs(rank) - 1, len(value))
+    found = list(itertools.islice(matches, skipped, skipped + min(most, len(value))))
+    return found if count is not None else found[0] if found else None
+
+
+def _is_left(word: bytes) -> bool:
+    if word.upper() not in (b"LEFT", b"RIGHT"):
+        raise CommandError(SYNTAX_ERROR)
+    return word.upper() == b"LEFT"
+
+
+@lists.grows(
+    "LMOVE source destination LEFT|RIGHT LEFT|RIGHT",
+    "Take from an end of one list, add to an end of another; the element.",
+)
+@lists.grows("RPOPLPUSH source destination", "LMOVE source destination RIGHT LEFT.")
+def lmove(
+    context: Context, source: bytes, target: bytes, taken: bytes = b"RIGHT", put: bytes = b"LEFT"
+) -> Reply:
+    from_left, to_left = _is_left(taken), _is_left(put)
+    value = context.store.read(source, ListValue)
+    if value is None:
+        return None
+    other = value if source == target else context.store.read(target, ListValue) or ListValue()
+    element = value.take(from_left)
+    other.push([element], to_left)
+    context.store.write(source, value)
+    context.store.write(target, other)
+    return element
+
+
+@lists.writes(
+    "LMPOP numkeys key [key ...] LEFT|RIGHT [COUNT count]",
+    "Take from the first of the lists that has something; its key and the elements.",
+)
+def lmpop(context: Context, numkeys: bytes, *words: bytes) -> Reply:
+    names, rest = take_keys(numkeys, words, SYNTAX_ERROR)
+    if not rest:
+        raise CommandError(SYNTAX_ERROR)
+    left = _is_left(rest[0])
+    options, more = Options("[COUNT number]").split(rest[1:3])
+    count = at_least(1, options.get("count", b"1"), "ERR count should be greater than 0")
+    if more or len(rest) > 3:
+        raise CommandError(SYNTAX_ERROR)
+    for key in names:
+        value = context.store.read(key, ListValue)
+        if value is not None:
+            taken = value.take_some(left, count)
+            context.store.write(key, value)
+            return [key, taken]
+    return NO_LIST
+
+
+# ----------------------------------------------------------------------------
+# Commands: hashes
+# ----------------------------------------------------------------------------
+
+hashes = Family("hash", Hash)
+
+
+@hashes.edits(
+    "HSET key field value [field value ...]", "Set fields; how many are new.", always=True
+)
+def hset(value: Hash, *pairs: bytes) -> Reply:
+    return sum(map(value.put, pairs[::2], pairs[1::2]))
+
+
+@hashes.edits("HMSET key field value [field value ...]", "HSET that answers OK.")
+def hmset(value: Hash, *pairs: bytes) -> Reply:
+    hset(value, *pairs)
+    return OK
+
+
+@hashes.edits("HSETNX key field value", "Set a field that does not exist: 1 if set.")
+def hsetnx(value: Hash, field: bytes, content: bytes) -> Reply:
+    return int(field not in value and value.put(field, content))
+
+
+hashes.views("HGET key field", "The value of a field.")(lambda value, field: value.get(field))
+hashes.views("HMGET key field [field ...]", "The values of several fields.")(
+    lambda value, *fields: list(map(value.get, fields))
+)
+hashes.views("HGETALL key", "Every field and its value.")(dict)
+hashes.views("HKEYS key", "Every field.")(list)
+hashes.views("HVALS key", "The value of every field.")(lambda value: list(value.values()))
+hashes.views("HLEN key", "How many fields there are.")(len)
+hashes.views("HEXISTS key field", "1 if the field exists.")(
+    lambda value, field: int(field in value)
+)
+hashes.views("HSTRLEN key field", "The length of a field's value in bytes.")(
+    lambda value, field: len(value.get(field, b""))
+)
+hashes.edits("HDEL key field [field ...]", "Delete fields; how many there were.", "writes")(
+    lambda value, *fields: sum(map(value.take, fields))
+)
+
+
+@hashes.edits("HINCRBY key field increment", "Add to a counter in a field.", always=True)
+def hincrby(value: Hash, field: bytes, increment: int) -> Reply:
+    number = add_integer(parse_integer(value.get(field, b"0"), BAD_HASH_INTEGER), increment)
+    value.put(field, b"%d" % number)
+    return number
+
+
+@hashes.edits("HINCRBYFLOAT key field decimal", "Add a decimal number to a field; the sum.")
+def hincrbyfloat(value: Hash, field: bytes, increment: bytes) -> Reply:
+    total = add_decimal(value.get(field, b"0"), "ERR hash value is not a float", increment)
+    value.put(field, total)
+    return total
+
+
+@hashes.reads(
+    "HRANDFIELD key [count] [WITHVALUES]",
+    "A field by chance, or several: different ones, or any if the count is below 0.",
+    raw=True,
+)
+def hrandfield(context: Context, key: bytes, *words: bytes) -> Reply:
+    count = PARSERS["signed-count"](words[0]) if words else 1
+    options = Options("[WITHVALUES]").parse(words[1:])
+    if options and abs(count) > INTEGER_MAX // 2:
+        raise CommandError("ERR value is out of range")
+    value = context.store.read(key, Hash) or Hash()
+    if not words:
+        return value.draw() if value else None
+    fields = pick(list(value), count)
+    return Pairs((field, value[field]) for field in fields) if options else fields
+
+
+scans(
+    hashes,
+    "HSCAN key cursor [MATCH pattern] [COUNT page-size]",
+    "Some of the fields with their values, and the cursor for more.",
+    lambda value, field: (field, value[field]),
+)
+
+
+# ----------------------------------------------------------------------------
+# Commands: sets
+# ----------------------------------------------------------------------------
+
+sets = Family("set", Set)
+
+sets.edits("SADD key member [member ...]", "Add members; how many are new.")(
+    lambda value, *members: sum(map(value.put, members))
+)
+sets.edits("SREM key member [member ...]", "Delete members; how many there were.", "writes")(
+    lambda value, *members: sum(map(value.take, members))
+)
+sets.views("SCARD key", "How many members there are.")(len)
+sets.views("SISMEMBER key member", "1 if it is a member.")(
+    lambda value, member: int(member in value)
+)
+sets.views("SMISMEMBER key member [member ...]", "For each: 1 if it is a member.")(
+    lambda value, *members: [int(member in value) for member in members]
+)
+sets.views("SMEMBERS key", "Every member.")(Members)
+
+
+@sets.writes("SMOVE source destination member", "Move a member to another set: 1 if it was there.")
+def smove(context: Context, source: bytes, target: bytes, member: bytes) -> Reply:
+    value = context.store.read(source, Set)
+    if value is None:
+        return 0
+    other = context.store.read(target, Set) or Set()
+    if source == target or member not in value:
+        return int(member in value)
+    value.take(member)
+    context.store.write(source, value)
+    if other.put(member):
+        context.store.write(target, other)
+    return 1
+
+
+@sets.edits("SPOP key [count]", "Take a member, or several, by chance.", "writes", loose=True)
+def spop(value: Set, count: int | None = None) -> Reply:
+    if not value:
+        return None if count is None else Members()
+    taken = [value.draw()] if count in (None, 1) else pick(list(value), count or 0)
+    for member in taken:
+        value.take(member)
+    return taken[0] if count is None else Members(taken)
+
+
+@sets.views(
+    "SRANDMEMBER key [signed-count]",
+    "A member by chance, or several: different ones, or any if the count is below 0.",
+    loose=True,
+)
+def srandmember(value: Set, count: int | None = None) -> Reply:
+    if count is None:
+        return value.draw() if value else None
+    return pick(list(value), count)
+
+
+def _combine(
+    context: Context, operation: Callable[[Any, Any], Any], names: Sequence[bytes]
+) -> list[bytes]:
+    values = [context.store.read(key, Set) or Set() for key in names]
+    combined: Any = values[0].keys()
+    for value in values[1:]:
+        combined = operation(combined, value.keys())
+    return Members(combined)
+
+
+@sets.reads("SINTER key [key ...]", "The members common to all sets.", operation=operator.and_)
+@sets.reads("SUNION key [key ...]", "The members of any of the sets.", operation=operator.or_)
+@sets.reads("SDIFF key [key ...]", "The members of the first set alone.", operation=operator.sub)
+def sinter(context: Context, *names: bytes, operation: Callable[[Any, Any], Any]) -> Reply:
+    return _combine(context, operation, names)
+
+
+@sets.grows("SINTERSTORE destination key [key ...]", "Store SINTER.", operation=operator.and_)
+@sets.grows("SUNIONSTORE destination key [key ...]", "Store SUNION.", operation=operator.or_)
+@sets.grows("SDIFFSTORE destination key [key ...]", "Store SDIFF.", operation=operator.sub)
+def sinterstore(
+    context: Context, target: bytes, *names: bytes, operation: Callable[[Any, Any], Any]
+) -> Reply:
+    value = Set()
+    for member in _combine(context, operation, names):
+        value.put(member)
+    context.store.delete(target)
+    if value:
+        context.store.write(target, value)
+    return len(value)
+
+
+@sets.reads(
+    "SINTERCARD numkeys key [key ...] [LIMIT limit]",
+    "How many members are common to all sets, up to a limit.",
+)
+def sintercard(context: Context, numkeys: bytes, *words: bytes) -> Reply:
+    many = "ERR Number of keys can't be greater than number of args"
+    names, rest = take_keys(numkeys, words, many)
+    options = Options("[LIMIT limit]").parse(rest)
+    size = len(_combine(context, operator.and_, names))
+    return min(size, options.get("limit") or size)
+
+
+scans(
+    sets,
+    "SSCAN key cursor [MATCH pattern] [COUNT page-size]",
+    "Some of the members, and the cursor for more.",
+    lambda value, member: (member,),
+)
+
+
+# ----------------------------------------------------------------------------
+# Commands: sorted sets
+# ----------------------------------------------------------------------------
+
+zsets = Family("sorted-set", SortedSet)
+
+
+@zsets.grows(
+    "ZADD key [NX] [XX] [GT] [LT] [CH] [INCR] score member [score member ...]",
+    "Set scores; how many members are new, or with CH new or changed.",
+)
+def zadd(context: Context, key: bytes, *words: bytes) -> Reply:
+    options, pairs = _ZADD_OPTIONS.split(words)
+    if not pairs or len(pairs) % 2:
+        raise CommandError(SYNTAX_ERROR)
+    if {"nx", "xx"} <= options.keys():
+        raise CommandError("ERR XX and NX options at the same time are not compatible")
+    if len({"gt", "lt", "nx"} & options.keys()) > 1:
+        raise CommandError("ERR GT, LT, and/or NX options at the same time are not compatible")
+    if "incr" in options and len(pairs) > 2:
+        raise CommandError("ERR INCR option supports a single increment-element pair")
+    scores = list(map(parse_float, pairs[::2]))
+    value = context.store.read(key, SortedSet) or SortedSet()
+    added = changed = 0
+    for score, member in zip(scores, pairs[1::2]):
+        old = value.scores.get(member)
+        if ("nx" in options and old is not None) or ("xx" in options and old is None):
+            new = None
+        else:
+            new = score + old if "incr" in options and old is not None else score
+            if math.isnan(new):
+                raise CommandError("ERR resulting score is not a number (NaN)")
+            if old is not None and (
+                ("gt" in options and new <= old) or ("lt" in options and new >= old)
+            ):
+                new = None
+        if new is not None and new != old:
+            value.put(member, new + 0.0)  # not -0
+            added += old is None
+            changed += 1
+    if changed:
+        context.store.write(key, value)
+    if "incr" in options:
+        return new
+    return changed if "ch" in options else added
+
+
+_ZADD_OPTIONS = Options("[NX] [XX] [GT] [LT] [CH] [INCR]")
+
+
+@zsets.grows("ZINCRBY key number member", "Add to a member's score and return it.")
+def zincrby(context: Context, key: bytes, increment: bytes, member: bytes) -> Reply:
+    return zadd(context, key, b"INCR", increment, member)
+
+
+zsets.views("ZSCORE key member", "The score of a member.")(
+    lambda value, member: value.scores.get(member)
+)
+zsets.views("ZMSCORE key member [member ...]", "The scores of several members.")(
+    lambda value, *members: list(map(value.scores.get, members))
+)
+zsets.views("ZCARD key", "How many members there are.")(len)
+zsets.edits("ZREM key member [member ...]", "Delete members; how many there were.", "writes")(
+    lambda value, *members: sum(map(value.take, members))
+)
+
+
+@zsets.views("ZRANK key member", "A member's place; 0 has the lowest score.", reverse=False)
+@zsets.views("ZREVRANK key member", "A member's place; 0 has the highest score.", reverse=True)
+def zrank(value: SortedSet, member: bytes, *, reverse: bool) -> Reply:
+    score = value.scores.get(member)
+    if score is None:
+        return None
+    rank = value.rank((score, member))
+    return len(value) - 1 - rank if reverse else rank
+
+
+def _between(value: SortedSet, low: Any, high: Any) -> tuple[int, int]:
+    # The ranks from the first score not below low to before the first one above high.
+    first = value.rank((low[0], LAST) if low[1] else low[:1])
+    return first, max(value.rank(high[:1] if high[1] else (high[0], LAST)), first)
+
+
+def parse_bound(argument: bytes) -> tuple[float, bool]:
+    """A score that bounds a range, and whether it is left out itself, as in ``(5``.
+
+    :raises CommandError: if it is neither.
+    """
+    exclusive = argument.startswith(b"(")
+    number = argument[exclusive:].lstrip() if argument[exclusive:] else b"0"
+    if len(number) > MAX_NUMBER or not _FLOAT.fullmatch(number):
+        raise CommandError("ERR min or max is not a float")
+    return float(number), exclusive
+
+
+PARSERS["min"] = PARSERS["max"] = parse_bound
+
+
+@zsets.views("ZCOUNT key min max", "How many members have scores between these.")
+def zcount(value: SortedSet, low: Any, high: Any) -> Reply:
+    first, last = _between(value, low, high)
+    return last - first
+
+
+@zsets.reads(
+    "ZRANGE key low high [BYSCORE] [REV] [LIMIT offset size] [WITHSCORES]",
+    "The members between two places, or between two scores.",
+)
+@zsets.reads("ZREVRANGE key low high [WITHSCORES]", "ZRANGE with REV.", rev=True)
+@zsets.reads(
+    "ZRANGEBYSCORE key low high [WITHSCORES] [LIMIT offset size]",
+    "ZRANGE with BYSCORE.",
+    byscore=True,
+)
+@zsets.reads(
+    "ZREVRANGEBYSCORE key high low [WITHSCORES] [LIMIT offset size]",
+    "ZRANGE with BYSCORE and REV.",
+    byscore=True,
+    rev=True,
+)
+def zrange(
+    context: Context, key: bytes, start: bytes, stop: bytes, byscore: bool = False,
+    rev: bool = False, limit: Sequence[int] | None = None, withscores: bool = False,
+) -> Reply:  # fmt: skip
+    if limit is not None and limit[1] != -1 and not byscore:
+        raise CommandError(
+            "ERR syntax error, LIMIT is only supported in combination with either BYSCORE or BYLEX"
+        )
+    low, high = (stop, start) if rev and byscore else (start, stop)
+    bounds: Any = list(map(parse_bound if byscore else parse_integer, (low, high)))
+    value = context.store.read(key, SortedSet) or SortedSet()
+    if byscore:
+        first, last = _between(value, *bounds)
+    else:
+        first, last = positions(bounds[0], bounds[1], len(value))
+        if rev:
+            first, last = len(value) - last, len(value) - first
+    offset, count = limit if limit and byscore else (0, -1)
+    size = max(last - first - offset, 0) if offset >= 0 else 0
+    size = size if count < 0 else min(size, count)
+    first = last - offset - size if rev else first + offset
+    found = value.pairs(first, first + size)
+    if rev:
+        found.reverse()
+    if withscores:
+        return Pairs((member, score) for score, member in found)
+    return [member for _, member in found]
+
+
+def _remove(value: SortedSet, first: int, last: int) -> list[tuple[bytes, float]]:
+    found = [(member, score) for score, member in value.pairs(first, last)]
+    for member, _ in found:
+        value.take(member)
+    return found
+
+
+@zsets.edits("ZPOPMIN key [count]", "Take the members with the lowest scores.", "writes",
+             loose=True, highest=False)  # fmt: skip
+@zsets.edits("ZPOPMAX key [count]", "Take the members with the highest scores.", "writes",
+             loose=True, highest=True)  # fmt: skip
+def zpopmin(value: SortedSet, count: int | None = None, *, highest: bool) -> Reply:
+    most = 1 if count is None else count
+    if highest:
+        found = _remove(value, max(len(value) - most, 0), len(value))[::-1]
+    else:
+        found = _remove(value, 0, most)
+    return list(itertools.chain.from_iterable(found)) if count is None else Pairs(found)
+
+
+@zsets.edits("ZREMRANGEBYRANK key start stop", "Delete members between two places.", "writes")
+def zremrangebyrank(value: SortedSet, start: int, stop: int) -> Reply:
+    return len(_remove(value, *positions(start, stop, len(value))))
+
+
+@zsets.edits("ZREMRANGEBYSCORE key min max", "Delete members between two scores.", "writes")
+def zremrangebyscore(value: SortedSet, low: Any, high: Any) -> Reply:
+    return len(_remove(value, *_between(value, low, high)))
+
+
+scans(
+    zsets,
+    "ZSCAN key cursor [MATCH pattern] [COUNT page-size]",
+    "Some of the members with their scores, and the cursor for more.",
+    lambda value, member: (member, encode_double(value.scores[member])),
+)
+
+
+# ----------------------------------------------------------------------------
+# Commands: transactions
+# ----------------------------------------------------------------------------
+
+transactions = Family("transactions")
+
+
+@transactions.reads("MULTI", "Queue the commands from here on, for EXEC.")
+def multi(context: Context) -> Reply:
+    if context.queue is not None:
+        raise CommandError("ERR MULTI calls can not be nested")
+    context.queue = []
+    context.guard()
+    return OK
+
+
+@transactions.reads(
+    "EXEC", "Carry out the queued commands as one step, if no watch is broken.", raw=True
+)
+def exec_(context: Context, *words: bytes) -> Reply:
+    if words:
+        context.end_transaction()
+        reason = "wrong number of arguments for 'exec' command"
+        raise CommandError(f"EXECABORT Transaction discarded because of: {reason}")
+    if context.queue is None:
+        raise CommandError("ERR EXEC without MULTI")
+    queue, spoiled = context.queue, context.spoiled
+    broken = context.end_transaction()
+    if spoiled:
+        raise CommandError("EXECABORT Transaction discarded because of previous errors.")
+    if broken:
+        return NO_LIST
+    replies: list[Reply] = []
+    for entry, arguments in queue:
+        try:
+            replies.append(entry.call(context, arguments))
+        except CommandError as error:
+            replies.append(error)
+    return replies
+
+
+@transactions.reads("DISCARD", "Forget the queued commands.")
+def discard(context: Context) -> Reply:
+    if context.queue is None:
+        raise CommandError("ERR DISCARD without MULTI")
+    context.end_transaction()
+    return OK
+
+
+@transactions.reads("WATCH key [key ...]", "Let EXEC do nothing if one of the keys is changed.")
+def watch(context: Context, *names: bytes) -> Reply:
+    if context.queue is not None:
+        raise CommandError("ERR WATCH inside MULTI is not allowed")
+    if context.watch is None:
+        context.watch = Watch()
+    for key in names:
+        context.store.watch(key, context.watch)
+    return OK
+
+
+@transactions.reads("UNWATCH", "Watch no key any more.")
+def unwatch(context: Context) -> Reply:
+    if context.watch is not None:
+        context.store.unwatch(context.watch)
+        context.watch = None
+    return OK
+
+
+# ----------------------------------------------------------------------------
+# Commands: the connection
+# ----------------------------------------------------------------------------
+
+connection = Family("connection")
+
+
+@connection.reads("PING [message]", "PONG, or the message.")
 def ping(context: Context, message: bytes = PONG) -> Reply:
-    """PONG, or the message."""
     return message
 
 
-@command("ECHO message")
+@connection.reads("ECHO message", "The message.")
 def echo(context: Context, message: bytes) -> Reply:
-    """The message."""
     return message
 
 
-@command("HELLO [protover] [AUTH username password] [SETNAME clientname]")
+@connection.reads(
+    "HELLO [protover] [AUTH username password] [SETNAME clientname]",
+    "Choose the version of RESP, 2 or 3, and be told about the server.",
+    raw=True,
+)
 def hello(context: Context, *options: bytes) -> Reply:
-    """Choose the version of RESP, 2 or 3, and be told about the server."""
     protocol, name = context.protocol, None
     if options:
-        if not _INTEGER.fullmatch(options[0]):
-            raise CommandError("ERR Protocol version is not an integer or out of range")
-        protocol = int(options[0])
+        error = "ERR Protocol version is not an integer or out of range"
+        protocol = parse_integer(options[0], error)
         if protocol not in (2, 3):
             raise CommandError("NOPROTO unsupported protocol version")
     words = iter(options[1:])
@@ -1146,6 +2947,12 @@ def hello(context: Context, *options: bytes) -> Reply:
             name = _client_name("Client names", values[0])
         else:
             raise CommandError(f"ERR Syntax error in HELLO option '{_shown(word)}'")
+    if context.locked_out:
+        raise CommandError(
+            "NOAUTH HELLO must be called with the client already authenticated, otherwise the"
+            " HELLO <proto> AUTH <user> <pass> option can be used to authenticate the client and"
+            " select the RESP protocol version at the same time"
+        )
     context.protocol = protocol
     if name is not None:
         context.names["name"] = name
@@ -1160,33 +2967,40 @@ def hello(context: Context, *options: bytes) -> Reply:
     }
 
 
-@command("AUTH [username] password")
+@connection.reads("AUTH [username] password", "Give the password.", loose=True)
 def auth(context: Context, *credentials: bytes) -> Reply:
-    """Give a password; there is none, so nobody but the user default needs to."""
-    if len(credentials) == 1:
+    if context.password is None and len(credentials) == 1:
         raise CommandError(
             "ERR AUTH <password> called without any password configured for the default user."
             " Are you sure your configuration is correct?"
         )
-    if credentials[0] != b"default":
+    right = context.password is None or hmac.compare_digest(context.password, credentials[-1])
+    if not right or credentials[:-1] not in ((), (b"default",)):
         raise CommandError("WRONGPASS invalid username-password pair or user is disabled.")
+    context.locked_out = False
+    context.guard()
     return OK
 
 
-@command("SELECT index")
-def select_(context: Context, index: bytes) -> Reply:
-    """Choose a database; there is one, 0."""
-    if parse_integer(index) != 0:
-        raise CommandError("ERR DB index is out of range")
+@connection.reads("SELECT database", "Choose a database; there is one, 0.")
+def select_(context: Context, database: int) -> Reply:
     return OK
 
 
-@command("RESET")
+@connection.reads("RESET", "Put the connection back as it was when it was opened.")
 def reset(context: Context) -> Reply:
-    """Put the connection back as it was when it was opened."""
     context.protocol = 2
     context.names.pop("name", None)
+    context.replying = "ON"
+    context.locked_out = context.password is not None
+    context.end_transaction()
     return Status(b"RESET")
+
+
+@connection.reads("QUIT", "End the connection.")
+def quit_(context: Context) -> Reply:
+    context.closing = True
+    return OK
 
 
 def _client_name(what: str, name: bytes) -> str:
@@ -1198,9 +3012,12 @@ def _client_name(what: str, name: bytes) -> str:
 def _describe(context: Context) -> str:
     facts = {
         "id": context.id,
+        "addr": context.address,
+        "laddr": context.statistics.address,
         "name": context.names.get("name", ""),
         "age": int(time.monotonic() - context.connected),
         "db": 0,
+        "multi": -1 if context.queue is None else len(context.queue),
         "user": "default",
         "resp": context.protocol,
         "lib-name": context.names.get("lib-name", ""),
@@ -1209,29 +3026,25 @@ def _describe(context: Context) -> str:
     return " ".join(f"{name}={value}" for name, value in facts.items()) + "\n"
 
 
-@command("CLIENT ID")
+@connection.reads("CLIENT ID", "The number of this connection.")
 def client_id(context: Context) -> Reply:
-    """The number of this connection."""
     return context.id
 
 
-@command("CLIENT GETNAME")
+@connection.reads("CLIENT GETNAME", "The name the client has given itself.")
 def client_getname(context: Context) -> Reply:
-    """The name the client has given itself."""
     name = context.names.get("name")
     return name.encode() if name else None
 
 
-@command("CLIENT SETNAME name")
+@connection.reads("CLIENT SETNAME name", "Give the connection a name.")
 def client_setname(context: Context, name: bytes) -> Reply:
-    """Give the connection a name."""
     context.names["name"] = _client_name("Client names", name)
     return OK
 
 
-@command("CLIENT SETINFO attribute value")
+@connection.reads("CLIENT SETINFO attribute value", "Name the library, LIB-NAME or LIB-VER.")
 def client_setinfo(context: Context, attribute: bytes, value: bytes) -> Reply:
-    """Name the library that is used, LIB-NAME or LIB-VER."""
     what = attribute.decode("latin-1").lower()
     if what not in ("lib-name", "lib-ver"):
         raise CommandError(f"ERR Unrecognized option '{_shown(attribute)}'")
@@ -1239,48 +3052,289 @@ def client_setinfo(context: Context, attribute: bytes, value: bytes) -> Reply:
     return OK
 
 
-@command("CLIENT INFO")
+@connection.reads("CLIENT INFO", "What is known of this connection.")
 def client_info(context: Context) -> Reply:
-    """What is known of this connection."""
     return Verbatim(_describe(context).encode())
 
 
-@command("CLIENT LIST")
-def client_list(context: Context) -> Reply:
-    """What is known of each connection, one a line."""
-    return Verbatim("".join(map(_describe, context.statistics.clients.values())).encode())
+@connection.reads(
+    "CLIENT LIST [TYPE type|ID client-id ...]",
+    "What is known of each connection, one a line.",
+)
+def client_list(context: Context, *words: bytes) -> Reply:
+    chosen = list(context.statistics.clients.values())
+    what = words[0].upper() if words else b""
+    if what == b"TYPE" and len(words) == 2:
+        chosen = _of_type(chosen, words[1])
+    elif what == b"ID" and len(words) > 1:
+        numbers = {at_least(1, word, "ERR Invalid client ID") for word in words[1:]}
+        chosen = [client for client in chosen if client.id in numbers]
+    elif words:
+        raise CommandError(SYNTAX_ERROR)
+    return Verbatim("".join(map(_describe, chosen)).encode())
 
 
-@command("QUIT")
-def quit_(context: Context) -> Reply:
-    """End the connection."""
-    context.closing = True
-    return OK
+def _of_type(clients: list[Context], kind: bytes) -> list[Context]:
+    if kind.lower() not in (b"normal", b"master", b"replica", b"slave", b"pubsub"):
+        raise CommandError(f"ERR Unknown client type '{_shown(kind)}'")
+    return clients if kind.lower() == b"normal" else []
 
 
-@command("DBSIZE")
+@connection.reads(
+    "CLIENT KILL filter [value ...]",
+    "End connections: by address, or by ID, ADDR, LADDR, TYPE, USER, and SKIPME no.",
+)
+def client_kill(context: Context, *words: bytes) -> Reply:
+    chosen = list(context.statistics.clients.values())
+    if len(words) == 1:
+        chosen = [client for client in chosen if client.address.encode() == words[0]]
+        if not chosen:
+            raise CommandError("ERR No such client")
+    elif len(words) % 2:
+        raise CommandError(SYNTAX_ERROR)
+    skip_me = len(words) > 1
+    for option, value in zip(words[::2], words[1::2]):
+        name = option.upper()
+        if name == b"ID":
+            number = at_least(1, value, "ERR client-id should be greater than 0")
+            chosen = [client for client in chosen if client.id == number]
+        elif name == b"ADDR":
+            chosen = [client for client in chosen if client.address.encode() == value]
+        elif name == b"LADDR":
+            chosen = chosen if context.statistics.address.encode() == value else []
+        elif name == b"TYPE":
+            chosen = _of_type(chosen, value)
+        elif name == b"USER":
+            if value != b"default":
+                raise CommandError(f"ERR No such user '{_shown(value)}'")
+        elif name == b"SKIPME" and value.lower() in (b"yes", b"no"):
+            skip_me = value.lower() == b"yes"
+        else:
+            raise CommandError(SYNTAX_ERROR)
+    chosen = [client for client in chosen if not (skip_me and client is context)]
+    for client in chosen:
+        if client is context:
+            context.closing = True  # after this reply
+        else:
+            client.hang_up()
+    return OK if len(words) == 1 else len(chosen)
+
+
+@connection.reads("CLIENT REPLY ON|OFF|SKIP", "Whether commands are answered; SKIP: the next one.")
+def client_reply(context: Context, mode: bytes) -> Reply:
+    chosen = mode.decode("latin-1").upper()
+    if chosen not in ("ON", "OFF", "SKIP"):
+        raise CommandError(SYNTAX_ERROR)
+    if chosen != "SKIP" or context.replying == "ON":
+        context.replying = chosen
+    context.guard()
+    return OK if context.replying == "ON" else NOTHING
+
+
+# ----------------------------------------------------------------------------
+# Commands: the server
+# ----------------------------------------------------------------------------
+
+server = Family("server")
+
+
+@server.reads("DBSIZE", "How many keys there are.")
 def dbsize(context: Context) -> Reply:
-    """How many keys there are."""
     return len(context.store)
 
 
-@command("FLUSHALL [ASYNC|SYNC]")
-def flushall(context: Context, *mode: bytes) -> Reply:
-    """Delete every key."""
-    if len(mode) > 1 or (mode and mode[0].upper() not in (b"ASYNC", b"SYNC")):
-        raise CommandError(SYNTAX_ERROR)
+@server.writes("FLUSHALL [ASYNC|SYNC]", "Delete every key.")
+@server.writes("FLUSHDB [ASYNC|SYNC]", "Delete every key.")
+def flushall(context: Context, **mode: bool) -> Reply:
     context.store.clear()
     return OK
 
 
-@command("INFO [section ...]")
+@server.reads("TIME", "The seconds since 1970, and the microseconds beyond.")
+def time_(context: Context) -> Reply:
+    seconds, rest = divmod(time.time_ns() // 1000, 1_000_000)
+    return [b"%d" % seconds, b"%d" % rest]
+
+
+@server.reads("MEMORY USAGE key [SAMPLES size]", "The bytes a key takes with its value.")
+def memory_usage(context: Context, key: bytes, *, samples: int = 0) -> Reply:
+    if samples < 0:
+        raise CommandError(SYNTAX_ERROR)
+    return context.store.cost(key) if key in context.store else None
+
+
+@server.reads("DEBUG SLEEP seconds", "Answer nobody for so long.")
+def debug_sleep(context: Context, seconds: bytes) -> Reply:
+    duration = parse_float(seconds)
+    if not 0 <= duration <= MAX_SLEEP:
+        raise CommandError(f"ERR the time to sleep must be from 0 to {MAX_SLEEP:g} seconds")
+    time.sleep(duration)
+    return OK
+
+
+def _memory_limit(context: Context, text: str) -> None:
+    context.store.limit = parse_size(text) or math.inf
+    # As Redis does it, at once; what cannot be evicted stays, and commands that write are refused.
+    with contextlib.suppress(CommandError):
+        context.store.make_room()
+
+
+def _memory_policy(context: Context, text: str) -> None:
+    if text.lower() not in POLICIES:
+        raise ValueError(f"argument must be one of {', '.join(POLICIES)}")
+    context.store.policy = text.lower()
+
+
+def _message_limit(context: Context, text: str) -> None:
+    context.settings.set_max_message(parse_size(text))
+
+
+#: What CONFIG tells of, and how that which can be set while the server runs is set.
+_PARAMETERS: dict[
+    str, tuple[Callable[[Context], object], Callable[[Context, str], None] | None]
+] = {
+    "appendonly": (lambda context: "no", None),
+    "bind": (lambda context: "127.0.0.1", None),
+    "databases": (lambda context: 1, None),
+    "maxclients": (lambda context: context.settings.max_clients, None),
+    "maxmemory": (lambda context: _finite(context.store.limit), _memory_limit),
+    "maxmemory-policy": (lambda context: context.store.policy, _memory_policy),
+    "maxmemory-samples": (lambda context: LRU_SAMPLES, None),
+    "port": (lambda context: context.settings.tcp or 0, None),
+    "proto-max-bulk-len": (lambda context: context.settings.max_message, _message_limit),
+    "save": (lambda context: "", None),
+    "timeout": (lambda context: 0, None),
+}
+
+
+def _finite(limit: float) -> int:
+    return 0 if limit == math.inf else int(limit)
+
+
+@server.reads("CONFIG GET parameter [parameter ...]", "The settings that match a pattern.")
+def config_get(context: Context, *patterns: bytes) -> Reply:
+    tests = [glob(pattern.lower()) for pattern in patterns]
+    return {
+        name.encode(): str(value(context)).encode()
+        for name, (value, _) in _PARAMETERS.items()
+        if any(test(name.encode()) for test in tests)
+    }
+
+
+@server.reads("CONFIG SET parameter value [parameter value ...]", "Change settings.")
+def config_set(context: Context, *words: bytes) -> Reply:
+    names = [_shown(word).lower() for word in words[::2]]
+    for name in names:
+        if name not in _PARAMETERS:
+            raise CommandError(
+                f"ERR Unknown option or number of arguments for CONFIG SET - '{name}'"
+            )
+    for name, value in zip(names, words[1::2]):
+        change = _PARAMETERS[name][1]
+        try:
+            if change is None:
+                raise ValueError("can't set immutable config")
+            change(context, _shown(value))
+        except ValueError as error:
+            raise CommandError(
+                f"ERR CONFIG SET failed (possibly related to argument '{name}') - {error}"
+            ) from None
+    return OK
+
+
+@server.reads("COMMAND", "Every command: arity, flags, and where its keys are.")
+def command(context: Context) -> Reply:
+    return list(map(_command_facts, _every_command()))
+
+
+@server.reads("COMMAND COUNT", "How many commands there are.")
+def command_count(context: Context) -> Reply:
+    return len(_every_command())
+
+
+@server.reads("COMMAND LIST", "The names of the commands.")
+def command_list(context: Context) -> Reply:
+    return [entry.name.lower().replace(" ", "|").encode() for entry in _every_command()]
+
+
+@server.reads("COMMAND INFO [command ...]", "COMMAND, of some of them.")
+def command_info(context: Context, *names: bytes) -> Reply:
+    known = {entry.name.lower().replace(" ", "|").encode(): entry for entry in _every_command()}
+    chosen = [known.get(name.lower()) for name in names] if names else known.values()
+    return [NO_LIST if entry is None else _command_facts(entry) for entry in chosen]
+
+
+@server.reads("COMMAND DOCS [command ...]", "How commands are used.")
+def command_docs(context: Context, *names: bytes) -> Reply:
+    wanted = {name.lower() for name in names}
+    chosen: dict[bytes, Any] = {}
+    for entry in _every_command():
+        container, _, subcommand = entry.name.lower().encode().partition(b" ")
+        if wanted and container not in wanted:
+            continue
+        if subcommand:
+            top = chosen.setdefault(
+                container, {b"summary": b"See its subcommands.", b"group": entry.group.encode()}
+            )
+            top.setdefault(b"subcommands", {})[b"|".join([container, subcommand])] = _docs(entry)
+        else:
+            chosen[container] = {**_docs(entry), **chosen.get(container, {})}
+    return chosen
+
+
+def _every_command() -> list[Command]:
+    return [*dict.fromkeys(COMMANDS.values()), *SUBCOMMANDS.values()]
+
+
+def _command_facts(entry: Command) -> Reply:
+    flags = [b"write" if entry.writes else b"readonly"] + [b"denyoom"] * entry.grows
+    words = entry.usage.split()
+    first = next((words.index(word) for word in ("key", "source") if word in words), 0)
+    step = 2 if "value" in words[first + 1 :][:1] and "..." in entry.usage else 1
+    last = first + ("destination" in words or "newkey" in words)
+    if "[key" in words:
+        last = -1
+    arity = entry.fewest if entry.most == entry.fewest else -entry.fewest
+    name = entry.name.lower().replace(" ", "|").encode()
+    return [name, arity, list(map(Status, flags)), first, last, step if first else 0]
+
+
+def _docs(entry: Command) -> dict[bytes, Any]:
+    return {
+        b"summary": entry.summary.encode(),
+        b"since": __version__.encode(),
+        b"group": entry.group.encode(),
+        b"arguments": [
+            _argument_docs(item)
+            for item in re.findall(r"\[[^\]]*\]|\S+", entry.usage)[entry.words :]
+        ],
+    }
+
+
+def _argument_docs(item: str) -> dict[bytes, Any]:
+    choices = item.strip("[]").split("|")
+    if len(choices) > 1:
+        docs: dict[bytes, Any] = {b"name": b"choice", b"type": b"oneof"}
+        docs[b"arguments"] = list(map(_argument_docs, choices))
+    else:
+        words = choices[0].replace("...", "").split()
+        token = words.pop(0) if words[0].isupper() else None
+        name = " ".join(words) or (token or "").lower()
+        kind = "key" if name == "key" else "string" if words else "pure-token"
+        docs = {b"name": name.encode(), b"type": kind.encode()}
+        if token:
+            docs[b"token"] = token.encode()
+    flags = [b"optional"] * item.startswith("[") + [b"multiple"] * ("..." in item)
+    return {**docs, b"flags": list(map(Status, flags))} if flags else docs
+
+
+@server.reads("INFO [section ...]", "The state of the server, all of it or the sections named.")
 def info(context: Context, *sections: bytes) -> Reply:
-    """The state of the server, all of it or the sections named."""
     wanted = {section.decode("latin-1").lower() for section in sections}
     if not wanted or wanted & {"all", "default", "everything"}:
-        wanted = {title.lower() for title, _ in _INFO_SECTIONS}
+        wanted = {title.lower() for title in _INFO_SECTIONS}
     blocks = []
-    for title, facts in _INFO_SECTIONS:
+    for title, facts in _INFO_SECTIONS.items():
         if title.lower() in wanted:
             lines = [f"{name}:{value}\r\n" for name, value in facts(context).items()]
             blocks.append(f"# {title}\r\n" + "".join(lines))
@@ -1297,25 +3351,20 @@ def _server_facts(context: Context) -> dict[str, object]:
         "os": sys.platform,
         "arch_bits": struct.calcsize("P") * 8,
         "process_id": os.getpid(),
+        "tcp_port": context.settings.tcp or 0,
         "address": context.statistics.address,
         "uptime_in_seconds": uptime,
         "uptime_in_days": uptime // 86400,
     }
 
 
-def _client_facts(context: Context) -> dict[str, object]:
+def _memory_facts(context: Context) -> dict[str, object]:
     return {
-        "connected_clients": len(context.statistics.clients),
-        "maxclients": context.settings.max_clients,
-        "max_message_bytes": context.settings.max_message,
-    }
-
-
-def _stats_facts(context: Context) -> dict[str, object]:
-    return {
-        "total_connections_received": context.statistics.connections,
-        "total_commands_processed": context.statistics.commands,
-        "expired_keys": context.store.expired,
+        "used_memory": context.store.used,
+        "used_memory_human": f"{context.store.used / 1024**2:.2f}M",
+        "maxmemory": _finite(context.store.limit),
+        "maxmemory_human": f"{_finite(context.store.limit) / 1024**2:.2f}M",
+        "maxmemory_policy": context.store.policy,
     }
 
 
@@ -1325,18 +3374,34 @@ def _keyspace_facts(context: Context) -> dict[str, object]:
     return {"db0": f"keys={len(context.store)},expires={context.store.expiring}"}
 
 
-_INFO_SECTIONS: tuple[tuple[str, Callable[[Context], dict[str, object]]], ...] = (
-    ("Server", _server_facts),
-    ("Clients", _client_facts),
-    ("Stats", _stats_facts),
-    ("Keyspace", _keyspace_facts),
-)
+_INFO_SECTIONS: dict[str, Callable[[Context], dict[str, object]]] = {
+    "Server": _server_facts,
+    "Clients": lambda context: {
+        "connected_clients": len(context.statistics.clients),
+        "maxclients": context.settings.max_clients,
+        "max_message_bytes": context.settings.max_message,
+    },
+    "Memory": _memory_facts,
+    "Persistence": lambda context: {"loading": 0},
+    "Stats": lambda context: {
+        "total_connections_received": context.statistics.connections,
+        "total_commands_processed": context.statistics.commands,
+        "expired_keys": context.store.expired,
+        "evicted_keys": context.store.evicted,
+    },
+    "Replication": lambda context: {"role": "master", "connected_slaves": 0},
+    "CPU": lambda context: {
+        "used_cpu_sys": f"{os.times().system:.6f}",
+        "used_cpu_user": f"{os.times().user:.6f}",
+    },
+    "Cluster": lambda context: {"cluster_enabled": 0},
+    "Keyspace": _keyspace_facts,
+}
 
 
-@command("HELP [command]")
+@server.reads("HELP [command]", "The commands, or how one is used.")
 def help_(context: Context, name: bytes | None = None) -> Reply:
-    """The commands, or how one is used."""
-    chosen = list(dict.fromkeys(COMMANDS.values()))
+    chosen = _every_command()
     if name is not None:
         wanted = _shown(name[:ERROR_EXCERPT]).upper()
         chosen = [entry for entry in chosen if entry.name.split()[0] == wanted]
@@ -1545,7 +3610,9 @@ class Connection:
     #: Whether the chunk last received is, or ends, a message.
     end_of_message = True
 
-    def __init__(self) -> None:
+    def __init__(self, peer: str) -> None:
+        #: The client's address, as CLIENT LIST shows it.
+        self.peer = peer
         # Chunks that came while a reply was not taken, each with its end_of_message.
         self._backlog: collections.deque[tuple[bytes, bool]] = collections.deque()
         self._backlog_size = 0
@@ -1600,6 +3667,9 @@ class Connection:
 class Listener:
     """Where clients connect. accept() may be called by several threads at once."""
 
+    #: Whether the system lets other accounts of this machine connect.
+    open_to_all = False
+
     def __init__(self, address: str) -> None:
         self.address = address
 
@@ -1625,6 +3695,197 @@ def _reply_not_taken() -> str:
 
 def _in_use(address: str) -> str:
     return f"{address} is served by another program already; stop that one or choose another name"
+
+
+# What keeps one call from waiting. Where there is no such thing (Windows), the socket never waits.
+_DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)
+_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
+
+
+def _ready(wanted: dict[socket.socket, int], timeout: float | None) -> dict[socket.socket, int]:
+    # Wait for the sockets' events; which came, by socket, nothing after the timeout.
+    with _Selector() as selector:
+        for each, events in wanted.items():
+            selector.register(each, events)
+        return {key.fileobj: events for key, events in selector.select(timeout)}  # type: ignore[misc]
+
+
+class SocketConnection(Connection):
+    """A client of a Unix domain socket or of a TCP port."""
+
+    def __init__(self, client: socket.socket, peer: str) -> None:
+        super().__init__(peer)
+        self._socket = client
+        self._socket.setblocking(bool(_DONTWAIT))
+        self._woken = False
+        self._interrupted = False
+        self._ended = False  # the client sends no more
+        self._waker: tuple[socket.socket, socket.socket] | None = None
+
+    def receive(self) -> bytes | None:
+        if self._backlog:
+            return self._kept()
+        while not self._interrupted:
+            try:
+                return self._socket.recv(CHUNK_SIZE) or None
+            except BlockingIOError:
+                self.wait(None)
+            except OSError as error:
+                log.debug("Receiving failed: %s", error)
+                break
+        return None
+
+    def wait(self, timeout: float | None) -> bool:
+        with self._lock:
+            if self._waker is None:
+                self._waker = socket.socketpair()
+                if self._woken:
+                    self._waker[1].send(b"\0")
+            waker = self._waker[0]
+        if self._backlog:
+            return True
+        ready = _ready(dict.fromkeys((self._socket, waker), selectors.EVENT_READ), timeout)
+        if waker in ready:
+            with self._lock:
+                waker.recv(1)
+                self._woken = False
+        return self._socket in ready or self._interrupted
+
+    def send(self, data: bytes, whole: bool = True) -> None:
+        try:
+            sent = self._socket.send(data, _DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            raise ConnectionLost(f"the client is gone: {error}") from error
+        if sent < len(data):
+            self._send_slowly(memoryview(data)[sent:])
+
+    def _send_slowly(self, data: memoryview) -> None:
+        deadline = time.monotonic() + SEND_TIMEOUT
+        while data:
+            events = selectors.EVENT_WRITE
+            if self._backlog_size < BACKLOG and not self._ended:
+                events |= selectors.EVENT_READ
+            happened = _ready({self._socket: events}, deadline - time.monotonic())
+            if not happened:
+                raise ConnectionLost(_reply_not_taken())
+            try:
+                if happened[self._socket] & selectors.EVENT_READ:
+                    chunk = self._socket.recv(CHUNK_SIZE, _DONTWAIT)
+                    self._ended = not chunk
+                    if chunk:
+                        self._keep(chunk)
+                if happened[self._socket] & selectors.EVENT_WRITE:
+                    data = data[self._socket.send(data, _DONTWAIT) :]
+                    deadline = time.monotonic() + SEND_TIMEOUT
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise ConnectionLost(f"the client is gone: {error}") from error
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._socket.close()
+            for end in self._waker or ():
+                end.close()
+
+    def wake(self) -> None:
+        with self._lock:
+            if self._closed or self._woken:
+                return
+            self._woken = True
+            if self._waker is not None:
+                self._waker[1].send(b"\0")
+
+    def interrupt(self) -> None:
+        self._shut(socket.SHUT_RD)
+
+    def abort(self) -> None:
+        self._shut(socket.SHUT_RDWR)
+
+    def _shut(self, how: int) -> None:
+        self._interrupted = True
+        with self._lock, contextlib.suppress(OSError):  # not connected any more
+            if not self._closed:
+                self._socket.shutdown(how)
+        self.wake()
+
+
+class SocketListener(Listener):
+    """A socket that listens; a subclass binds it."""
+
+    def __init__(self, address: str, listening: socket.socket) -> None:
+        super().__init__(address)
+        self._accepting = threading.Lock()
+        self._socket = listening
+        self._interrupted, self._interruptor = socket.socketpair()
+        try:
+            self._bind()
+            self._socket.listen(1024)
+            self._socket.setblocking(False)
+        except BaseException as error:
+            SocketListener.close(self)
+            if not isinstance(error, OSError):
+                raise
+            # Windows: WSAEACCES, for a port that another program holds for itself.
+            held = sys.platform == "win32" and isinstance(error, PermissionError)
+            if held or error.errno == errno.EADDRINUSE:
+                raise AddressInUse(_in_use(address)) from None
+            raise TransportError(f"Cannot serve {address}: {error}") from error
+
+    def _bind(self) -> None:
+        raise NotImplementedError
+
+    def _peer(self, address: Any) -> str:
+        raise NotImplementedError
+
+    def accept(self) -> Connection | None:
+        # One thread at a time waits for the socket: were all of them to, each client would wake
+        # them all.
+        with self._accepting:
+            while True:
+                both = dict.fromkeys((self._socket, self._interrupted), selectors.EVENT_READ)
+                if self._interrupted in _ready(both, None):
+                    return None
+                # A client may have left again.
+                with contextlib.suppress(BlockingIOError, ConnectionError):
+                    client, address = self._socket.accept()
+                    return SocketConnection(client, self._peer(address))
+
+    def interrupt(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._interruptor.setblocking(False)
+            self._interruptor.send(b"\0")
+
+    def close(self) -> None:
+        for end in (self._socket, self._interrupted, self._interruptor):
+            end.close()
+
+
+class TCPListener(SocketListener):
+    """A port of 127.0.0.1, which any account of this machine can connect to.
+
+    :raises AddressInUse: if another program serves this port.
+    :raises TransportError: if it cannot be served.
+    """
+
+    open_to_all = True
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        super().__init__(f"127.0.0.1:{port}", socket.socket(socket.AF_INET))
+
+    def _bind(self) -> None:
+        # On Windows SO_REUSEADDR would let another program take the port as well.
+        exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", None)
+        option = socket.SO_REUSEADDR if exclusive is None else exclusive
+        self._socket.setsockopt(socket.SOL_SOCKET, option, 1)
+        self._socket.bind(("127.0.0.1", self._port))
+
+    def _peer(self, address: Any) -> str:
+        return f"{address[0]}:{address[1]}"
 
 
 if sys.platform == "win32":
@@ -1666,7 +3927,7 @@ if sys.platform == "win32":
         framed = True
 
         def __init__(self, instance: _PipeInstance, listener: PipeListener) -> None:
-            super().__init__()
+            super().__init__(f"{listener.address}:0")
             self._instance = instance
             self._listener = listener
             self._handle = instance.handle
@@ -1917,111 +4178,7 @@ if sys.platform == "win32":
 
 else:
 
-    class UnixConnection(Connection):
-        """A client of a Unix domain socket."""
-
-        def __init__(self, client: socket.socket) -> None:
-            super().__init__()
-            self._socket = client
-            self._woken = False
-            self._ended = False  # the client sends no more
-            self._waker: tuple[socket.socket, socket.socket] | None = None
-
-        def receive(self) -> bytes | None:
-            if self._backlog:
-                return self._kept()
-            try:
-                return self._socket.recv(CHUNK_SIZE) or None
-            except OSError as error:
-                log.debug("Receiving failed: %s", error)
-                return None
-
-        def wait(self, timeout: float | None) -> bool:
-            with self._lock:
-                if self._waker is None:
-                    self._waker = socket.socketpair()
-                    if self._woken:
-                        self._waker[1].send(b"\0")
-                waker = self._waker[0]
-            if self._backlog:
-                return True
-            ready = self._poll({self._socket: select.POLLIN, waker: select.POLLIN}, timeout)
-            if waker in ready:
-                with self._lock:
-                    waker.recv(1)
-                    self._woken = False
-            return self._socket in ready
-
-        def send(self, data: bytes, whole: bool = True) -> None:
-            try:
-                sent = self._socket.send(data, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                sent = 0
-            except OSError as error:
-                raise ConnectionLost(f"the client is gone: {error}") from error
-            if sent < len(data):
-                self._send_slowly(memoryview(data)[sent:])
-
-        def _send_slowly(self, data: memoryview) -> None:
-            deadline = time.monotonic() + SEND_TIMEOUT
-            while data:
-                events = select.POLLOUT
-                if self._backlog_size < BACKLOG and not self._ended:
-                    events |= select.POLLIN
-                ready = self._poll({self._socket: events}, deadline - time.monotonic())
-                if not ready:
-                    raise ConnectionLost(_reply_not_taken())
-                try:
-                    if ready[self._socket] & events & select.POLLIN:
-                        chunk = self._socket.recv(CHUNK_SIZE, socket.MSG_DONTWAIT)
-                        self._ended = not chunk
-                        if chunk:
-                            self._keep(chunk)
-                    if ready[self._socket] & ~select.POLLIN:
-                        data = data[self._socket.send(data, socket.MSG_DONTWAIT) :]
-                        deadline = time.monotonic() + SEND_TIMEOUT
-                except BlockingIOError:
-                    continue
-                except OSError as error:
-                    raise ConnectionLost(f"the client is gone: {error}") from error
-
-        def _poll(
-            self, events: dict[socket.socket, int], timeout: float | None
-        ) -> dict[socket.socket, int]:
-            poll = select.poll()
-            for each, mask in events.items():
-                poll.register(each, mask)
-            limit = None if timeout is None else math.ceil(max(timeout, 0) * 1000)
-            happened = dict(poll.poll(limit))
-            return {each: happened[each.fileno()] for each in events if each.fileno() in happened}
-
-        def close(self) -> None:
-            with self._lock:
-                self._closed = True
-                self._socket.close()
-                for end in self._waker or ():
-                    end.close()
-
-        def wake(self) -> None:
-            with self._lock:
-                if self._closed or self._woken:
-                    return
-                self._woken = True
-                if self._waker is not None:
-                    self._waker[1].send(b"\0")
-
-        def interrupt(self) -> None:
-            self._shutdown(socket.SHUT_RD)
-
-        def abort(self) -> None:
-            self._shutdown(socket.SHUT_RDWR)
-
-        def _shutdown(self, how: int) -> None:
-            with self._lock, contextlib.suppress(OSError):  # not connected any more
-                if not self._closed:
-                    self._socket.shutdown(how)
-
-    class UnixListener(Listener):
+    class UnixListener(SocketListener):
         """A Unix domain socket for the user alone.
 
         :raises AddressInUse: if another program serves this path.
@@ -2029,30 +4186,15 @@ else:
         """
 
         def __init__(self, address: str) -> None:
-            super().__init__(address)
-            self._accepting = threading.Lock()
-            self._interrupted, self._interruptor = socket.socketpair()
-            self._socket = socket.socket(socket.AF_UNIX)
-            try:
-                self._inode = self._open()
-            except BaseException:
-                self._close_sockets()
-                raise
+            super().__init__(address, socket.socket(socket.AF_UNIX))
 
-        def _open(self) -> tuple[int, int]:
+        def _bind(self) -> None:
             self._remove_stale()
-            try:
-                self._socket.bind(self.address)
-                # Nobody can connect between bind() and listen().
-                os.chmod(self.address, 0o600)
-                self._socket.listen(1024)
-                self._socket.setblocking(False)
-                made = os.lstat(self.address)
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    raise AddressInUse(_in_use(self.address)) from None
-                raise TransportError(f"Cannot serve {self.address}: {error}") from error
-            return made.st_dev, made.st_ino
+            self._socket.bind(self.address)
+            # Nobody can connect between bind() and listen().
+            os.chmod(self.address, 0o600)
+            made = os.lstat(self.address)
+            self._inode = made.st_dev, made.st_ino
 
         def _remove_stale(self) -> None:
             # A server that was killed leaves its socket behind. Only one's own is removed, and only
@@ -2078,37 +4220,15 @@ else:
                     log.debug("Probing %s: %s", self.address, error)
             raise AddressInUse(_in_use(self.address))
 
-        def accept(self) -> Connection | None:
-            # One thread at a time waits for the socket: were all of them to, each client would wake
-            # them all.
-            with self._accepting:
-                poll = select.poll()
-                poll.register(self._socket, select.POLLIN)
-                poll.register(self._interrupted, select.POLLIN)
-                while True:
-                    if any(descriptor != self._socket.fileno() for descriptor, _ in poll.poll()):
-                        return None
-                    # A client may have left again since poll().
-                    with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
-                        client, _ = self._socket.accept()
-                        client.setblocking(True)
-                        return UnixConnection(client)
-
-        def interrupt(self) -> None:
-            with contextlib.suppress(BlockingIOError):
-                self._interruptor.setblocking(False)
-                self._interruptor.send(b"\0")
+        def _peer(self, address: Any) -> str:
+            return f"{self.address}:0"
 
         def close(self) -> None:
-            self._close_sockets()
+            super().close()
             with contextlib.suppress(FileNotFoundError):
                 found = os.lstat(self.address)
                 if (found.st_dev, found.st_ino) == self._inode:
                     os.unlink(self.address)
-
-        def _close_sockets(self) -> None:
-            for end in (self._socket, self._interrupted, self._interruptor):
-                end.close()
 
     make_listener = UnixListener
 
@@ -2121,9 +4241,10 @@ else:
 class Session:
     """One client from connecting to leaving: requests in, replies out."""
 
-    def __init__(self, connection: Connection, context: Context) -> None:
+    def __init__(self, connection: Connection, context: Context, suspicious: bool) -> None:
         self.connection = connection
         self._context = context
+        self._suspicious = suspicious
 
     def run(self) -> None:
         """Serve the client until it, or the server, ends the connection.
@@ -2131,14 +4252,28 @@ class Session:
         :raises ConnectionLost: if a reply could not be delivered.
         """
         connection = self.connection
-        parser = RequestParser(connection.framed, self._context.settings.max_message)
-        while not self._context.closing:
+        context = self._context
+        parser = RequestParser(connection.framed, context.settings.max_message)
+        while not context.closing:
             chunk = connection.receive()
             if chunk is None:
                 return
+            parser.restricted = context.locked_out
             requests = parser.feed(chunk, connection.end_of_message)
+            if self._suspicious:
+                requests = self._before_http(requests)
             if requests:
                 self._answer(requests)
+
+    def _before_http(self, requests: list[Request]) -> list[Request]:
+        # A web page can make a browser send a form to a port, with commands in it.
+        for number, (arguments, terminator) in enumerate(requests):
+            name = arguments[0].upper() if terminator and isinstance(arguments, list) else b""
+            if name in (b"POST", b"HOST:"):
+                log.warning("Closing a connection from %s: HTTP", self.connection.peer)
+                self._context.closing = True
+                return requests[:number]
+        return requests
 
     def _answer(self, requests: list[Request]) -> None:
         context = self._context
@@ -2173,6 +4308,15 @@ class Session:
             self.connection.send(data, whole=terminator is not None)
 
 
+class _Desk:
+    # A listener, with the number of workers it has and of those that wait for a client.
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+        self.workers = 0
+        self.spare = 0
+
+
 class Server:
     """A pipecache server inside this process.
 
@@ -2189,10 +4333,13 @@ class Server:
         self._settings = Settings(pipe, **options)
         self.address = pipe_address(pipe)
         self._store = Store()
+        self._store.limit = self._settings.max_memory or math.inf
+        self._store.policy = self._settings.policy
         self._statistics = Statistics(self.address)
-        self._listener: Listener | None = None
+        self._desks: list[_Desk] = []
         self._pool = concurrent.futures.ThreadPoolExecutor(
-            self._settings.max_clients, thread_name_prefix="pipecache"
+            self._settings.max_clients * (1 if self._settings.tcp is None else 2),
+            thread_name_prefix="pipecache",
         )
         self._process = 0
         self._lock = threading.Lock()
@@ -2201,7 +4348,6 @@ class Server:
         self._stopped = threading.Event()
         self._sessions: set[Session] = set()
         self._workers = 0
-        self._spare = 0
 
     def start(self) -> None:
         """Open the pipe and serve it on background threads.
@@ -2210,10 +4356,17 @@ class Server:
         :raises TransportError: if the pipe cannot be made.
         :raises RuntimeError: if it was started before.
         """
-        if self._listener is not None:
+        if self._desks:
             raise RuntimeError("a Server can be started once")
         self._process = os.getpid()
-        self._listener = make_listener(self.address)
+        desks = [_Desk(make_listener(self.address))]
+        if self._settings.tcp is not None:
+            try:
+                desks.append(_Desk(TCPListener(self._settings.tcp)))
+            except BaseException:
+                desks[0].listener.close()
+                raise
+        self._desks = desks
         # The interpreter waits for a pool's threads before it runs atexit functions (since
         # Python 3.9), so a host program that ends without stop() would hang there.
         this = weakref.ref(self)
@@ -2225,10 +4378,14 @@ class Server:
             __version__,
             *sys.version_info[:2],
         )
+        for desk in desks[1:]:
+            asked = "no password" if self._settings.password is None else "a password"
+            log.info("Serving %s, to any account here, with %s", desk.listener.address, asked)
         with self._lock:
-            for _ in range(min(SPARE_LISTENERS, self._settings.max_clients)):
-                self._add_worker()
-        if not self._workers:
+            for desk in desks:
+                for _ in range(min(SPARE_LISTENERS, self._settings.max_clients)):
+                    self._add_worker(desk)
+        if not all(desk.workers for desk in desks):
             self.stop()
             raise TransportError("Cannot serve: the system gives no thread")
         threading.Thread(target=self._sweep, name="pipecache-sweeper", daemon=True).start()
@@ -2241,20 +4398,21 @@ class Server:
         had not come to its end, so that its thread and the name are still in use.
         """
         # A forked child has none of the threads, but shares the sockets with those that need them.
-        if self._listener is None or self._process != os.getpid():
+        if not self._desks or self._process != os.getpid():
             return True
         with self._lock:
             first = not self._stopping.is_set()
             self._stopping.set()
         if first:
-            self._end_workers(self._listener)
+            self._end_workers()
             self._stopped.set()
         else:
             self._stopped.wait(STOP_TIMEOUT)
         return not self._workers
 
-    def _end_workers(self, listener: Listener) -> None:
-        listener.interrupt()
+    def _end_workers(self) -> None:
+        for desk in self._desks:
+            desk.listener.interrupt()
         started = time.monotonic()
         with self._lock:
             # Again and again: a worker may be on its way into the call that is to be ended.
@@ -2270,7 +4428,8 @@ class Server:
             log.error("Stopped, but %d clients' commands did not end", self._workers)
             return
         self._pool.shutdown()
-        listener.close()
+        for desk in self._desks:
+            desk.listener.close()
         log.info(
             "Stopped after %d commands of %d clients",
             self._statistics.commands,
@@ -2298,52 +4457,62 @@ class Server:
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
 
-    def _add_worker(self) -> None:
+    def _add_worker(self, desk: _Desk) -> None:
         # Under self._lock, so that the worker cannot count itself out before it is counted in.
         if self._stopping.is_set():
             return
         try:
-            self._pool.submit(self._work)
+            self._pool.submit(self._work, desk)
         except RuntimeError as error:  # the system gives no further thread
             log.error("Cannot start another worker: %s", error)
         else:
             self._workers += 1
-            self._spare += 1
+            desk.workers += 1
+            desk.spare += 1
 
-    def _work(self) -> None:
+    def _work(self, desk: _Desk) -> None:
         # One worker: accepts a client, serves it to the end, goes back to accepting.
         try:
             while True:
-                connection = self._accept()
+                connection = self._accept(desk.listener)
                 if connection is None:
                     return
                 try:
-                    self._serve(connection)
+                    self._serve(connection, desk)
                 except Exception:
                     log.exception("A connection failed")
         finally:
             with self._lock:
                 self._workers -= 1
-                self._spare -= 1
+                desk.workers -= 1
+                desk.spare -= 1
                 self._changed.notify_all()
 
-    def _accept(self) -> Connection | None:
-        while self._listener is not None and not self._stopping.is_set():
+    def _accept(self, listener: Listener) -> Connection | None:
+        while not self._stopping.is_set():
             try:
-                return self._listener.accept()
+                return listener.accept()
             except (OSError, MemoryError) as error:
                 log.error("Cannot accept a client, trying again: %s", error)
                 self._stopping.wait(0.5)
         return None
 
-    def _serve(self, connection: Connection) -> None:
-        context = Context(self._store, self._settings, self._statistics)
-        session = Session(connection, context)
+    def _serve(self, connection: Connection, desk: _Desk) -> None:
+        open_to_all = desk.listener.open_to_all
+        context = Context(
+            self._store,
+            self._settings,
+            self._statistics,
+            password=self._settings.password if open_to_all else None,
+            address=connection.peer,
+            hang_up=connection.abort,
+        )
+        session = Session(connection, context, suspicious=open_to_all)
         with self._lock:
             self._sessions.add(session)
-            self._spare -= 1
-            if self._spare < SPARE_LISTENERS and self._workers < self._settings.max_clients:
-                self._add_worker()
+            desk.spare -= 1
+            if desk.spare < SPARE_LISTENERS and desk.workers < self._settings.max_clients:
+                self._add_worker(desk)
         with self._store.lock:
             context.register()
         try:
@@ -2353,7 +4522,7 @@ class Server:
         finally:
             with self._lock:
                 self._sessions.discard(session)
-                self._spare += 1
+                desk.spare += 1
             with self._store.lock:
                 context.leave()
             connection.close()
@@ -2374,18 +4543,6 @@ def _stop_left(server: Server | None) -> None:
 # ----------------------------------------------------------------------------
 # Command line
 # ----------------------------------------------------------------------------
-
-
-def parse_size(text: str) -> int:
-    """A number of bytes such as ``65536``, ``64kb``, ``10mb`` or ``1gb``, in steps of 1024.
-
-    :raises ValueError: for anything else.
-    """
-    match = re.fullmatch(r"(\d+)\s*([kmg]?)b?", text.strip().lower())
-    if match is None:
-        raise ValueError(f"{text!r} is not a size such as 64kb, 10mb or 1gb")
-    exponent: int = " kmg".index(match[2] or " ")
-    return int(match[1]) * int(1024**exponent)
 
 
 def _size(text: str) -> int:
@@ -2419,6 +4576,32 @@ def _argument_parser() -> argparse.ArgumentParser:
         help="longest command or value, such as 10mb (512mb)",
     )
     parser.add_argument(
+        "--max-memory",
+        metavar="SIZE",
+        type=_size,
+        default=0,
+        help="what keys and values may take together, such as 256mb (no limit)",
+    )
+    parser.add_argument(
+        "--max-memory-policy",
+        metavar="POLICY",
+        default=POLICIES[0],
+        choices=POLICIES,
+        help=f"what gives way beyond that: {', '.join(POLICIES)} (%(default)s)",
+    )
+    parser.add_argument(
+        "--tcp",
+        metavar="PORT",
+        type=int,
+        help="serve this port of 127.0.0.1 too, which any account of this machine can reach",
+    )
+    parser.add_argument(
+        "--password-file", metavar="FILE", help="its first line is asked of clients of --tcp"
+    )
+    parser.add_argument(
+        "--tcp-no-password", action="store_true", help="let any account of this machine in"
+    )
+    parser.add_argument(
         "--log-level",
         metavar="LEVEL",
         type=str.upper,
@@ -2441,7 +4624,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         server = Server(
-            options.pipe, max_clients=options.max_clients, max_message=options.max_message
+            options.pipe,
+            max_clients=options.max_clients,
+            max_message=options.max_message,
+            max_memory=options.max_memory,
+            policy=options.max_memory_policy,
+            tcp=options.tcp,
+            password=_password(options),
         )
         _log_to(options.log_file, options.log_level)
     except ValueError as error:
@@ -2459,6 +4648,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.shutdown()
         os._exit(0)
     return 0
+
+
+def _password(options: argparse.Namespace) -> bytes | None:
+    if options.tcp is None:
+        if options.password_file is not None or options.tcp_no_password:
+            raise ValueError("--password-file and --tcp-no-password are about --tcp PORT")
+        return None
+    if (options.password_file is None) != options.tcp_no_password:
+        raise ValueError(
+            "--tcp lets every account of this machine connect: add --password-file FILE,"
+            " or --tcp-no-password if you mean that (one of them)"
+        )
+    if options.password_file is None:
+        return None
+    try:
+        with open(options.password_file, "rb") as file:
+            password = file.readline(MAX_LOCKED_OUT_ARGUMENT).rstrip(b"\r\n")
+    except OSError as error:
+        name = options.password_file
+        raise ValueError(f"cannot read --password-file {name!r}: {error.strerror}") from error
+    if not password:
+        raise ValueError("the first line of --password-file is empty: it is the password")
+    return password
 
 
 def _stop_signals() -> list[int]:

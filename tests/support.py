@@ -38,6 +38,13 @@ def unique_name() -> str:
     return f"pipecache-test-{os.getpid()}-{next(_numbers)}"
 
 
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody serves."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return int(unused.getsockname()[1])
+
+
 def wait_until(condition: Callable[[], object], what: str) -> None:
     """Wait until the condition is met.
 

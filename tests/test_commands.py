@@ -9,6 +9,7 @@ import pipecache
 from pipecache import (
     COMMANDS,
     OK,
+    SUBCOMMANDS,
     Context,
     Settings,
     Statistics,
@@ -288,13 +289,13 @@ class CommandTests(unittest.TestCase):
 
     def test_help_tells_of_every_command(self) -> None:
         lines = self.run_text("HELP").split("\n")
-        entries = set(COMMANDS.values())
+        entries = {*COMMANDS.values(), *SUBCOMMANDS.values()}
         self.assertEqual(set(lines), {f"{entry.usage} - {entry.summary}" for entry in entries})
         for line in lines:
             with self.subTest(line=line):
-                self.assertRegex(line, r"^[A-Z]+.* - [A-Z-].{3,}\.$")
+                self.assertRegex(line, r"^[A-Z]+.* - [A-Z1-].{3,}\.$")
         self.assertEqual(self.run_text("HELP get"), "GET key - The value of a key.")
-        self.assertEqual(len(self.run_text("HELP client").split("\n")), 6)
+        self.assertEqual(len(self.run_text("HELP client").split("\n")), 8)
         self.assertTrue(self.run_text("HELP nothing").startswith("ERROR: no command 'NOTHING'"))
 
     def test_a_fault_of_a_command_is_an_error_reply_and_a_log_record(self) -> None:

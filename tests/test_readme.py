@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import unittest
 
-from pipecache import COMMANDS, _argument_parser
+from pipecache import COMMANDS, SUBCOMMANDS, _argument_parser
 from tests.support import ROOT
 
 
@@ -23,17 +24,17 @@ class ReadmeTests(unittest.TestCase):
         ):
             with self.subTest(name=name):
                 program = (ROOT / "tests" / "clients" / name).read_text(encoding="utf-8")
-                self.assertIn(f"\n{program}```", self.text)
+                self.assertTrue(f"\n{program}```" in self.text, "the README shows another text")
 
     def test_every_command_is_named(self) -> None:
-        for entry in COMMANDS.values():
-            self.assertRegex(self.text, rf"\b{entry.name}\b")
+        for entry in {*COMMANDS.values(), *SUBCOMMANDS.values()}:
+            self.assertTrue(re.search(rf"\b{entry.name}\b", self.text), entry.name)
 
     def test_every_option_is_named(self) -> None:
         for action in _argument_parser()._actions:
             for option in action.option_strings:
                 if option not in ("-h", "--help", "--version"):
-                    self.assertIn(f"`{option} ", self.text)
+                    self.assertTrue(re.search(f"`{option}[ `]", self.text), option)
 
 
 if __name__ == "__main__":

@@ -285,7 +285,7 @@ class CrowdTests(ServerCase):
         for _ in range(300):
             RawConnection(self.name).close()
         wait_until(
-            lambda: not server._sessions and server._spare == server._workers,
+            lambda: not server._sessions and server._desks[0].spare == server._workers,
             "every client has left",
         )
         gc.collect()
@@ -434,8 +434,7 @@ class LifeTests(ServerCase):
 
     def test_accepting_goes_on_after_a_failure(self) -> None:
         server = self.serve()
-        listener = server._listener
-        assert listener is not None
+        listener = server._desks[0].listener
         accept = listener.accept
         failures = [OSError(24, "Too many open files")] * 20
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unittest
 from typing import Callable
 
-from pipecache import CommandError, Store, glob
+from pipecache import CommandError, ListValue, Store, glob
 
 
 class Clock:
@@ -100,7 +100,7 @@ class StoreTests(unittest.TestCase):
         self.assertEqual(self.store.keys(), [b"k"])
 
     def test_another_kind_of_value_is_an_error(self) -> None:
-        self.store.replace(b"list", [b"a"])
+        self.store.replace(b"list", ListValue([b"a"]))
         with self.assertRaisesRegex(CommandError, "^WRONGTYPE "):
             self.store.read(b"list", bytes)
         self.assertEqual(self.store.strings([b"list", b"none"]), [None, None])

@@ -18,6 +18,7 @@ from tests.support import (
     DEADLINE,
     WINDOWS,
     RawConnection,
+    free_port,
     running_under_wine,
     unique_name,
     wait_until,
@@ -56,9 +57,18 @@ class TransportCase(unittest.TestCase):
     """A listener of its own for each test."""
 
     def setUp(self) -> None:
-        self.name = unique_name()
-        self.listener = pipecache.make_listener(pipecache.pipe_address(self.name))
+        self.name = self.new_name()
+        self.listener = self.listen(self.name)
         self.addCleanup(self.close_listener)
+
+    def new_name(self) -> str:
+        return unique_name()
+
+    def listen(self, name: str) -> pipecache.Listener:
+        return pipecache.make_listener(pipecache.pipe_address(name))
+
+    def raw(self, name: str) -> RawConnection:
+        return RawConnection(name)
 
     def close_listener(self) -> None:
         self.listener.interrupt()
@@ -66,7 +76,7 @@ class TransportCase(unittest.TestCase):
 
     def connect(self) -> tuple[RawConnection, Connection]:
         accepted = Background(self.listener.accept)
-        raw = RawConnection(self.name)
+        raw = self.raw(self.name)
         self.addCleanup(raw.close)
         connection = accepted.wait()
         assert isinstance(connection, Connection)
@@ -236,7 +246,7 @@ class ContractTests(TransportCase):
 
     def test_several_threads_accept(self) -> None:
         accepting = [Background(self.listener.accept) for _ in range(4)]
-        raws = [RawConnection(self.name) for _ in range(4)]
+        raws = [self.raw(self.name) for _ in range(4)]
         for number, raw in enumerate(raws):
             self.addCleanup(raw.close)
             raw.send(b"%d" % number)
@@ -263,8 +273,8 @@ class ContractTests(TransportCase):
 
     def test_the_name_is_taken(self) -> None:
         with self.assertRaisesRegex(AddressInUse, "served by another program"):
-            pipecache.make_listener(pipecache.pipe_address(self.name))
-        with RawConnection(self.name) as raw:
+            self.listen(self.name)
+        with self.raw(self.name) as raw:
             raw.send(b"a")
             received = None
             while received is None:  # the look whether somebody answers is a client too
@@ -275,13 +285,51 @@ class ContractTests(TransportCase):
             self.assertEqual(received, b"a")
 
     def test_the_name_is_free_again(self) -> None:
-        name = unique_name()
+        name = self.new_name()
         for _ in range(3):
-            listener = pipecache.make_listener(pipecache.pipe_address(name))
+            listener = self.listen(name)
             listener.interrupt()
             listener.close()
         with self.assertRaises(OSError):
-            RawConnection(name)
+            self.raw(name)
+
+
+class TCPConnection(RawConnection):
+    """The same over TCP; the name is the port."""
+
+    def __init__(self, name: str) -> None:
+        self._tcp = socket.create_connection(("127.0.0.1", int(name)), DEADLINE)
+
+    def send(self, data: bytes) -> None:
+        self._tcp.sendall(data)
+
+    def receive(self, size: int = 65536) -> bytes:
+        try:
+            return self._tcp.recv(size)
+        except ConnectionError:
+            return b""
+
+    def close(self) -> None:
+        self._tcp.close()
+
+
+class TCPTests(ContractTests):
+    """The contract once more, on a port of 127.0.0.1."""
+
+    def new_name(self) -> str:
+        return str(free_port())
+
+    def listen(self, name: str) -> pipecache.Listener:
+        return pipecache.TCPListener(int(name))
+
+    def raw(self, name: str) -> RawConnection:
+        return TCPConnection(name)
+
+    def test_who_it_is(self) -> None:
+        raw, connection = self.connect()
+        assert isinstance(raw, TCPConnection)
+        self.assertEqual(connection.peer, "127.0.0.1:%d" % raw._tcp.getsockname()[1])
+        self.assertTrue(self.listener.open_to_all)
 
 
 @unittest.skipUnless(WINDOWS, "named pipes exist on Windows")
