@@ -1,0 +1,471 @@
+"""Replies that servers other than Redis get wrong, byte for byte.
+
+Each table is a conversation on one connection to an empty server. It is held with this server
+and, where there is one, with a real redis-server, so that the tables themselves are proven.
+"""
+
+from __future__ import annotations
+
+import re
+import unittest
+from typing import Pattern, Tuple, Union
+
+from tests.support import WINDOWS, RawConnection, ServerProcess
+from tests.test_differential import redis_address
+from tests.test_wire import command
+
+#: The arguments of a command, as words or each by itself; and the exact reply, or its pattern.
+Line = Tuple[Union[bytes, Tuple[bytes, ...]], Union[bytes, Pattern[bytes]]]
+
+#: Bytes sent, the reply to them, and whether the connection goes on.
+Exchange = Tuple[bytes, bytes, bool]
+
+OK = b"+OK\r\n"
+QUEUED = b"+QUEUED\r\n"
+NIL = b"$-1\r\n"
+NIL_ARRAY = b"*-1\r\n"
+EMPTY = b"*0\r\n"
+
+SYNTAX = b"-ERR syntax error\r\n"
+NOT_AN_INTEGER = b"-ERR value is not an integer or out of range\r\n"
+NOT_A_FLOAT = b"-ERR value is not a valid float\r\n"
+WRONG_TYPE = b"-WRONGTYPE Operation against a key holding the wrong kind of value\r\n"
+NEGATIVE = b"-ERR value is out of range, must be positive\r\n"
+OVERFLOW = b"-ERR increment or decrement would overflow\r\n"
+NOT_A_NUMBER = b"-ERR increment would produce NaN or Infinity\r\n"
+EXPIRE_NX = b"-ERR NX and XX, GT or LT options at the same time are not compatible\r\n"
+EXPIRE_GT_LT = b"-ERR GT and LT options at the same time are not compatible\r\n"
+ABORTED = b"-EXECABORT Transaction discarded because of previous errors.\r\n"
+
+HUGE = b"9223372036854775807"
+SMALL = b"-9223372036854775808"
+
+#: What HELLO tells, between its length and its end; the id is each connection's own.
+HELLO = (
+    rb"\$6\r\nserver\r\n\$5\r\nredis\r\n\$7\r\nversion\r\n\$6\r\n7\.0\.15\r\n"
+    rb"\$5\r\nproto\r\n:%d\r\n\$2\r\nid\r\n:\d+\r\n\$4\r\nmode\r\n\$10\r\nstandalone\r\n"
+    rb"\$4\r\nrole\r\n\$6\r\nmaster\r\n\$7\r\nmodules\r\n\*0\r\n"
+)
+
+
+def bulk(value: bytes) -> bytes:
+    """A bulk string."""
+    return b"$%d\r\n%b\r\n" % (len(value), value)
+
+
+def array(*replies: bytes) -> bytes:
+    """An array of replies."""
+    return b"*%d\r\n%b" % (len(replies), b"".join(replies))
+
+
+def invalid_expire(name: bytes) -> bytes:
+    return b"-ERR invalid expire time in '%b' command\r\n" % name
+
+
+def wrong_arity(name: bytes) -> bytes:
+    return b"-ERR wrong number of arguments for '%b' command\r\n" % name
+
+
+def protocol_error(text: bytes) -> bytes:
+    return b"-ERR Protocol error: %b\r\n" % text
+
+
+STRINGS: tuple[Line, ...] = (
+    (b"SET k v NX XX", SYNTAX),
+    (b"SET k v EX 10 PX 10", SYNTAX),
+    (b"SET k v EX 10 EXAT 4000000000", SYNTAX),
+    (b"SET k v EX 10 KEEPTTL", SYNTAX),
+    (b"SET k v EX", SYNTAX),
+    (b"SET k v FOO", SYNTAX),
+    (b"SET k v EX 0", invalid_expire(b"set")),
+    (b"SET k v EX -1", invalid_expire(b"set")),
+    (b"SET k v PX 0", invalid_expire(b"set")),
+    (b"SET k v EX " + HUGE, invalid_expire(b"set")),
+    (b"SET k v PX " + HUGE, invalid_expire(b"set")),
+    (b"SET k v EX 9223372036854775808", NOT_AN_INTEGER),
+    (b"SET k v EX abc", NOT_AN_INTEGER),
+    (b"SETEX k 0 v", invalid_expire(b"setex")),
+    (b"SETEX k -1 v", invalid_expire(b"setex")),
+    (b"SETEX k %b v" % HUGE, invalid_expire(b"setex")),
+    (b"SETEX k abc v", NOT_AN_INTEGER),
+    (b"PSETEX k 0 v", invalid_expire(b"psetex")),
+    (b"PSETEX k %b v" % HUGE, invalid_expire(b"psetex")),
+    (b"GETEX k EX 0", NIL),
+    (b"GET k", NIL),
+    (b"SET k v XX", NIL),
+    (b"SET k one NX GET", NIL),
+    (b"SET k two NX GET", bulk(b"one")),
+    (b"SET k two NX", NIL),
+    (b"GET k", bulk(b"one")),
+    (b"SET k three XX GET", bulk(b"one")),
+    (b"GETEX k EX 0", invalid_expire(b"getex")),
+    (b"GET k", bulk(b"three")),
+    (b"EXPIRE k " + HUGE, invalid_expire(b"expire")),
+    (b"EXPIRE k -" + HUGE, invalid_expire(b"expire")),
+    (b"PEXPIRE k " + HUGE, invalid_expire(b"pexpire")),
+    (b"TTL k", b":-1\r\n"),
+)
+
+EXPIRY: tuple[Line, ...] = (
+    (b"TTL k", b":-2\r\n"),
+    (b"PTTL k", b":-2\r\n"),
+    (b"EXPIRE k 100", b":0\r\n"),
+    (b"SET k 5", OK),
+    (b"TTL k", b":-1\r\n"),
+    (b"EXPIRE k 1000", b":1\r\n"),
+    (b"INCR k", b":6\r\n"),
+    (b"APPEND k 0", b":2\r\n"),
+    (b"RENAME k n", OK),
+    (b"TTL n", b":1000\r\n"),
+    (b"SET n 1 KEEPTTL", OK),
+    (b"TTL n", b":1000\r\n"),
+    (b"SET n 1", OK),
+    (b"TTL n", b":-1\r\n"),
+    (b"PSETEX k 100990 v", OK),
+    (b"TTL k", b":101\r\n"),
+    (b"PEXPIRE k 100490", b":1\r\n"),
+    (b"TTL k", b":100\r\n"),
+    (b"EXPIRE k 1000 NX", b":0\r\n"),
+    (b"EXPIRE k 1000 XX", b":1\r\n"),
+    (b"EXPIRE k 500 GT", b":0\r\n"),
+    (b"EXPIRE k 500 LT", b":1\r\n"),
+    (b"EXPIRE n 500 GT", b":0\r\n"),
+    (b"EXPIRE n 500 LT", b":1\r\n"),
+    (b"EXPIRE k 10 NX XX", EXPIRE_NX),
+    (b"EXPIRE k 10 NX GT", EXPIRE_NX),
+    (b"EXPIRE k 10 LT NX", EXPIRE_NX),
+    (b"EXPIRE k 10 GT LT", EXPIRE_GT_LT),
+    (b"EXPIRE k 10 FOO", b"-ERR Unsupported option FOO\r\n"),
+    (b"EXPIRE k -1", b":1\r\n"),
+    (b"EXISTS k", b":0\r\n"),
+)
+
+COUNTERS: tuple[Line, ...] = (
+    (b"SET n abc", OK),
+    (b"INCR n", NOT_AN_INTEGER),
+    ((b"SET", b"n", b"1 "), OK),
+    (b"INCR n", NOT_AN_INTEGER),
+    ((b"SET", b"n", b" 1"), OK),
+    (b"INCR n", NOT_AN_INTEGER),
+    (b"SET n 010", OK),
+    (b"INCR n", NOT_AN_INTEGER),
+    (b"SET n 9223372036854775808", OK),
+    (b"INCR n", NOT_AN_INTEGER),
+    (b"INCRBY m 9223372036854775808", NOT_AN_INTEGER),
+    (b"SET n " + HUGE, OK),
+    (b"INCR n", OVERFLOW),
+    (b"INCRBY n 1", OVERFLOW),
+    (b"DECRBY n -1", OVERFLOW),
+    (b"GET n", bulk(HUGE)),
+    (b"SET n " + SMALL, OK),
+    (b"DECR n", OVERFLOW),
+    (b"DECRBY n " + SMALL, b"-ERR decrement would overflow\r\n"),
+    (b"HSET h f " + HUGE, b":1\r\n"),
+    (b"HINCRBY h f 1", OVERFLOW),
+    (b"HSET h f abc", b":0\r\n"),
+    (b"HINCRBY h f 1", b"-ERR hash value is not an integer\r\n"),
+    (b"HINCRBYFLOAT h f 1", b"-ERR hash value is not a float\r\n"),
+    (b"SET n abc", OK),
+    (b"INCRBYFLOAT n 1", NOT_A_FLOAT),
+    (b"INCRBYFLOAT m abc", NOT_A_FLOAT),
+    ((b"INCRBYFLOAT", b"m", b" 1"), NOT_A_FLOAT),
+    (b"INCRBYFLOAT m inf", NOT_A_NUMBER),
+    (b"SET n 10.50", OK),
+    (b"INCRBYFLOAT n 0.1", bulk(b"10.6")),
+    (b"SET n 5.0e3", OK),
+    (b"INCRBYFLOAT n 2.0e2", bulk(b"5200")),
+    (b"INCRBYFLOAT n -5200", bulk(b"0")),
+    (b"HINCRBYFLOAT h g 10.50", bulk(b"10.5")),
+)
+
+ERRORS: tuple[Line, ...] = (
+    (b"RPUSH l a", b":1\r\n"),
+    (b"GET l", WRONG_TYPE),
+    (b"INCR l", WRONG_TYPE),
+    (b"HGET l f", WRONG_TYPE),
+    (b"SADD l a", WRONG_TYPE),
+    (b"ZADD l 1 a", WRONG_TYPE),
+    (b"MGET l", array(NIL)),
+    (b"SET l v XX GET", WRONG_TYPE),
+    (b"GET", wrong_arity(b"get")),
+    (b"gEt a b", wrong_arity(b"get")),
+    (b"MSET a", wrong_arity(b"mset")),
+    (b"HSET h f", wrong_arity(b"hset")),
+    (b"FOO a b", b"-ERR unknown command 'FOO', with args beginning with: 'a' 'b' \r\n"),
+    (b"foo", b"-ERR unknown command 'foo', with args beginning with: \r\n"),
+    (b"CLIENT FOO", b"-ERR unknown subcommand 'FOO'. Try CLIENT HELP.\r\n"),
+    (b"client foo", b"-ERR unknown subcommand 'foo'. Try CLIENT HELP.\r\n"),
+    (b"OBJECT FOO", b"-ERR unknown subcommand 'FOO'. Try OBJECT HELP.\r\n"),
+    (b"CLIENT", wrong_arity(b"client")),
+    (b"CLIENT GETNAME x", wrong_arity(b"client|getname")),
+    (b"SELECT 1", b"-ERR DB index is out of range\r\n"),
+    (b"SELECT -1", b"-ERR DB index is out of range\r\n"),
+    (b"SELECT abc", NOT_AN_INTEGER),
+    (b"RENAME none k", b"-ERR no such key\r\n"),
+    (b"LSET none 0 v", b"-ERR no such key\r\n"),
+    (b"LSET l 1 v", b"-ERR index out of range\r\n"),
+    (b"HELLO 4", b"-NOPROTO unsupported protocol version\r\n"),
+    (
+        b"AUTH someone secret",
+        b"-WRONGPASS invalid username-password pair or user is disabled.\r\n",
+    ),
+)
+
+LISTS: tuple[Line, ...] = (
+    (b"LPOP none", NIL),
+    (b"LPOP none 1", NIL_ARRAY),
+    (b"LPOP none 0", NIL_ARRAY),
+    (b"LPOP none -1", NEGATIVE),
+    (b"RPUSH l a b c", b":3\r\n"),
+    (b"LPOP l 0", EMPTY),
+    (b"LPOP l -1", NEGATIVE),
+    (b"LPOP l abc", NEGATIVE),
+    (b"LPOP l", bulk(b"a")),
+    (b"RPOP l 5", array(bulk(b"c"), bulk(b"b"))),
+    (b"EXISTS l", b":0\r\n"),
+    (b"TYPE l", b"+none\r\n"),
+    (b"LRANGE l 0 -1", EMPTY),
+    (b"LMPOP 1 l LEFT", NIL_ARRAY),
+    (b"HSET h f v", b":1\r\n"),
+    (b"HDEL h f", b":1\r\n"),
+    (b"EXISTS h", b":0\r\n"),
+    (b"SADD s m", b":1\r\n"),
+    (b"SREM s m", b":1\r\n"),
+    (b"EXISTS s", b":0\r\n"),
+    (b"ZADD z 1 m", b":1\r\n"),
+    (b"ZPOPMIN z", array(bulk(b"m"), bulk(b"1"))),
+    (b"EXISTS z", b":0\r\n"),
+)
+
+TRANSACTIONS: tuple[Line, ...] = (
+    (b"EXEC", b"-ERR EXEC without MULTI\r\n"),
+    (b"DISCARD", b"-ERR DISCARD without MULTI\r\n"),
+    (b"MULTI", OK),
+    (b"MULTI", b"-ERR MULTI calls can not be nested\r\n"),
+    (b"WATCH k", b"-ERR WATCH inside MULTI is not allowed\r\n"),
+    (b"SET k v", QUEUED),
+    (b"DISCARD", OK),
+    (b"EXISTS k", b":0\r\n"),
+    (b"MULTI", OK),
+    (b"SET k v", QUEUED),
+    (b"INCR k", QUEUED),
+    (b"GET k", QUEUED),
+    (b"EXEC", array(OK, NOT_AN_INTEGER, bulk(b"v"))),
+    (b"MULTI", OK),
+    (b"SET k w", QUEUED),
+    (b"FOO", b"-ERR unknown command 'FOO', with args beginning with: \r\n"),
+    (b"EXEC", ABORTED),
+    (b"MULTI", OK),
+    (b"GET", wrong_arity(b"get")),
+    (b"EXEC", ABORTED),
+    (b"MULTI", OK),
+    (b"EXEC", EMPTY),
+    (b"WATCH k", OK),
+    (b"SET k x", OK),
+    (b"MULTI", OK),
+    (b"SET k y", QUEUED),
+    (b"EXEC", NIL_ARRAY),
+    (b"GET k", bulk(b"x")),
+    (b"WATCH k", OK),
+    (b"SET k x", OK),
+    (b"UNWATCH", OK),
+    (b"MULTI", OK),
+    (b"EXEC", EMPTY),
+)
+
+SCANS: tuple[Line, ...] = (
+    (b"SCAN 0", array(bulk(b"0"), EMPTY)),
+    (b"SCAN abc", b"-ERR invalid cursor\r\n"),
+    (b"SCAN 18446744073709551616", b"-ERR invalid cursor\r\n"),
+    (b"SCAN 0 COUNT 0", SYNTAX),
+    (b"SCAN 0 COUNT abc", NOT_AN_INTEGER),
+    (b"SCAN 0 FOO", SYNTAX),
+    (b"SET k v", OK),
+    (b"SCAN 0", array(bulk(b"0"), array(bulk(b"k")))),
+    (b"SCAN 0 MATCH x* COUNT 100", array(bulk(b"0"), EMPTY)),
+    (b"SCAN 0 TYPE string", array(bulk(b"0"), array(bulk(b"k")))),
+    (b"HSCAN none 0", array(bulk(b"0"), EMPTY)),
+    (b"HSCAN none abc", b"-ERR invalid cursor\r\n"),
+)
+
+RESP3: tuple[Line, ...] = (
+    (b"HELLO", re.compile(rb"\*14\r\n" + HELLO % 2)),
+    (b"HELLO 3", re.compile(rb"%7\r\n" + HELLO % 3)),
+    (b"GET none", b"_\r\n"),
+    (b"MGET none", array(b"_\r\n")),
+    (b"LPOP none 1", b"_\r\n"),
+    (b"SET k v XX", b"_\r\n"),
+    (b"HSET h f v", b":1\r\n"),
+    (b"HGETALL h", b"%1\r\n" + bulk(b"f") + bulk(b"v")),
+    (b"HGETALL none", b"%0\r\n"),
+    (b"HRANDFIELD h 1 WITHVALUES", array(array(bulk(b"f"), bulk(b"v")))),
+    (b"SADD s m", b":1\r\n"),
+    (b"SMEMBERS s", b"~1\r\n" + bulk(b"m")),
+    (b"SINTER s none", b"~0\r\n"),
+    (b"ZADD z 1.5 m inf n", b":2\r\n"),
+    (b"ZSCORE z m", b",1.5\r\n"),
+    (b"ZSCORE z n", b",inf\r\n"),
+    (b"ZSCORE z none", b"_\r\n"),
+    (b"ZADD z INCR 1 m", b",2.5\r\n"),
+    (b"ZMSCORE z m none", array(b",2.5\r\n", b"_\r\n")),
+    (b"ZRANGE z 0 0 WITHSCORES", array(array(bulk(b"m"), b",2.5\r\n"))),
+    (b"ZPOPMAX z", array(bulk(b"n"), b",inf\r\n")),
+    (b"INCRBYFLOAT n 1.5", bulk(b"1.5")),
+    (b"INFO keyspace", re.compile(rb"=\d+\r\ntxt:# Keyspace\r\ndb0:keys=4,expires=0.*\r\n\r\n")),
+    (b"CLIENT GETNAME", b"_\r\n"),
+    (b"HELLO 2", re.compile(rb"\*14\r\n" + HELLO % 2)),
+    (b"GET none", NIL),
+    (b"ZSCORE z m", bulk(b"2.5")),
+    (b"HGETALL h", array(bulk(b"f"), bulk(b"v"))),
+)
+
+CONVERSATIONS = {
+    "strings": STRINGS,
+    "expiry": EXPIRY,
+    "counters": COUNTERS,
+    "errors": ERRORS,
+    "lists": LISTS,
+    "transactions": TRANSACTIONS,
+    "scans": SCANS,
+    "RESP3": RESP3,
+}
+
+PING, PONG = command(b"PING"), b"+PONG\r\n"
+
+PROTOCOL: tuple[Exchange, ...] = (
+    (b"*0\r\n*-1\r\n" + PING, PONG, True),
+    (PING + b"*-10\r\n" + PING + b"\r\n", PONG + PONG, True),
+    (command(b"GET") + PING, wrong_arity(b"get") + PONG, True),
+    (PING + b"*abc\r\n", PONG + protocol_error(b"invalid multibulk length"), False),
+    (b"*3000000000\r\n", protocol_error(b"invalid multibulk length"), False),
+    (b"*1\r\n$-1\r\n", protocol_error(b"invalid bulk length"), False),
+    (b"*1\r\n$abc\r\n", protocol_error(b"invalid bulk length"), False),
+    (b"*1\r\n$536870913\r\n", protocol_error(b"invalid bulk length"), False),
+    (b"*1\r\nPING\r\n", protocol_error(b"expected '$', got 'P'"), False),
+    (b"*" + b"1" * 70_000, protocol_error(b"too big mbulk count string"), False),
+    (b"*1\r\n$" + b"1" * 70_000, protocol_error(b"too big bulk count string"), False),
+    (command(b"QUIT") + PING, OK, False),
+)
+
+
+class Conversation:
+    """A connection to either server that returns one reply at a time, byte for byte."""
+
+    def __init__(self, name: str) -> None:
+        self.raw = RawConnection(name)
+        self._unread = b""
+
+    def ask(self, *arguments: bytes) -> bytes:
+        """The reply to a command; what has come of it, if the server ends the connection."""
+        self.raw.send(command(*arguments))
+        while True:
+            end = end_of_reply(self._unread)
+            chunk = b"" if end else self.raw.receive()
+            self._unread += chunk
+            if not chunk:
+                reply = self._unread[:end]
+                self._unread = self._unread[len(reply) :]
+                return reply
+
+
+def end_of_reply(data: bytes, start: int = 0) -> int | None:
+    """Where the reply ends that starts here, or None if it is not all there."""
+    line_end = data.find(b"\r\n", start)
+    if line_end < 0:
+        return None
+    kind, end = data[start : start + 1], line_end + 2
+    if kind in b"$=*~%":
+        size = int(data[start + 1 : line_end])
+        if kind in b"$=":
+            end += size + 2 if size >= 0 else 0
+            return end if end <= len(data) else None
+        for _ in range(2 * size if kind == b"%" else size):
+            inner = end_of_reply(data, end)
+            if inner is None:
+                return None
+            end = inner
+    return end
+
+
+class ReplyTableTests(unittest.TestCase):
+    """The tables, with this server."""
+
+    def setUp(self) -> None:
+        self.name = self.serve()
+
+    def serve(self) -> str:
+        """Start a server and return its name."""
+        server = ServerProcess()
+        server.__enter__()
+        self.addCleanup(server.close)
+        return server.name
+
+    def converse(self) -> Conversation:
+        conversation = Conversation(self.name)
+        self.addCleanup(conversation.raw.close)
+        return conversation
+
+    def test_conversations(self) -> None:
+        for title, lines in CONVERSATIONS.items():
+            conversation = self.converse()
+            self.assertEqual(conversation.ask(b"FLUSHALL"), OK)
+            for number, (words, expected) in enumerate(lines):
+                arguments = words.split() if isinstance(words, bytes) else words
+                with self.subTest(title, number=number, words=words):
+                    reply = conversation.ask(*arguments)
+                    if isinstance(expected, bytes):
+                        self.assertEqual(reply, expected)
+                    else:
+                        self.assertIsNotNone(expected.fullmatch(reply), reply)
+
+    def test_a_broken_watch(self) -> None:
+        """Of another client's making, and of a key that was not there."""
+        one, other = self.converse(), self.converse()
+        self.assertEqual(one.ask(b"WATCH", b"k"), OK)
+        self.assertEqual(other.ask(b"SET", b"k", b"v"), OK)
+        self.assertEqual(one.ask(b"MULTI"), OK)
+        self.assertEqual(one.ask(b"GET", b"k"), QUEUED)
+        self.assertEqual(one.ask(b"EXEC"), NIL_ARRAY)
+
+    def test_protocol(self) -> None:
+        for data, expected, goes_on in PROTOCOL:
+            with self.subTest(data=data[:60]), RawConnection(self.name) as raw:
+                raw.send(data)
+                self.assertEqual(raw.read(len(expected)), expected)
+                if goes_on:
+                    self.assertEqual(raw.ask(PING), PONG)
+                else:
+                    self.assertTrue(raw.ended())
+
+    def test_a_scan_finds_what_was_there_throughout(self) -> None:
+        """However keys come and go between its pages; the cursor is a bulk string."""
+        conversation = self.converse()
+        keys = {b"key:%d" % number for number in range(500)}
+        for key in keys:
+            conversation.ask(b"SET", key, b"v")
+        found: set[bytes] = set()
+        cursor, page = b"0", 0
+        while page == 0 or cursor != b"0":
+            for number in range(page, page + 20):
+                conversation.ask(b"SET", b"new:%d" % number, b"v")
+                conversation.ask(b"DEL", b"new:%d" % (number - 20))
+            reply = conversation.ask(b"SCAN", cursor, b"COUNT", b"10")
+            header = re.match(rb"\*2\r\n\$\d+\r\n(\d+)\r\n\*\d+\r\n", reply)
+            assert header, reply
+            cursor = header[1]
+            found.update(reply[header.end() :].split(b"\r\n")[1::2])
+            page += 1
+            self.assertLess(page, 1000)
+        self.assertLessEqual(keys, found)
+
+
+@unittest.skipIf(WINDOWS, "redis-server has no Windows version")
+class RedisReplyTableTests(ReplyTableTests):
+    """The same tables, with a real Redis: it is they that are tested."""
+
+    def serve(self) -> str:
+        return redis_address(self)
+
+
+if __name__ == "__main__":
+    unittest.main()
