@@ -1344,7 +1344,8 @@ class Context:
         self.protocol = 2
         #: What the client calls itself and its library.
         self.names: dict[str, str] = {}
-        self.connected = time.monotonic()
+        #: When the client came, and when it last asked for something.
+        self.connected = self.active = time.monotonic()
         self.id = 0
         #: Whether only AUTH and the like are carried out, because no password was given yet.
         self.locked_out = password is not None
@@ -2932,7 +2933,7 @@ def echo(context: Context, message: bytes) -> Reply:
     raw=True,
 )
 def hello(context: Context, *options: bytes) -> Reply:
-    protocol, name = context.protocol, None
+    protocol = context.protocol
     if options:
         error = "ERR Protocol version is not an integer or out of range"
         protocol = parse_integer(options[0], error)
@@ -2944,7 +2945,7 @@ def hello(context: Context, *options: bytes) -> Reply:
         if word.upper() == b"AUTH" and len(values) == 2:
             auth(context, *values)
         elif word.upper() == b"SETNAME" and values:
-            name = _client_name("Client names", values[0])
+            context.names["name"] = _client_name("Client names", values[0])
         else:
             raise CommandError(f"ERR Syntax error in HELLO option '{_shown(word)}'")
     if context.locked_out:
@@ -2954,8 +2955,6 @@ def hello(context: Context, *options: bytes) -> Reply:
             " select the RESP protocol version at the same time"
         )
     context.protocol = protocol
-    if name is not None:
-        context.names["name"] = name
     return {
         b"server": b"redis",
         b"version": REDIS_VERSION.encode(),
@@ -3016,7 +3015,10 @@ def _describe(context: Context) -> str:
         "laddr": context.statistics.address,
         "name": context.names.get("name", ""),
         "age": int(time.monotonic() - context.connected),
+        "idle": int(time.monotonic() - context.active),
         "db": 0,
+        # Sizes of buffers, which are not kept count of, but which redis-py before 7 looks for.
+        **dict.fromkeys("sub psub qbuf qbuf-free argv-mem obl oll omem tot-mem".split(), 0),
         "multi": -1 if context.queue is None else len(context.queue),
         "user": "default",
         "resp": context.protocol,
@@ -3257,13 +3259,6 @@ def command_list(context: Context) -> Reply:
     return [entry.name.lower().replace(" ", "|").encode() for entry in _every_command()]
 
 
-@server.reads("COMMAND INFO [command ...]", "COMMAND, of some of them.")
-def command_info(context: Context, *names: bytes) -> Reply:
-    known = {entry.name.lower().replace(" ", "|").encode(): entry for entry in _every_command()}
-    chosen = [known.get(name.lower()) for name in names] if names else known.values()
-    return [NO_LIST if entry is None else _command_facts(entry) for entry in chosen]
-
-
 @server.reads("COMMAND DOCS [command ...]", "How commands are used.")
 def command_docs(context: Context, *names: bytes) -> Reply:
     wanted = {name.lower() for name in names}
@@ -3378,6 +3373,7 @@ _INFO_SECTIONS: dict[str, Callable[[Context], dict[str, object]]] = {
     "Server": _server_facts,
     "Clients": lambda context: {
         "connected_clients": len(context.statistics.clients),
+        "blocked_clients": 0,
         "maxclients": context.settings.max_clients,
         "max_message_bytes": context.settings.max_message,
     },
@@ -4277,6 +4273,7 @@ class Session:
 
     def _answer(self, requests: list[Request]) -> None:
         context = self._context
+        context.active = time.monotonic()
         done = 0
         while done < len(requests) and not context.closing:
             output = []

@@ -38,6 +38,9 @@ ROOT = Path(__file__).resolve().parent.parent
 TEST_LIMIT = 120
 TIME_LIMIT = 480
 
+#: The Debian packages of go-redis and of go-winio's pipe.
+GO_REDIS = ("golang-gopkg-redis.v5-dev", "golang-golang.zx2c4-wireguard-dev")
+
 #: Comes before the result of a run in its output, and in nothing else that it prints.
 MARK = b"\x1e"
 
@@ -181,7 +184,9 @@ def clients(python: str, path: Callable[[Path], str]) -> Iterator[tuple[str, str
         "PIPECACHE_NODE": provision.windows_node,
         "PIPECACHE_C_CLIENT": lambda: provision.c_program(sources / "pipe.c"),
         "PIPECACHE_GO_CLIENT": lambda: provision.go_program(sources / "pipe.go"),
+        "PIPECACHE_GO_REDIS": lambda: provision.go_program(sources / "redis_client.go", GO_REDIS),
         "PIPECACHE_NODE_MODULES": node_modules,
+        "PIPECACHE_REDIS_PY": lambda: provision.redis_py(python),
     }
     return provided(wanted, path)
 
@@ -198,23 +203,25 @@ def provided(
 
 
 def node_modules() -> Path:
-    """The npm clients of Redis."""
-    return provision.npm("redis", ["ioredis@5.9.2", "redis@4.7.0"]) / "node_modules"
-
-
-def redis_py() -> Path:
-    """A Python with redis-py, the newest that this version of Python can have."""
-    version = "8.1.0" if sys.version_info >= (3, 10) else "6.1.1"
-    return provision.environment("redis", [f"redis=={version}"])
+    """The npm clients of Redis: an older and the newest of either."""
+    ioredis = ["ioredis@5.9.2", "ioredis6@npm:ioredis@6.0.0"]
+    node_redis = ["redis@4.7.0", "redis6@npm:redis@6.3.1"]
+    return provision.npm("redis", ioredis + node_redis) / "node_modules"
 
 
 def run_native(options: argparse.Namespace) -> Result:
     """The suite on this interpreter."""
+    version = "{}.{}".format(*sys.version_info)
     if sys.platform == "win32":
-        version = "{}.{}".format(*sys.version_info)
         extra = dict(clients(version, str))
     else:
-        wanted = {"PIPECACHE_NODE_MODULES": node_modules, "PIPECACHE_REDIS_PY": redis_py}
+        wanted = {
+            "PIPECACHE_NODE_MODULES": node_modules,
+            "PIPECACHE_REDIS_BENCHMARK": lambda: Path(provision.redis_benchmark()),
+            "PIPECACHE_REDIS_CLI": lambda: Path(provision.redis_cli()),
+            "PIPECACHE_REDIS_PY": lambda: provision.redis_py(version),
+            "PIPECACHE_REDIS_SERVER": lambda: Path(provision.redis_server()),
+        }
         extra = dict(provided(wanted, str))
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "tests"), *suite_arguments(options)],

@@ -1,8 +1,8 @@
 """Set-up of what the tests and the benchmark need and the project does not hold.
 
-Wine, Windows builds of CPython and Node, Windows wheels, cross-compilers, Redis,
-memcached, and virtual environments with pinned packages: each is fetched when it is
-first asked for and kept in a folder outside the tree, which `PIPECACHE_TOOLS` names
+Wine, Windows builds of CPython and Node, Windows wheels, cross-compilers, libraries of
+Go, Redis, memcached, and virtual environments with pinned packages: each is fetched when
+it is first asked for and kept in a folder outside the tree, which `PIPECACHE_TOOLS` names
 (the user's cache folder without it). Asking again costs nothing; two processes asking
 at once wait for each other.
 
@@ -60,6 +60,7 @@ __all__ = [
     "pywin32",
     "redis_benchmark",
     "redis_cli",
+    "redis_py",
     "redis_server",
     "run_node",
     "skip",
@@ -395,6 +396,26 @@ def pywin32(python: str) -> Path:
     return _kept(f"pywin32-flat-{_PYWIN32}-py{python}", build)
 
 
+def redis_py(python: str) -> Path:
+    """A folder which, as PYTHONPATH, makes redis-py importable by that version of Python.
+
+    It is the newest redis-py that this Python can have, and runs on any system.
+    """
+    version = "8.1.0" if tuple(map(int, python.split("."))) >= (3, 10) else "6.1.1"
+    requirements = [f"redis=={version}", "async-timeout==5.0.1"]
+
+    def build(folder: Path) -> None:
+        title = f"redis-py {version}"
+        _say(f"Fetching {title} ...")
+        own = sys.executable if importlib.util.find_spec("pip") else environment("pip", [])
+        # Given by name: pip would choose what they need for the Python that runs it.
+        options = ("--no-deps", "--only-binary=:all:", f"--python-version={python}")
+        command = [own, *_PIP, "install", *options, "--target", folder, *requirements]
+        _succeed(command, f"Fetching {title}")
+
+    return _kept(f"redis-py-{_digest(python, *requirements)}", build)
+
+
 def npm(name: str, requirements: Sequence[str]) -> Path:
     """A folder whose node_modules holds these packages of the npm registry (``ioredis@5.4.1``)."""
 
@@ -580,9 +601,40 @@ def c_program(source: Path) -> Path:
     return _kept(f"c-{source.stem}-{key}", build) / f"{source.stem}.exe"
 
 
-def go_program(source: Path) -> Path:
-    """The Windows program compiled from one Go file that uses Go's own packages only."""
+def _go_path(packages: Sequence[str]) -> Path:
+    """A GOPATH holding the Go libraries of these Debian packages, which are not installed."""
     tool = go()
+
+    def build(folder: Path) -> None:
+        if not shutil.which("apt-get"):
+            raise Unavailable(f"{packages[0]} comes from Debian: run this on Debian or Ubuntu")
+        title = f"Fetching {' '.join(packages)}"
+        _say(f"{title} ...")
+        with tempfile.TemporaryDirectory() as download:
+            command = ["apt-get", "download", "-q", *packages]
+            try:
+                _succeed(command, title, cwd=download)
+            except Unavailable:  # a new machine has no list of packages yet
+                with _locked("apt"):
+                    _succeed(["apt-get", "update", "-q"], "Updating apt's list of packages")
+                _succeed(command, title, cwd=download)
+            for package in Path(download).glob("*.deb"):
+                _succeed(["dpkg", "-x", package, folder], f"Unpacking {package.name}")
+        # Debian's golang.org/x/sys lacks what is for Windows; Go has all of it for its own use.
+        root = subprocess.run([tool, "env", "GOROOT"], capture_output=True, text=True, check=True)
+        own = Path(root.stdout.strip(), "src", "cmd", "vendor", "golang.org", "x", "sys")
+        shutil.copytree(own, folder / "usr/share/gocode/src/golang.org/x/sys")
+
+    return _kept(f"go-path-{_digest(tool, *packages)}", build) / "usr" / "share" / "gocode"
+
+
+def go_program(source: Path, packages: Sequence[str] = ()) -> Path:
+    """The Windows program compiled from one Go file.
+
+    Besides Go's own packages it can use the libraries of the Debian packages that are named.
+    """
+    tool = go()
+    path = _go_path(packages) if packages else tools() / "go"
 
     def build(folder: Path) -> None:
         _say(f"Compiling {source.name} ...")
@@ -590,10 +642,11 @@ def go_program(source: Path) -> Path:
             "GOOS": "windows",
             "GOARCH": "amd64",
             "CGO_ENABLED": "0",
-            "GOFLAGS": "-mod=mod",
+            "GO111MODULE": "off",
+            "GOFLAGS": "-trimpath",
             "GOPROXY": "off",
             "GOTOOLCHAIN": "local",
-            "GOPATH": str(tools() / "go"),
+            "GOPATH": str(path),
             "GOCACHE": str(tools() / "go-build"),
         }
         _succeed(
@@ -602,7 +655,7 @@ def go_program(source: Path) -> Path:
             env={**os.environ, **settings},
         )
 
-    key = _digest(tool, source.read_text(encoding="utf-8"))
+    key = _digest(tool, source.read_text(encoding="utf-8"), *packages)
     return _kept(f"go-{source.stem}-{key}", build) / f"{source.stem}.exe"
 
 

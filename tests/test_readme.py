@@ -18,6 +18,7 @@ class ReadmeTests(unittest.TestCase):
             "powershell.ps1",
             "csharp.cs",
             "python_client.py",
+            "redis_pipe.py",
             "node.js",
             "pipe.c",
             "pipe.go",

@@ -2,41 +2,117 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import re
+import select
+import shutil
+import socket
+import struct
 import subprocess
+import sys
+import tempfile
+import time
 import unittest
+from pathlib import Path
 from unittest import mock
 
 from tests import provision
-from tests.support import DEADLINE, ROOT, WINDOWS, ServerProcess
-from tests.test_real_clients import run_javascript
+from tests.support import DEADLINE, ROOT, WINDOWS, ServerProcess, running_under_wine
+from tests.test_real_clients import run, run_javascript
 from tests.test_server import ServerCase
 from tests.test_wire import command
 
-REDIS_PY = """
-import sys, redis
-for options in ({}, {"protocol": 3}, {"protocol": 2}):
-    r = redis.Redis(unix_socket_path=sys.argv[1], decode_responses=True, **options)
-    assert r.ping() is True
-    assert r.set("city", "dubai", ex=60) is True
-    assert r.get("city") == "dubai" and r.get("none") is None and r.ttl("city") == 60
-    assert r.mget("city", "none") == ["dubai", None]
-    assert r.info()["redis_mode"] == "standalone"
-    r.client_setname("me")
-    assert r.client_getname() == "me"
-    assert r.client_info()["name"] == "me" and len(r.client_list()) == 1
-    pipe = r.pipeline(transaction=False)
-    for number in range(1000):
-        pipe.set(number, "x" * 1000)
-    assert pipe.execute() == [True] * 1000
-    try:
-        r.incr("city")
-    except redis.ResponseError as error:
-        assert str(error) == "value is not an integer or out of range"
-    r.close()
-print("fine")
+CLIENTS = ROOT / "tests" / "clients"
+
+WRONG_TYPE = "WRONGTYPE Operation against a key holding the wrong kind of value"
+
+#: What redis_clients.js gives with each package.
+JAVASCRIPT = {
+    "info": True,
+    "name": "me",
+    "set": ["OK", "dubai", None],
+    "options": [None, "dubai"],
+    "expiry": [60, 1, -1],
+    "many": ["OK", ["1", None, "2"], 1],
+    "counters": [1, 10, "0.1"],
+    "hash": [2, {"a": "1", "b": "two"}, None],
+    "list": [3, ["a", "b", "c"], "a"],
+    "members": [2, 1, 2],
+    "scores": [2, ["a", "b"], 2],
+    "multi": [11, "oslo", {"a": "1", "b": "two"}, WRONG_TYPE],
+    "watch": ["OK", "OK", None, "lima"],
+    "errors": [WRONG_TYPE, "ERR unknown command 'NOSUCH', with args beginning with: 'a' "],
+    "pipeline": 500,
+    "together": True,
+    "scan": 500,
+    "binary": ["OK", True],
+    "megabyte": ["OK", True],
+    "quit": ["OK", "OK"],
+}
+
+#: What redis_client.go prints.
+GO = f"""\
+set city dubai ex 60: OK
+get city: dubai
+get none: redis: nil
+ttl city: 1m0s
+incr n: 1
+incrby n 9: 10
+incrbyfloat f 0.5: 0.5
+incr city: ERR value is not an integer or out of range
+hset h a 1: true
+hget h none: redis: nil
+hgetall h: map[a:1]
+rpush l a b: 2
+lrange l 0 -1: [a b]
+lpop l: a
+rpush city x: {WRONG_TYPE}
+sadd s a b a: 2
+sismember s a: true
+scard s: 2
+zadd z 2.5 b 1 a: 2
+zrange z 0 -1 withscores: [{{1 a}} {{2.5 b}}]
+incr n: 11
+get city: dubai
+transaction: <nil>
+broken transaction: redis: transaction failed
+get city: lima
+pipeline: 500 <nil>
+scan: 500
+megabyte: <nil>
+the same: true <nil>
+close: <nil>
 """
+
+#: Arguments of redis-cli, its standard input, what it prints.
+REDIS_CLI: tuple[tuple[str, str, str], ...] = (
+    ("SET city dubai EX 60", "", "OK\n"),
+    ("GET city", "", "dubai\n"),
+    ("--no-raw GET city", "", '"dubai"\n'),
+    ("--no-raw GET none", "", "(nil)\n"),
+    ("--no-raw TTL city", "", "(integer) 60\n"),
+    ("LPUSH city x", "", f"{WRONG_TYPE}\n\n"),
+    ("NOSUCH a", "", "ERR unknown command 'NOSUCH', with args beginning with: 'a' \n\n"),
+    ("-x SET poem", "two\nlines", "OK\n"),
+    ("GET poem", "", "two\nlines\n"),
+    ("-r 3 INCR n", "", "1\n2\n3\n"),
+    ("RPUSH l a b", "", "2\n"),
+    ("LRANGE l 0 -1", "", "a\nb\n"),
+    ("--csv LRANGE l 0 -1", "", '"a","b"\n'),
+    ("HSET h a 1", "", "1\n"),
+    ("-3 --no-raw HGETALL h", "", '1# "a" => "1"\n'),
+    ("--json HGETALL h", "", '{"a":"1"}\n'),
+    ("--no-raw ZADD z 1.5 a", "", "(integer) 1\n"),
+    ("-3 --no-raw ZSCORE z a", "", "(double) 1.5\n"),
+    ("", "MULTI\nINCR n\nGET city\nEXEC\n", "OK\nQUEUED\nQUEUED\n4\ndubai\n"),
+    ("--scan --pattern c*", "", "city\n"),
+    ("DBSIZE", "", "6\n"),
+)
+
+#: The tests of redis-benchmark.
+BENCHMARK = "get,set,incr,lpush,rpush,lpop,rpop,sadd,hset,spop,zadd,zpopmin,lrange,mset"
 
 
 class HandshakeTests(ServerCase):
@@ -104,49 +180,232 @@ class HandshakeTests(ServerCase):
         info = raw.ask(command(b"INFO", b"keyspace"))
         self.assertEqual(info, b"=16\r\ntxt:# Keyspace\r\n\r\n")
         self.assertRegex(
-            raw.ask(command(b"CLIENT", b"INFO")), rb"=\d+\r\ntxt:id=1 name=me .*resp=3"
+            raw.ask(command(b"CLIENT", b"INFO")), rb"=\d+\r\ntxt:id=1 .*name=me .*resp=3"
         )
         self.assertEqual(raw.ask(b"GET none\n"), b"\n")
         self.assertEqual(raw.ask(command(b"HELLO", b"2")), b"*14\r\n" + fields % 2)
         self.assertEqual(raw.ask(command(b"GET", b"none")), b"$-1\r\n")
 
 
-class RealClientTests(unittest.TestCase):
-    @unittest.skipIf(WINDOWS, "a socket's path is for other systems")
+def given(name: str) -> str:
+    """What ``python tests`` provides under that name, or skip the test."""
+    try:
+        return provision.given(name)
+    except provision.Unavailable as error:
+        provision.skip(error)
+
+
+class RealClientCase(unittest.TestCase):
+    maxDiff = None
+
+    def setUp(self) -> None:
+        self.server = self.serve()
+
+    def serve(self, *options: str) -> ServerProcess:
+        server = ServerProcess(*options)
+        self.addCleanup(server.close)
+        return server.__enter__()
+
+    def serve_tcp(self, password: str | None) -> str:
+        """Serve on a port that nobody uses; its number."""
+        if running_under_wine():
+            self.skipTest("Wine has not the keep-alive options that redis-py sets on a TCP socket")
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            port = str(unused.getsockname()[1])
+        options = ["--tcp-no-password"]
+        if password is not None:
+            folder = tempfile.TemporaryDirectory()
+            self.addCleanup(folder.cleanup)
+            file = Path(folder.name, "password")
+            file.write_text(password, encoding="utf-8")
+            options = ["--password-file", str(file)]
+        self.serve("--tcp", port, *options)
+        return port
+
+
+class LibraryTests(RealClientCase):
+    """Libraries, each in a program of its own that prints what it got."""
+
+    def check_redis_py(self, *arguments: str) -> None:
+        env = {"PYTHONPATH": given("PIPECACHE_REDIS_PY"), "PYTHONDONTWRITEBYTECODE": "1"}
+        done = run([sys.executable, CLIENTS / "redis_py_client.py", *arguments], env)
+        self.assertEqual((done.stdout.split(), done.stderr.decode()), ([b"fine"], ""))
+
     def test_redis_py(self) -> None:
-        try:
-            python = provision.given("PIPECACHE_REDIS_PY")
-        except provision.Unavailable as error:
-            provision.skip(error)
-        with ServerProcess() as server:
-            done = subprocess.run(
-                [python, "-c", REDIS_PY, server.address],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=DEADLINE,
-                check=False,
-            )
-            self.assertEqual((done.stdout, done.stderr), (b"fine\n", b""))
+        self.check_redis_py(self.server.address)
 
-    def check_npm(self, client: str) -> None:
-        try:
-            modules = provision.given("PIPECACHE_NODE_MODULES")
-        except provision.Unavailable as error:
-            provision.skip(error)
-        with ServerProcess() as server:
-            script = ROOT / "tests" / "clients" / "redis_clients.js"
-            with mock.patch.dict(os.environ, {"NODE_PATH": modules}):
-                done = run_javascript(script, server.address, client)
-            self.assertEqual(done.returncode, 0, done)
-            dubai, one, none, (two, again) = json.loads(done.stdout)
-            self.assertEqual((dubai, one, none), ("dubai", 1, None))
-            self.assertIn([two, again], ([2, "dubai"], [[None, 2], [None, "dubai"]]))
+    def test_redis_py_over_tcp(self) -> None:
+        self.check_redis_py(self.serve_tcp(None))
 
-    def test_ioredis(self) -> None:
+    def test_redis_py_over_tcp_with_a_password(self) -> None:
+        self.check_redis_py(self.serve_tcp("secret"), "secret")
+
+    def check_npm(self, package: str) -> None:
+        modules = given("PIPECACHE_NODE_MODULES")
+        if not WINDOWS and not shutil.which("node"):
+            provision.skip(provision.Unavailable("Node is not installed: put it on PATH"))
+        with mock.patch.dict(os.environ, {"NODE_PATH": modules}):
+            done = run_javascript(CLIENTS / "redis_clients.js", self.server.address, package)
+        self.assertEqual((done.returncode, done.stderr), (0, b""), done)
+        self.assertEqual(json.loads(done.stdout), JAVASCRIPT)
+
+    def test_ioredis_5(self) -> None:
         self.check_npm("ioredis")
 
-    def test_node_redis(self) -> None:
-        self.check_npm("nodeRedis")
+    def test_ioredis_6(self) -> None:
+        self.check_npm("ioredis6")
+
+    def test_node_redis_4(self) -> None:
+        self.check_npm("redis")
+
+    def test_node_redis_6(self) -> None:
+        self.check_npm("redis6")
+
+    @unittest.skipUnless(WINDOWS, "redis_client.go is a Windows program")
+    def test_go_redis(self) -> None:
+        if not running_under_wine():
+            self.skipTest("go-redis comes from Debian: 'python tests' runs it under Wine")
+        done = run([given("PIPECACHE_GO_REDIS"), self.server.address])
+        self.assertEqual((done.stdout.decode(), done.stderr.decode()), (GO, ""))
+
+
+class Terminal:
+    """A program of Linux or macOS on a terminal of its own, for a test to type on and to read."""
+
+    def __init__(self, *args: str) -> None:
+        # Windows has none of these modules.
+        fcntl, pty, termios = map(importlib.import_module, ("fcntl", "pty", "termios"))
+        self._screen, keyboard = pty.openpty()
+        try:
+            fcntl.ioctl(keyboard, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+            self.process = subprocess.Popen(
+                args,
+                stdin=keyboard,
+                stdout=keyboard,
+                stderr=keyboard,
+                start_new_session=True,
+                env={**os.environ, "TERM": "xterm", "REDISCLI_HISTFILE": os.devnull},
+            )
+        except BaseException:
+            os.close(self._screen)
+            raise
+        finally:
+            os.close(keyboard)
+        self._text = ""
+
+    def type(self, text: str) -> None:
+        os.write(self._screen, text.encode())
+
+    def expect(self, pattern: str) -> None:
+        """Read until the pattern is there, behind what the last call has found."""
+        deadline = time.monotonic() + DEADLINE
+        while True:
+            found = re.search(pattern, self._text)
+            if found:
+                self._text = self._text[found.end() :]
+                return
+            left = max(deadline - time.monotonic(), 0)
+            if not select.select([self._screen], [], [], left)[0]:
+                raise AssertionError(f"no {pattern!r} in {self._text!r}")
+            text = self._text + os.read(self._screen, 65536).decode("utf-8", "replace")
+            self._text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)  # colours, cursor
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.process.kill()
+        self.process.wait(DEADLINE)
+        os.close(self._screen)
+
+
+@unittest.skipUnless(sys.platform == "linux", "redis-cli and redis-benchmark come from Debian")
+class ToolTests(RealClientCase):
+    """redis-cli and redis-benchmark."""
+
+    def run_tool(self, *args: str, stdin: str = "") -> tuple[int, str, str]:
+        """Exit status, standard output and standard error."""
+        done = subprocess.run(
+            args, input=stdin, capture_output=True, text=True, timeout=DEADLINE, check=False
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    def test_redis_cli(self) -> None:
+        program = given("PIPECACHE_REDIS_CLI")
+        for arguments, stdin, expected in REDIS_CLI:
+            with self.subTest(arguments):
+                args = (program, "-s", self.server.address, *arguments.split())
+                self.assertEqual(self.run_tool(*args, stdin=stdin), (0, expected, ""))
+
+    def test_redis_cli_exit_status(self) -> None:
+        args = (given("PIPECACHE_REDIS_CLI"), "-s", self.server.address, "-e", "GET")
+        error = "ERR wrong number of arguments for 'get' command\n"
+        self.assertEqual(self.run_tool(*args), (1, "", error))
+
+    def test_redis_cli_over_tcp(self) -> None:
+        program = given("PIPECACHE_REDIS_CLI")
+        port = self.serve_tcp("secret")
+        no_auth = "NOAUTH Authentication required.\n"
+        wrong = "WRONGPASS invalid username-password pair or user is disabled."
+        for arguments, stdout, stderr in (
+            ("PING", f"{no_auth}\n", ""),
+            ("-a secret --no-auth-warning PING", "PONG\n", ""),
+            ("-a secret --user default --no-auth-warning -3 PING", "PONG\n", ""),
+            ("-a wrong --no-auth-warning PING", f"{no_auth}\n", f"AUTH failed: {wrong}\n"),
+        ):
+            with self.subTest(arguments):
+                args = (program, "-p", port, *arguments.split())
+                self.assertEqual(self.run_tool(*args), (0, stdout, stderr))
+        args = (program, "-p", self.serve_tcp(None), "PING")
+        self.assertEqual(self.run_tool(*args), (0, "PONG\n", ""))
+
+    def test_redis_cli_loads_and_looks_through(self) -> None:
+        program = (given("PIPECACHE_REDIS_CLI"), "-s", self.server.address)
+        sets = "".join(f"SET key:{number} {number}\n" for number in range(1000))
+        self.assertEqual(self.run_tool(*program, stdin=sets), (0, "OK\n" * 1000, ""))
+        ping = "*1\r\n$4\r\nPING\r\n"
+        status, stdout, stderr = self.run_tool(*program, "--pipe", stdin=ping * 1000)
+        self.assertEqual((status, stderr), (0, ""))
+        self.assertIn("errors: 0, replies: 1000\n", stdout)
+        status, stdout, stderr = self.run_tool(*program, "--bigkeys")
+        self.assertEqual((status, stderr), (0, ""))
+        self.assertIn("1000 strings with 2890 bytes (100.00% of keys", stdout)
+
+    def test_redis_cli_at_a_terminal(self) -> None:
+        # It asks for COMMAND DOCS when it starts; the hints and the help are made from that.
+        with Terminal(given("PIPECACHE_REDIS_CLI"), "-s", self.server.address) as terminal:
+            # What is typed before there is a prompt is lost.
+            for typed, pattern in (
+                ("", "> "),
+                ("set city dubai\r", "OK\r\n[^>]*> "),
+                ("lpush ", r"key element \[element \.\.\.\]"),
+                ("city x\r", r"\(error\) WRONGTYPE[^>]*> "),
+                ("help lpush\r", r"LPUSH key element[^>]*summary: [A-Z][^>]*> "),
+            ):
+                terminal.type(typed)
+                terminal.expect(pattern)
+            terminal.type("quit\r")
+            self.assertEqual(terminal.process.wait(DEADLINE), 0)
+        with Terminal(given("PIPECACHE_REDIS_CLI"), "-s", self.server.address, "--stat") as stat:
+            stat.expect("keys +mem +clients")
+            stat.expect(r"\n1 +\d[\d.]*[BKM] +1 +0 +\d+ \(\+\d+\) +\d")
+
+    def test_redis_benchmark(self) -> None:
+        program = given("PIPECACHE_REDIS_BENCHMARK")
+        port = self.serve_tcp("secret")
+        for arguments in (
+            f"-s {self.server.address} -n 2000 -t {BENCHMARK}",
+            f"-s {self.server.address} -n 20000 -t get,set,incr -P 16 -c 50",
+            f"-s {self.server.address} -n 2000 -t get,set -3",
+            f"-h 127.0.0.1 -p {port} -a secret -n 2000 -t get,set",
+        ):
+            with self.subTest(arguments):
+                status, stdout, stderr = self.run_tool(program, *arguments.split(), "--csv")
+                self.assertEqual((status, stderr), (0, ""), stdout)
+                names = re.findall(r'^"(\w+)[^"]*","[1-9]', stdout, re.M)
+                wanted = arguments.split(" -t ")[1].split()[0].upper().split(",")
+                self.assertEqual({name.split("_")[0] for name in names}, set(wanted))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,68 @@
+// go-redis, unmodified, at work over the named pipe that is named first.
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"golang.zx2c4.com/wireguard/ipc/namedpipe" // go-winio's pipe, which Debian has under this name
+	"gopkg.in/redis.v5"
+)
+
+func show(commands ...redis.Cmder) {
+	for _, command := range commands {
+		fmt.Println(command) // with its result
+	}
+}
+
+func main() {
+	r := redis.NewClient(&redis.Options{
+		Dialer: func() (net.Conn, error) { return namedpipe.DialTimeout(os.Args[1], 5*time.Second) },
+	})
+	show(r.Set("city", "dubai", time.Minute), r.Get("city"), r.Get("none"), r.TTL("city"))
+	show(r.Incr("n"), r.IncrBy("n", 9), r.IncrByFloat("f", 0.5), r.Incr("city"))
+	show(r.HSet("h", "a", "1"), r.HGet("h", "none"), r.HGetAll("h"))
+	show(r.RPush("l", "a", "b"), r.LRange("l", 0, -1), r.LPop("l"), r.RPush("city", "x"))
+	show(r.SAdd("s", "a", "b", "a"), r.SIsMember("s", "a"), r.SCard("s"))
+	show(r.ZAdd("z", redis.Z{Score: 2.5, Member: "b"}, redis.Z{Score: 1, Member: "a"}))
+	show(r.ZRangeWithScores("z", 0, -1))
+
+	commands, err := r.TxPipelined(func(pipe *redis.Pipeline) error {
+		pipe.Incr("n")
+		pipe.Get("city")
+		return nil
+	})
+	show(commands...)
+	fmt.Println("transaction:", err)
+	err = r.Watch(func(tx *redis.Tx) error {
+		r.Set("city", "lima", 0)
+		_, err := tx.Pipelined(func(pipe *redis.Pipeline) error {
+			pipe.Set("city", "rome", 0)
+			return nil
+		})
+		return err
+	}, "city")
+	fmt.Println("broken transaction:", err)
+	show(r.Get("city"))
+
+	commands, err = r.Pipelined(func(pipe *redis.Pipeline) error {
+		for number := 0; number < 500; number++ {
+			pipe.Set(fmt.Sprint("number:", number), number, 0)
+		}
+		return nil
+	})
+	fmt.Println("pipeline:", len(commands), err)
+	keys := map[string]bool{}
+	for page := r.Scan(0, "number:*", 50).Iterator(); page.Next(); {
+		keys[page.Val()] = true
+	}
+	fmt.Println("scan:", len(keys))
+	megabyte := bytes.Repeat([]byte("\x00\r\n\xff"), 1<<18)
+	fmt.Println("megabyte:", r.Set("big", megabyte, 0).Err())
+	found, err := r.Get("big").Bytes()
+	fmt.Println("the same:", bytes.Equal(found, megabyte), err)
+	fmt.Println("close:", r.Close())
+}
