@@ -26,24 +26,35 @@ import re
 import socket
 import struct
 import sys
+import threading
 import time
 import weakref
-from typing import Any, Callable, Iterator, Mapping, Sequence, Union
+from datetime import datetime, timedelta
+from types import SimpleNamespace
+from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, Sequence, Union
 
 if sys.platform == "win32":
     import ctypes
     from ctypes import wintypes
 
 __all__ = [
+    "AuthenticationError",
     "CacheError",
     "CacheTimeout",
     "Client",
     "ConnectionLost",
     "DataError",
+    "ExecAbortError",
+    "Lock",
+    "LockError",
+    "LockNotOwnedError",
+    "OutOfMemoryError",
     "Pipeline",
     "ProtocolError",
     "ResponseError",
     "ServerNotRunning",
+    "WatchError",
+    "WrongTypeError",
     "send_command",
 ]
 __version__ = "1.0.0"
@@ -74,8 +85,14 @@ SLICE = 0.25
 #: Bytes of a pipeline sent before its replies are read.
 PIPELINE_BYTES = 256 * 1024
 
-#: Bytes that a key or a value can be given as; numbers are sent in decimal.
+#: What a key or a value can be given as; numbers are sent in decimal.
 Argument = Union[str, bytes, bytearray, memoryview, int, float]
+
+#: One of them, or several.
+Arguments = Union[Argument, Iterable[Argument]]
+
+#: How a reply is given to the caller.
+Converter = Callable[[Any], Any]
 
 
 # ----------------------------------------------------------------------------
@@ -108,7 +125,60 @@ class DataError(CacheError, TypeError):
 
 
 class ResponseError(CacheError):
-    """The server answered with an error."""
+    """The server answered with an error.
+
+    :ivar status_code: the word it began with, such as ERR. As in redis-py, that word is no part
+        of the message if it is ERR or has an exception of its own there.
+    """
+
+    status_code = "ERR"
+
+
+class WrongTypeError(ResponseError):
+    """The key holds another type of value than the command is for."""
+
+
+class OutOfMemoryError(ResponseError):
+    """The server holds as much as it may, and the command would add to it."""
+
+
+class AuthenticationError(ResponseError):
+    """The server asks for a password, or this is not it."""
+
+
+class ExecAbortError(ResponseError):
+    """A transaction was discarded, as one of its commands could not be queued."""
+
+
+class WatchError(CacheError):
+    """A watched key has changed, or can be watched no longer: the transaction has not run."""
+
+
+class LockError(CacheError, ValueError):
+    """A lock was not got in time, or is not held."""
+
+
+class LockNotOwnedError(LockError):
+    """A lock that was held has run out, and may be held by somebody else."""
+
+
+_ERRORS = {
+    "ERR": ResponseError,
+    "OOM": OutOfMemoryError,
+    "NOAUTH": AuthenticationError,
+    "WRONGPASS": AuthenticationError,
+    "EXECABORT": ExecAbortError,
+}
+
+
+def _response_error(line: str) -> ResponseError:
+    code, _, message = line.partition(" ")
+    if code in _ERRORS:
+        error = _ERRORS[code](message)
+    else:
+        error = (WrongTypeError if code == "WRONGTYPE" else ResponseError)(line)
+    error.status_code = code
+    return error
 
 
 # ----------------------------------------------------------------------------
@@ -116,15 +186,45 @@ class ResponseError(CacheError):
 # ----------------------------------------------------------------------------
 
 
-def encode_command(arguments: Sequence[Argument]) -> bytes:
-    """One command as the server reads it; str is sent as UTF-8.
+class _Headers(Dict[int, str]):
+    # What stands before an array of so many elements ("*2") or a string of so many bytes ("$3"):
+    # looked up, not formatted, for the small ones that nearly everything is made of.
+    def __init__(self, kind: str, limit: int) -> None:
+        super().__init__((size, f"{kind}{size}") for size in range(limit))
+        self._kind = kind
+
+    def __missing__(self, size: int) -> str:
+        return f"{self._kind}{size}"
+
+
+_ARRAY_OF = _Headers("*", 129)
+_STRING_OF = _Headers("$", 1025)
+
+
+def encode_commands(commands: Iterable[Sequence[Argument]]) -> bytes:
+    """Commands as the server reads them; str is sent as UTF-8.
 
     :raises DataError: for an argument of another type; None and bool among them.
     """
-    parts = [b"*%d\r\n" % len(arguments)]
-    for argument in arguments:
-        data = argument.encode() if type(argument) is str else _encode_argument(argument)
-        parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
+    # Put together as text whose characters are the bytes (latin-1), which takes half as long as
+    # bytes do, since nearly every argument is text; but for long data, to copy it no more.
+    parts: list[bytes] = []
+    lines: list[str] = []
+    for arguments in commands:
+        lines.append(_ARRAY_OF[len(arguments)])
+        for argument in arguments:
+            if type(argument) is not str or not argument.isascii():
+                data = _encode_argument(argument)
+                if len(data) > CHUNK_SIZE:
+                    lines += (_STRING_OF[len(data)], "")
+                    parts += ("\r\n".join(lines).encode("latin-1"), data)
+                    lines = [""]
+                    continue
+                argument = data.decode("latin-1")  # noqa: PLW2901
+            lines.append(_STRING_OF[len(argument)])
+            lines.append(argument)
+    lines.append("")
+    parts.append("\r\n".join(lines).encode("latin-1"))
     return b"".join(parts)
 
 
@@ -153,11 +253,13 @@ class ReplyReader:
         self._receive = receive
         self._buffer = b""
         self._position = 0
+        self._exact = False  # whether _split() has met something in the buffer that is not for it
 
     def feed(self, chunk: bytes) -> None:
         """Take the first chunk of the next replies, when those before are all read."""
         self._buffer = chunk
         self._position = 0
+        self._exact = False
 
     def read(self, decode: bool) -> Any:
         """One reply: bytes (str if decode), int, list, None or a ResponseError, which is returned.
@@ -174,7 +276,7 @@ class ReplyReader:
             line = buffer[start + 1 : end]
             return line.decode() if decode else line
         if kind == MINUS:
-            return ResponseError(buffer[start + 1 : end].decode("utf-8", "replace"))
+            return _response_error(buffer[start + 1 : end].decode("utf-8", "replace"))
         try:
             number = int(buffer[start + 1 : end])
         except ValueError:
@@ -189,15 +291,42 @@ class ReplyReader:
         if kind == COLON:
             return number
         if kind == ASTERISK:
-            return None if number < 0 else [self.read(decode) for _ in range(number)]
+            return None if number < 0 else self.read_all(number, decode)
         raise ProtocolError(
             f"the reply {buffer[start : start + 64]!r} is not RESP; is this a pipecache server?"
         )
 
+    def read_all(self, count: int, decode: bool) -> list[Any]:
+        """So many replies, each as :meth:`read` gives it."""
+        replies: list[Any] = []
+        while len(replies) < count:
+            buffer, start = self._buffer, self._position
+            # A string of four digits' length, which splitting would have to search.
+            long = buffer.startswith(b"$", start) and buffer.find(b"\r\n", start, start + 6) < 0
+            if long or self._exact:
+                replies.append(self.read(decode))
+            else:
+                replies += self._split(count - len(replies), decode)
+        return replies
+
+    def _split(self, count: int, decode: bool) -> list[Any]:
+        # The quick way, for whole replies without line breaks in their strings: one split at CRLF,
+        # then each string's length is compared with the one stated before it. At the first that
+        # does not fit, the rest is left to read().
+        rest = self._buffer[self._position :] if self._position else self._buffer
+        tokens = rest.decode("latin-1").split("\r\n")
+        text = _as_bytes if not decode else None if rest.isascii() else _as_text
+        try:
+            replies, used = _parse(tokens, 0, count, text)
+        except ValueError:  # no number, or no UTF-8, of which read() makes the right exception
+            replies, used = [], 0
+        self._exact = len(replies) < count
+        self._position += sum(map(len, tokens[:used])) + 2 * used
+        return replies
+
     def _wait_for_line(self) -> tuple[bytes, int, int]:
         while True:
-            self._buffer = self._buffer[self._position :] + self._receive()
-            self._position = 0
+            self.feed(self._buffer[self._position :] + self._receive())
             end = self._buffer.find(b"\r\n")
             if end >= 0:
                 return self._buffer, 0, end
@@ -208,9 +337,51 @@ class ReplyReader:
         while missing > 0:
             chunks.append(self._receive())
             missing -= len(chunks[-1])
-        self._buffer = b"".join(chunks)
-        self._position = 0
+        self.feed(b"".join(chunks))
         return self._buffer[:size]
+
+
+def _as_bytes(token: str) -> bytes:
+    return token.encode("latin-1")
+
+
+def _as_text(token: str) -> str:
+    return token.encode("latin-1").decode()
+
+
+def _parse(
+    tokens: list[str], position: int, count: int, text: Converter | None
+) -> tuple[list[Any], int]:
+    # So many replies, or those before the first that is cut short or an error; and what is next.
+    end, last = position + 2 * count, len(tokens) - 1
+    if end <= last and tokens[position][:1] == "$":
+        strings = tokens[position + 1 : end : 2]
+        if [_STRING_OF[len(string)] for string in strings] == tokens[position:end:2]:
+            return strings if text is None else list(map(text, strings)), end
+    replies: list[Any] = []
+    while len(replies) < count and position < last:
+        header = tokens[position]
+        position += 1
+        kind = header[:1]
+        if kind == "$" and position < last and header == _STRING_OF[len(tokens[position])]:
+            replies.append(tokens[position] if text is None else text(tokens[position]))
+            position += 1
+        elif header in ("$-1", "*-1"):
+            replies.append(None)
+        elif kind == ":":
+            replies.append(int(header[1:]))
+        elif kind == "+":
+            replies.append(header[1:] if text is None else text(header[1:]))
+        elif kind == "*":
+            size = int(header[1:])
+            elements, after = _parse(tokens, position, size, text)
+            if len(elements) != size:
+                return replies, position - 1
+            replies.append(elements)
+            position = after
+        else:
+            return replies, position - 1
+    return replies, position
 
 
 # ----------------------------------------------------------------------------
@@ -560,53 +731,169 @@ else:
 
 
 # ----------------------------------------------------------------------------
-# Client
+# Replies as redis-py gives them to the caller
 # ----------------------------------------------------------------------------
+
+
+def _text(reply: Any) -> str:
+    return reply if isinstance(reply, str) else reply.decode("utf-8", "replace")
+
+
+def _as_it_is(reply: Any) -> Any:
+    return reply
 
 
 def _is_ok(reply: Any) -> Any:
     return True if reply in ("OK", b"OK") else reply
 
 
-def _parse_info(reply: Any) -> dict[str, str | int | float]:
-    text = reply if isinstance(reply, str) else reply.decode()
-    facts: dict[str, str | int | float] = {}
-    for line in text.splitlines():
-        name, colon, value = line.partition(":")
-        if colon and not line.startswith("#"):
-            number = re.fullmatch(r"-?\d+(\.\d+)?", value)
-            facts[name] = value if number is None else float(value) if number[1] else int(value)
-    return facts
+def _mapping(reply: Sequence[Any]) -> dict[Any, Any]:
+    return dict(zip(reply[::2], reply[1::2]))
 
 
-#: How the replies to some commands are given to the caller, as redis-py gives them.
-CONVERTERS: dict[str, Callable[[Any], Any]] = {
-    "SET": _is_ok,
-    "SETEX": _is_ok,
-    "PSETEX": _is_ok,
-    "MSET": _is_ok,
-    "FLUSHALL": _is_ok,
-    "SETNX": bool,
-    "EXPIRE": bool,
-    "PERSIST": bool,
+def _scored(score_cast_func: Converter = float) -> Converter:
+    # Members with their scores, which come as text that, for one, int() does not take: "1e+20".
+    def score(text: Any) -> Any:
+        try:
+            return score_cast_func(text)
+        except (TypeError, ValueError):
+            return score_cast_func(float(text))
+
+    return lambda reply: list(zip(reply[::2], map(score, reply[1::2])))
+
+
+def _page(convert: Converter) -> Converter:
+    return lambda reply: (int(reply[0]), convert(reply[1]))
+
+
+def _facts(line: str) -> dict[str, str]:
+    # "id=1 addr=/a file:0 name=", in which a value may have blanks in it, or be missing.
+    return dict(re.findall(r"([^ =]+)=(.*?)(?= [^ =]+=|$)", line))
+
+
+def _client_list(reply: Any) -> list[dict[str, str]]:
+    return [_facts(line) for line in _text(reply).splitlines()]
+
+
+def _client_info(reply: Any) -> dict[str, str | int]:
+    numbers = " id age idle db sub psub multi qbuf qbuf-free obl argv-mem oll omem tot-mem "
+    facts = _facts(_text(reply).strip())
+    return {name: int(fact) if f" {name} " in numbers else fact for name, fact in facts.items()}
+
+
+def _info(reply: Any) -> dict[str, Any]:
+    lines = [line.partition(":") for line in _text(reply).splitlines() if line[:1] != "#"]
+    return {name: _info_value(value) for name, colon, value in lines if colon}
+
+
+def _info_value(value: str) -> Any:
+    if "=" in value:  # keys=1,expires=0
+        pairs = [item.rpartition("=") for item in value.split(",")]
+        return {name: _info_value(number) for name, _, number in pairs}
+    if "," in value:
+        return [_info_value(item) for item in value.split(",") if item]
+    try:
+        return float(value) if "." in value else int(value)
+    except ValueError:
+        return value
+
+
+#: The converters of commands; where it depends on the call, the call brings its own.
+CONVERTERS: dict[str, Converter] = {
+    **dict.fromkeys(
+        ("FLUSHALL", "FLUSHDB", "LSET", "LTRIM", "MSET", "RENAME", "SET", "UNWATCH", "WATCH"),
+        _is_ok,
+    ),
+    **dict.fromkeys(("COPY", "HEXISTS", "PERSIST", "RENAMENX", "SMOVE"), bool),
+    **dict.fromkeys(("EXPIRE", "EXPIREAT", "PEXPIRE", "PEXPIREAT"), bool),
+    **dict.fromkeys(("HMSET", "MSETNX", "PSETEX", "SETEX", "SETNX"), bool),
+    **dict.fromkeys(("HINCRBYFLOAT", "INCRBYFLOAT", "ZINCRBY", "ZSCORE"), float),
+    **dict.fromkeys(("SDIFF", "SINTER", "SMEMBERS", "SUNION"), set),
+    **dict.fromkeys(("SCAN", "SSCAN"), _page(list)),
+    **dict.fromkeys(("ZPOPMAX", "ZPOPMIN"), _scored()),
+    "HGETALL": _mapping,
+    "HSCAN": _page(_mapping),
+    "INFO": _info,
     "PING": lambda reply: True if reply in ("PONG", b"PONG") else reply,
-    "INFO": _parse_info,
+    "TIME": lambda reply: (int(reply[0]), int(reply[1])),
+    "ZMSCORE": lambda reply: [None if score is None else float(score) for score in reply],
 }
 
 
-class Commands:
-    """The commands as methods, for :class:`Client` and :class:`Pipeline`."""
+# ----------------------------------------------------------------------------
+# Commands
+# ----------------------------------------------------------------------------
 
-    def execute_command(self, *arguments: Argument) -> Any:
+
+def _listed(keys: Arguments, more: Sequence[Argument] = ()) -> list[Argument]:
+    if isinstance(keys, (str, bytes, bytearray, memoryview, int, float)):
+        return [keys, *more]
+    return [*keys, *more]
+
+
+def _items(mapping: Mapping[Any, Argument]) -> list[Argument]:
+    return [part for pair in mapping.items() for part in pair]
+
+
+def _present(*arguments: Any) -> list[Argument]:
+    return [argument for argument in arguments if argument is not None]
+
+
+def _flags(**flags: bool) -> list[Argument]:
+    return [name for name, wanted in flags.items() if wanted]
+
+
+def _options(**options: Any) -> list[Argument]:
+    arguments: list[Argument] = []
+    for name, value in options.items():
+        if value is not None:
+            arguments += (name, value if type(value) is int else _time(name, value))
+    return arguments
+
+
+def _time(name: str, time: Any) -> Any:
+    # A time as this command or option takes it: (P)EXPIRE, (P)EXPIREAT, EX, PX, EXAT, PXAT.
+    unit = 1000 if name.startswith("P") else 1
+    if isinstance(time, datetime) and name.endswith("AT"):
+        return int(time.timestamp() * unit)
+    if isinstance(time, timedelta) and not name.endswith("AT"):
+        return int(time.total_seconds() * unit)
+    return time
+
+
+def _pages(scan: Callable[[int], Any]) -> Iterator[Any]:
+    # Everything that a scan command comes across, from page to page until the cursor is 0 again.
+    cursor = 0
+    while True:
+        cursor, page = scan(cursor)
+        yield from page.items() if isinstance(page, dict) else page
+        if cursor == 0:
+            return
+
+
+class Commands:
+    """The commands as methods, for :class:`Client` and :class:`Pipeline`.
+
+    What a command does is in Redis's documentation, and what a method takes and returns in
+    redis-py's: keys and values are given as str, bytes or numbers, and come back as str (bytes
+    with ``decode_responses=False``). Options that exclude each other, or are out of range, are
+    refused by the server, with a :class:`ResponseError`.
+    """
+
+    def execute_command(self, *arguments: Argument, convert: Converter | None = None) -> Any:
         """Carry out any command, given as its name and arguments.
 
+        :param convert: makes of a reply that is not None what is returned; without it the reply
+            is returned as by the method for this command, if there is one.
         :returns: str (bytes with ``decode_responses=False``), int, list or None, or what the
-            method for this command returns.
+            conversion makes of it.
         :raises ResponseError: if the server answers with an error.
         :raises ServerNotRunning, ConnectionLost, CacheTimeout: if it does not answer.
         :raises DataError: for an argument that cannot be sent.
         """
         raise NotImplementedError
+
+    # -- Strings --
 
     def get(self, name: Argument) -> Any:
         """The value of a key, or None."""
@@ -616,12 +903,15 @@ class Commands:
         self,
         name: Argument,
         value: Argument,
-        ex: int | None = None,
-        px: int | None = None,
+        ex: int | timedelta | None = None,
+        px: int | timedelta | None = None,
         nx: bool = False,
         xx: bool = False,
         keepttl: bool = False,
         get: bool = False,
+        exat: int | datetime | None = None,
+        pxat: int | datetime | None = None,
+        ifeq: Argument | None = None,
     ) -> Any:
         """Set a key, to expire after ``ex`` seconds or ``px`` milliseconds if given.
 
@@ -629,37 +919,46 @@ class Commands:
         :param xx: only if it exists.
         :param keepttl: keep the time to live it has.
         :param get: return the value it had.
-        :returns: True, or None if ``nx`` or ``xx`` was not met.
+        :param exat, pxat: when it is to expire, in seconds or milliseconds since 1970.
+        :param ifeq: only if it has this value.
+        :returns: True, or None if ``nx``, ``xx`` or ``ifeq`` was not met.
         """
-        # In bytes the name is not looked up for a conversion: with get, "OK" is an old value.
-        arguments: list[Argument] = [b"SET" if get else "SET", name, value]
-        for option, number in (("EX", ex), ("PX", px)):
-            if number is not None:
-                arguments += (option, number)
-        for option, wanted in (("NX", nx), ("XX", xx), ("KEEPTTL", keepttl), ("GET", get)):
-            if wanted:
-                arguments.append(option)
-        return self.execute_command(*arguments)
+        options: list[Argument] = []
+        if not (ex is px is exat is pxat is ifeq is None):
+            options += _options(EX=ex, PX=px, EXAT=exat, PXAT=pxat, IFEQ=ifeq)
+        if nx or xx or keepttl or get:
+            options += _flags(NX=nx, XX=xx, KEEPTTL=keepttl, GET=get)
+        convert = _as_it_is if get else None  # with get, "OK" is an old value
+        return self.execute_command("SET", name, value, *options, convert=convert)
 
-    def setnx(self, name: Argument, value: Argument) -> Any:
-        """Set a key that does not exist: True if set."""
-        return self.execute_command("SETNX", name, value)
+    def getex(
+        self,
+        name: Argument,
+        ex: int | timedelta | None = None,
+        px: int | timedelta | None = None,
+        exat: int | datetime | None = None,
+        pxat: int | datetime | None = None,
+        persist: bool = False,
+    ) -> Any:
+        """The value of a key, whose time to live is set as by :meth:`set`, or taken away."""
+        options = _options(EX=ex, PX=px, EXAT=exat, PXAT=pxat)
+        return self.execute_command("GETEX", name, *options, *_flags(PERSIST=persist))
 
-    def setex(self, name: Argument, time: int, value: Argument) -> Any:
-        """Set a key to expire after so many seconds."""
-        return self.execute_command("SETEX", name, time, value)
-
-    def psetex(self, name: Argument, time_ms: int, value: Argument) -> Any:
-        """Set a key to expire after so many milliseconds."""
-        return self.execute_command("PSETEX", name, time_ms, value)
+    def getdel(self, name: Argument) -> Any:
+        """Delete a key and return the value it had."""
+        return self.execute_command("GETDEL", name)
 
     def getset(self, name: Argument, value: Argument) -> Any:
         """Set a key and return the value it had."""
         return self.execute_command("GETSET", name, value)
 
-    def getdel(self, name: Argument) -> Any:
-        """Delete a key and return the value it had."""
-        return self.execute_command("GETDEL", name)
+    def getrange(self, key: Argument, start: int, end: int) -> Any:
+        """The bytes of a value from start to end, both included."""
+        return self.execute_command("GETRANGE", key, start, end)
+
+    def setrange(self, name: Argument, offset: int, value: Argument) -> Any:
+        """Overwrite a value from an offset on and return its new length in bytes."""
+        return self.execute_command("SETRANGE", name, offset, value)
 
     def append(self, key: Argument, value: Argument) -> Any:
         """Add to the end of a value and return its new length in bytes."""
@@ -669,13 +968,32 @@ class Commands:
         """The length of a value in bytes."""
         return self.execute_command("STRLEN", name)
 
-    def mget(self, keys: Argument | Sequence[Argument], *args: Argument) -> Any:
+    def setnx(self, name: Argument, value: Argument) -> Any:
+        """Set a key that does not exist: True if set."""
+        return self.execute_command("SETNX", name, value)
+
+    def setex(self, name: Argument, time: int | timedelta, value: Argument) -> Any:
+        """Set a key to expire after so many seconds."""
+        return self.execute_command("SETEX", name, _time("EX", time), value)
+
+    def psetex(self, name: Argument, time_ms: int | timedelta, value: Argument) -> Any:
+        """Set a key to expire after so many milliseconds."""
+        return self.execute_command("PSETEX", name, _time("PX", time_ms), value)
+
+    def mget(self, keys: Arguments, *args: Argument) -> Any:
         """The values of several keys, given as a list or one by one; None for a missing one."""
-        return self.execute_command("MGET", *_listed(keys, args))
+        names = _listed(keys, args)
+        if not names:  # which the server would refuse
+            return self.execute_command("PING", convert=lambda reply: [])
+        return self.execute_command("MGET", *names)
 
     def mset(self, mapping: Mapping[Any, Argument]) -> Any:
         """Set several keys at once."""
-        return self.execute_command("MSET", *(part for pair in mapping.items() for part in pair))
+        return self.execute_command("MSET", *_items(mapping))
+
+    def msetnx(self, mapping: Mapping[Any, Argument]) -> Any:
+        """Set several keys at once if none of them exists: True if set."""
+        return self.execute_command("MSETNX", *_items(mapping))
 
     def incr(self, name: Argument, amount: int = 1) -> Any:
         """Add to a counter and return it."""
@@ -689,29 +1007,607 @@ class Commands:
 
     decrby = decr
 
+    def incrbyfloat(self, name: Argument, amount: float = 1.0) -> Any:
+        """Add to a number and return it as a float."""
+        return self.execute_command("INCRBYFLOAT", name, amount)
+
+    # -- Compare and set, as in Redis 8.4 and Valkey 9 --
+
+    def delex(self, name: Argument, ifeq: Argument | None = None) -> Any:
+        """Delete a key if it has this value: 1 if it did, else 0."""
+        return self.execute_command("DELEX", name, *_options(IFEQ=ifeq))
+
+    def delifeq(self, name: Argument, value: Argument) -> Any:
+        """Delete a key if it has this value: 1 if it did, else 0."""
+        return self.execute_command("DELIFEQ", name, value)
+
+    # -- Keys --
+
     def delete(self, *names: Argument) -> Any:
         """Delete keys and return how many there were."""
         return self.execute_command("DEL", *names)
+
+    def unlink(self, *names: Argument) -> Any:
+        """Delete keys and return how many there were."""
+        return self.execute_command("UNLINK", *names)
 
     def exists(self, *names: Argument) -> Any:
         """How many of the keys exist."""
         return self.execute_command("EXISTS", *names)
 
+    def type(self, name: Argument) -> Any:
+        """What a key holds: string, list, hash, set, zset, or none."""
+        return self.execute_command("TYPE", name)
+
+    def rename(self, src: Argument, dst: Argument) -> Any:
+        """Give a key another name, which may be taken."""
+        return self.execute_command("RENAME", src, dst)
+
+    def renamenx(self, src: Argument, dst: Argument) -> Any:
+        """Give a key another name if that is not taken: True if renamed."""
+        return self.execute_command("RENAMENX", src, dst)
+
+    def copy(
+        self,
+        source: Argument,
+        destination: Argument,
+        destination_db: int | None = None,
+        replace: bool = False,
+    ) -> Any:
+        """Copy a key: False if there is none, or the destination exists and is not replaced."""
+        options = [*_options(DB=destination_db), *_flags(REPLACE=replace)]
+        return self.execute_command("COPY", source, destination, *options)
+
+    def randomkey(self) -> Any:
+        """A key picked at random, or None if there is none."""
+        return self.execute_command("RANDOMKEY")
+
+    def touch(self, *args: Argument) -> Any:
+        """Count as used now, and return how many of the keys exist."""
+        return self.execute_command("TOUCH", *args)
+
     def keys(self, pattern: Argument = "*") -> Any:
         """The keys that match a pattern such as ``user:*``."""
         return self.execute_command("KEYS", pattern)
 
-    def expire(self, name: Argument, time: int) -> Any:
-        """Let a key expire after so many seconds: False if there is none."""
-        return self.execute_command("EXPIRE", name, time)
+    def scan(
+        self,
+        cursor: Argument = 0,
+        match: Argument | None = None,
+        count: int | None = None,
+        _type: str | None = None,
+    ) -> Any:
+        """A page of the keys, and the cursor of the next page, 0 after the last."""
+        options = _options(MATCH=match, COUNT=count, TYPE=_type)
+        return self.execute_command("SCAN", cursor, *options)
+
+    def scan_iter(
+        self, match: Argument | None = None, count: int | None = None, _type: str | None = None
+    ) -> Iterator[Any]:
+        """The keys, page by page; one that is there all the while may come more than once."""
+        return _pages(lambda cursor: self.scan(cursor, match, count, _type))
+
+    def object(self, infotype: str, key: Argument) -> Any:
+        """How a key is kept: its ``"encoding"``, its ``"idletime"`` in seconds."""
+        return self.execute_command("OBJECT", infotype, key)
+
+    # -- Expiry --
+
+    def expire(
+        self,
+        name: Argument,
+        time: int | timedelta,
+        nx: bool = False,
+        xx: bool = False,
+        gt: bool = False,
+        lt: bool = False,
+    ) -> Any:
+        """Let a key expire after so many seconds: False if there is none.
+
+        :param nx: only if it has no time to live.
+        :param xx: only if it has one.
+        :param gt: only if that makes it later.
+        :param lt: only if that makes it earlier.
+        """
+        return self._expire("EXPIRE", name, time, nx, xx, gt, lt)
+
+    def pexpire(
+        self,
+        name: Argument,
+        time: int | timedelta,
+        nx: bool = False,
+        xx: bool = False,
+        gt: bool = False,
+        lt: bool = False,
+    ) -> Any:
+        """As :meth:`expire`, in milliseconds."""
+        return self._expire("PEXPIRE", name, time, nx, xx, gt, lt)
+
+    def expireat(
+        self,
+        name: Argument,
+        when: int | datetime,
+        nx: bool = False,
+        xx: bool = False,
+        gt: bool = False,
+        lt: bool = False,
+    ) -> Any:
+        """As :meth:`expire`, at a time in seconds since 1970."""
+        return self._expire("EXPIREAT", name, when, nx, xx, gt, lt)
+
+    def pexpireat(
+        self,
+        name: Argument,
+        when: int | datetime,
+        nx: bool = False,
+        xx: bool = False,
+        gt: bool = False,
+        lt: bool = False,
+    ) -> Any:
+        """As :meth:`expire`, at a time in milliseconds since 1970."""
+        return self._expire("PEXPIREAT", name, when, nx, xx, gt, lt)
+
+    def _expire(
+        self, command: str, name: Argument, time: Any, nx: bool, xx: bool, gt: bool, lt: bool
+    ) -> Any:
+        flags = _flags(NX=nx, XX=xx, GT=gt, LT=lt)
+        return self.execute_command(command, name, _time(command, time), *flags)
 
     def ttl(self, name: Argument) -> Any:
         """The seconds a key has left, -1 without a time to live, -2 without the key."""
         return self.execute_command("TTL", name)
 
+    def pttl(self, name: Argument) -> Any:
+        """As :meth:`ttl`, in milliseconds."""
+        return self.execute_command("PTTL", name)
+
+    def expiretime(self, key: Argument) -> Any:
+        """When a key expires, in seconds since 1970; -1 and -2 as :meth:`ttl`."""
+        return self.execute_command("EXPIRETIME", key)
+
+    def pexpiretime(self, key: Argument) -> Any:
+        """As :meth:`expiretime`, in milliseconds."""
+        return self.execute_command("PEXPIRETIME", key)
+
     def persist(self, name: Argument) -> Any:
         """Take away a key's time to live: True if it had one."""
         return self.execute_command("PERSIST", name)
+
+    # -- Lists --
+
+    def lpush(self, name: Argument, *values: Argument) -> Any:
+        """Put elements, one after the other, at the head, and return the new length."""
+        return self.execute_command("LPUSH", name, *values)
+
+    def rpush(self, name: Argument, *values: Argument) -> Any:
+        """Put elements at the tail, and return the new length."""
+        return self.execute_command("RPUSH", name, *values)
+
+    def lpushx(self, name: Argument, *values: Argument) -> Any:
+        """As :meth:`lpush`, if the list exists; else 0."""
+        return self.execute_command("LPUSHX", name, *values)
+
+    def rpushx(self, name: Argument, *values: Argument) -> Any:
+        """As :meth:`rpush`, if the list exists; else 0."""
+        return self.execute_command("RPUSHX", name, *values)
+
+    def lpop(self, name: Argument, count: int | None = None) -> Any:
+        """Take the element at the head, or a list of so many; None without the list."""
+        return self.execute_command("LPOP", name, *_present(count))
+
+    def rpop(self, name: Argument, count: int | None = None) -> Any:
+        """Take the element at the tail, or a list of so many; None without the list."""
+        return self.execute_command("RPOP", name, *_present(count))
+
+    def llen(self, name: Argument) -> Any:
+        """The length of a list."""
+        return self.execute_command("LLEN", name)
+
+    def lrange(self, name: Argument, start: int, end: int) -> Any:
+        """The elements from start to end, both included; -1 is the last."""
+        return self.execute_command("LRANGE", name, start, end)
+
+    def lindex(self, name: Argument, index: int) -> Any:
+        """The element at an index, or None."""
+        return self.execute_command("LINDEX", name, index)
+
+    def lset(self, name: Argument, index: int, value: Argument) -> Any:
+        """Replace the element at an index."""
+        return self.execute_command("LSET", name, index, value)
+
+    def linsert(self, name: Argument, where: str, refvalue: Argument, value: Argument) -> Any:
+        """Put an element ``BEFORE`` or ``AFTER`` another: the new length, or -1 without that."""
+        return self.execute_command("LINSERT", name, where, refvalue, value)
+
+    def lrem(self, name: Argument, count: int, value: Argument) -> Any:
+        """Delete elements equal to the value: the first, the last (count < 0) or all (0)."""
+        return self.execute_command("LREM", name, count, value)
+
+    def ltrim(self, name: Argument, start: int, end: int) -> Any:
+        """Delete every element outside of start to end."""
+        return self.execute_command("LTRIM", name, start, end)
+
+    def lpos(
+        self,
+        name: Argument,
+        value: Argument,
+        rank: int | None = None,
+        count: int | None = None,
+        maxlen: int | None = None,
+    ) -> Any:
+        """The index of an element equal to the value, or None; a list of them with ``count``.
+
+        :param rank: which of them comes first: 2 is the second, -1 the last.
+        :param maxlen: how many elements to look at.
+        """
+        options = _options(RANK=rank, COUNT=count, MAXLEN=maxlen)
+        return self.execute_command("LPOS", name, value, *options)
+
+    def lmove(
+        self, first_list: Argument, second_list: Argument, src: str = "LEFT", dest: str = "RIGHT"
+    ) -> Any:
+        """Move an element from an end of one list to an end of another, and return it."""
+        return self.execute_command("LMOVE", first_list, second_list, src, dest)
+
+    def rpoplpush(self, src: Argument, dst: Argument) -> Any:
+        """Move an element from the tail of one list to the head of another, and return it."""
+        return self.execute_command("RPOPLPUSH", src, dst)
+
+    def lmpop(self, num_keys: int, *args: Argument, direction: str, count: int = 1) -> Any:
+        """Take elements from the first list that has any: its name and a list of them, or None.
+
+        :param direction: ``LEFT`` or ``RIGHT``.
+        """
+        return self.execute_command("LMPOP", num_keys, *args, direction, "COUNT", count)
+
+    # -- Hashes --
+
+    def hset(
+        self,
+        name: Argument,
+        key: Argument | None = None,
+        value: Argument | None = None,
+        mapping: Mapping[Any, Argument] | None = None,
+        items: Sequence[Argument] | None = None,
+    ) -> Any:
+        """Set fields: one, those of a mapping, and a flat list; returns how many are new."""
+        pairs = [*(items or ()), *_present(key, value), *_items(mapping or {})]
+        return self.execute_command("HSET", name, *pairs)
+
+    def hmset(self, name: Argument, mapping: Mapping[Any, Argument]) -> Any:
+        """Set the fields of a mapping."""
+        return self.execute_command("HMSET", name, *_items(mapping))
+
+    def hsetnx(self, name: Argument, key: Argument, value: Argument) -> Any:
+        """Set a field that does not exist: 1 if set, else 0."""
+        return self.execute_command("HSETNX", name, key, value)
+
+    def hget(self, name: Argument, key: Argument) -> Any:
+        """The value of a field, or None."""
+        return self.execute_command("HGET", name, key)
+
+    def hmget(self, name: Argument, keys: Arguments, *args: Argument) -> Any:
+        """The values of several fields, given as a list or one by one; None for a missing one."""
+        return self.execute_command("HMGET", name, *_listed(keys, args))
+
+    def hgetall(self, name: Argument) -> Any:
+        """The fields and their values as a dict."""
+        return self.execute_command("HGETALL", name)
+
+    def hdel(self, name: Argument, *keys: Argument) -> Any:
+        """Delete fields and return how many there were."""
+        return self.execute_command("HDEL", name, *keys)
+
+    def hlen(self, name: Argument) -> Any:
+        """How many fields there are."""
+        return self.execute_command("HLEN", name)
+
+    def hexists(self, name: Argument, key: Argument) -> Any:
+        """Whether a field exists."""
+        return self.execute_command("HEXISTS", name, key)
+
+    def hstrlen(self, name: Argument, key: Argument) -> Any:
+        """The length of a field's value in bytes."""
+        return self.execute_command("HSTRLEN", name, key)
+
+    def hkeys(self, name: Argument) -> Any:
+        """The fields as a list."""
+        return self.execute_command("HKEYS", name)
+
+    def hvals(self, name: Argument) -> Any:
+        """The values as a list."""
+        return self.execute_command("HVALS", name)
+
+    def hincrby(self, name: Argument, key: Argument, amount: int = 1) -> Any:
+        """Add to a field and return it."""
+        return self.execute_command("HINCRBY", name, key, amount)
+
+    def hincrbyfloat(self, name: Argument, key: Argument, amount: float = 1.0) -> Any:
+        """Add to a field and return it as a float."""
+        return self.execute_command("HINCRBYFLOAT", name, key, amount)
+
+    def hrandfield(self, key: Argument, count: int | None = None, withvalues: bool = False) -> Any:
+        """A field picked at random, or a list of so many, each followed by its value if asked."""
+        flags = _flags(WITHVALUES=withvalues)
+        return self.execute_command("HRANDFIELD", key, *_present(count), *flags)
+
+    def hscan(
+        self,
+        name: Argument,
+        cursor: Argument = 0,
+        match: Argument | None = None,
+        count: int | None = None,
+    ) -> Any:
+        """The cursor of the next page, and a page of the fields and values as a dict."""
+        return self.execute_command("HSCAN", name, cursor, *_options(MATCH=match, COUNT=count))
+
+    def hscan_iter(
+        self, name: Argument, match: Argument | None = None, count: int | None = None
+    ) -> Iterator[Any]:
+        """The pairs of field and value, page by page."""
+        return _pages(lambda cursor: self.hscan(name, cursor, match, count))
+
+    # -- Sets --
+
+    def sadd(self, name: Argument, *values: Argument) -> Any:
+        """Add members and return how many are new."""
+        return self.execute_command("SADD", name, *values)
+
+    def srem(self, name: Argument, *values: Argument) -> Any:
+        """Delete members and return how many there were."""
+        return self.execute_command("SREM", name, *values)
+
+    def scard(self, name: Argument) -> Any:
+        """How many members there are."""
+        return self.execute_command("SCARD", name)
+
+    def sismember(self, name: Argument, value: Argument) -> Any:
+        """1 for a member, else 0."""
+        return self.execute_command("SISMEMBER", name, value)
+
+    def smismember(self, name: Argument, values: Arguments, *args: Argument) -> Any:
+        """1 or 0 for each of several values, given as a list or one by one."""
+        return self.execute_command("SMISMEMBER", name, *_listed(values, args))
+
+    def smembers(self, name: Argument) -> Any:
+        """The members as a set."""
+        return self.execute_command("SMEMBERS", name)
+
+    def smove(self, src: Argument, dst: Argument, value: Argument) -> Any:
+        """Move a member from one set to another: False if it is none."""
+        return self.execute_command("SMOVE", src, dst, value)
+
+    def spop(self, name: Argument, count: int | None = None) -> Any:
+        """Take a member at random, or a list of so many; None without the set."""
+        return self.execute_command("SPOP", name, *_present(count))
+
+    def srandmember(self, name: Argument, number: int | None = None) -> Any:
+        """A member picked at random, or a list of so many (< 0: with repeats)."""
+        return self.execute_command("SRANDMEMBER", name, *_present(number))
+
+    def sinter(self, keys: Arguments, *args: Argument) -> Any:
+        """The members that all the sets have, as a set."""
+        return self.execute_command("SINTER", *_listed(keys, args))
+
+    def sunion(self, keys: Arguments, *args: Argument) -> Any:
+        """The members that any of the sets has, as a set."""
+        return self.execute_command("SUNION", *_listed(keys, args))
+
+    def sdiff(self, keys: Arguments, *args: Argument) -> Any:
+        """The members of the first set that no other has, as a set."""
+        return self.execute_command("SDIFF", *_listed(keys, args))
+
+    def sinterstore(self, dest: Argument, keys: Arguments, *args: Argument) -> Any:
+        """As :meth:`sinter`, kept in a key: how many they are."""
+        return self.execute_command("SINTERSTORE", dest, *_listed(keys, args))
+
+    def sunionstore(self, dest: Argument, keys: Arguments, *args: Argument) -> Any:
+        """As :meth:`sunion`, kept in a key: how many they are."""
+        return self.execute_command("SUNIONSTORE", dest, *_listed(keys, args))
+
+    def sdiffstore(self, dest: Argument, keys: Arguments, *args: Argument) -> Any:
+        """As :meth:`sdiff`, kept in a key: how many they are."""
+        return self.execute_command("SDIFFSTORE", dest, *_listed(keys, args))
+
+    def sintercard(self, numkeys: int, keys: Sequence[Argument], limit: int = 0) -> Any:
+        """How many members all the sets have, counted up to the limit if it is not 0."""
+        return self.execute_command("SINTERCARD", numkeys, *keys, "LIMIT", limit)
+
+    def sscan(
+        self,
+        name: Argument,
+        cursor: Argument = 0,
+        match: Argument | None = None,
+        count: int | None = None,
+    ) -> Any:
+        """The cursor of the next page, and a page of the members."""
+        return self.execute_command("SSCAN", name, cursor, *_options(MATCH=match, COUNT=count))
+
+    def sscan_iter(
+        self, name: Argument, match: Argument | None = None, count: int | None = None
+    ) -> Iterator[Any]:
+        """The members, page by page."""
+        return _pages(lambda cursor: self.sscan(name, cursor, match, count))
+
+    # -- Sorted sets --
+
+    def zadd(
+        self,
+        name: Argument,
+        mapping: Mapping[Any, Argument],
+        nx: bool = False,
+        xx: bool = False,
+        ch: bool = False,
+        incr: bool = False,
+        gt: bool = False,
+        lt: bool = False,
+    ) -> Any:
+        """Set the scores of members and return how many are new.
+
+        :param nx: only of those that are new.
+        :param xx: only of those that are not.
+        :param gt: of those that are not, only if that makes it higher.
+        :param lt: only if that makes it lower.
+        :param ch: return how many are new or changed.
+        :param incr: add to the score of the one member, and return it, or None if it was not set.
+        """
+        flags = _flags(NX=nx, XX=xx, CH=ch, INCR=incr, GT=gt, LT=lt)
+        pairs = [part for member, score in mapping.items() for part in (score, member)]
+        return self.execute_command("ZADD", name, *flags, *pairs, convert=float if incr else None)
+
+    def zincrby(self, name: Argument, amount: float, value: Argument) -> Any:
+        """Add to the score of a member and return it."""
+        return self.execute_command("ZINCRBY", name, amount, value)
+
+    def zscore(self, name: Argument, value: Argument) -> Any:
+        """The score of a member as a float, or None."""
+        return self.execute_command("ZSCORE", name, value)
+
+    def zmscore(self, key: Argument, members: Sequence[Argument]) -> Any:
+        """The scores of several members; None for one that is none."""
+        return self.execute_command("ZMSCORE", key, *members)
+
+    def zrem(self, name: Argument, *values: Argument) -> Any:
+        """Delete members and return how many there were."""
+        return self.execute_command("ZREM", name, *values)
+
+    def zcard(self, name: Argument) -> Any:
+        """How many members there are."""
+        return self.execute_command("ZCARD", name)
+
+    def zcount(self, name: Argument, min: Argument, max: Argument) -> Any:
+        """How many members have a score from min to max; ``"(1"`` is without 1 itself."""
+        return self.execute_command("ZCOUNT", name, min, max)
+
+    def zrank(self, name: Argument, value: Argument) -> Any:
+        """How many members have a lower score than this one; None if it is none."""
+        return self.execute_command("ZRANK", name, value)
+
+    def zrevrank(self, name: Argument, value: Argument) -> Any:
+        """How many members have a higher score than this one; None if it is none."""
+        return self.execute_command("ZREVRANK", name, value)
+
+    def zrange(
+        self,
+        name: Argument,
+        start: Argument,
+        end: Argument,
+        desc: bool = False,
+        withscores: bool = False,
+        score_cast_func: Converter = float,
+        byscore: bool = False,
+        offset: int | None = None,
+        num: int | None = None,
+    ) -> Any:
+        """The members from start to end, both included, in the order of their scores.
+
+        :param desc: the highest first; then start is the higher one with ``byscore``.
+        :param withscores: each in a tuple with its score.
+        :param score_cast_func: makes the score from text.
+        :param byscore: start and end are scores, as in :meth:`zcount`.
+        :param offset, num: how many to leave out, and how many to return, with ``byscore``.
+        """
+        flags = _flags(BYSCORE=byscore, REV=desc)
+        return self._zrange(
+            ("ZRANGE", name, start, end, *flags), offset, num, withscores, score_cast_func
+        )
+
+    def zrevrange(
+        self,
+        name: Argument,
+        start: int,
+        end: int,
+        withscores: bool = False,
+        score_cast_func: Converter = float,
+    ) -> Any:
+        """The members from start to end, both included, the highest score first."""
+        return self._zrange(
+            ("ZREVRANGE", name, start, end), None, None, withscores, score_cast_func
+        )
+
+    def zrangebyscore(
+        self,
+        name: Argument,
+        min: Argument,
+        max: Argument,
+        start: int | None = None,
+        num: int | None = None,
+        withscores: bool = False,
+        score_cast_func: Converter = float,
+    ) -> Any:
+        """The members with a score from min to max, less the first ``start``, at most ``num``."""
+        return self._zrange(
+            ("ZRANGEBYSCORE", name, min, max), start, num, withscores, score_cast_func
+        )
+
+    def zrevrangebyscore(
+        self,
+        name: Argument,
+        max: Argument,
+        min: Argument,
+        start: int | None = None,
+        num: int | None = None,
+        withscores: bool = False,
+        score_cast_func: Converter = float,
+    ) -> Any:
+        """As :meth:`zrangebyscore`, the highest score first."""
+        return self._zrange(
+            ("ZREVRANGEBYSCORE", name, max, min), start, num, withscores, score_cast_func
+        )
+
+    def _zrange(
+        self,
+        command: tuple[Argument, ...],
+        offset: int | None,
+        num: int | None,
+        withscores: bool,
+        score_cast_func: Converter,
+    ) -> Any:
+        limit: Sequence[Any] = () if offset is None and num is None else ("LIMIT", offset, num)
+        flags = _flags(WITHSCORES=withscores)
+        convert = _scored(score_cast_func) if withscores else None
+        return self.execute_command(*command, *limit, *flags, convert=convert)
+
+    def zpopmin(self, name: Argument, count: int | None = None) -> Any:
+        """Take the members with the lowest scores: a list of tuples of member and score."""
+        return self.execute_command("ZPOPMIN", name, *_present(count))
+
+    def zpopmax(self, name: Argument, count: int | None = None) -> Any:
+        """Take the members with the highest scores: a list of tuples of member and score."""
+        return self.execute_command("ZPOPMAX", name, *_present(count))
+
+    def zremrangebyrank(self, name: Argument, min: int, max: int) -> Any:
+        """Delete the members from one place to another, and return how many."""
+        return self.execute_command("ZREMRANGEBYRANK", name, min, max)
+
+    def zremrangebyscore(self, name: Argument, min: Argument, max: Argument) -> Any:
+        """Delete the members with a score from min to max, and return how many."""
+        return self.execute_command("ZREMRANGEBYSCORE", name, min, max)
+
+    def zscan(
+        self,
+        name: Argument,
+        cursor: Argument = 0,
+        match: Argument | None = None,
+        count: int | None = None,
+        score_cast_func: Converter = float,
+    ) -> Any:
+        """The cursor of the next page, and a page of tuples of member and score."""
+        options = _options(MATCH=match, COUNT=count)
+        convert = _page(_scored(score_cast_func))
+        return self.execute_command("ZSCAN", name, cursor, *options, convert=convert)
+
+    def zscan_iter(
+        self,
+        name: Argument,
+        match: Argument | None = None,
+        count: int | None = None,
+        score_cast_func: Converter = float,
+    ) -> Iterator[Any]:
+        """The tuples of member and score, page by page."""
+        return _pages(lambda cursor: self.zscan(name, cursor, match, count, score_cast_func))
+
+    # -- Server --
 
     def ping(self) -> Any:
         """True if the server answers."""
@@ -725,19 +1621,83 @@ class Commands:
         """How many keys there are."""
         return self.execute_command("DBSIZE")
 
-    def flushall(self) -> Any:
+    def flushdb(self, asynchronous: bool = False) -> Any:
         """Delete every key."""
-        return self.execute_command("FLUSHALL")
+        return self.execute_command("FLUSHDB", *_flags(ASYNC=asynchronous))
 
-    def info(self, section: str | None = None) -> Any:
-        """The state of the server as a dict."""
-        return self.execute_command("INFO", *([] if section is None else [section]))
+    def flushall(self, asynchronous: bool = False) -> Any:
+        """Delete every key."""
+        return self.execute_command("FLUSHALL", *_flags(ASYNC=asynchronous))
+
+    def info(self, section: str | None = None, *args: str) -> Any:
+        """The state of the server, or these sections of it, as a dict."""
+        return self.execute_command("INFO", *_present(section), *args)
+
+    def time(self) -> Any:
+        """The server's clock: a tuple of seconds since 1970 and microseconds."""
+        return self.execute_command("TIME")
+
+    def client_id(self) -> Any:
+        """The number of a connection of this client; each thread may have its own."""
+        return self.execute_command("CLIENT", "ID")
+
+    def client_list(self, _type: str | None = None, client_id: Sequence[int] = ()) -> Any:
+        """The connections of the server, of one type or with these numbers, as dicts of str."""
+        options = [*_options(TYPE=_type), *_flags(ID=bool(client_id)), *client_id]
+        return self.execute_command("CLIENT", "LIST", *options, convert=_client_list)
+
+    def client_info(self) -> Any:
+        """What :meth:`client_list` says of this connection, counts and sizes as int."""
+        return self.execute_command("CLIENT", "INFO", convert=_client_info)
+
+    def client_setname(self, name: Argument) -> Any:
+        """Name this connection in :meth:`client_list`."""
+        return self.execute_command("CLIENT", "SETNAME", name, convert=_is_ok)
+
+    def client_getname(self) -> Any:
+        """The name of this connection, or None."""
+        return self.execute_command("CLIENT", "GETNAME", convert=_text)
+
+    def client_kill(self, address: str) -> Any:
+        """End the connection with this ``addr`` in :meth:`client_list`."""
+        return self.execute_command("CLIENT", "KILL", address, convert=_is_ok)
+
+    def client_kill_filter(
+        self,
+        _id: int | None = None,
+        _type: str | None = None,
+        addr: str | None = None,
+        skipme: bool | None = None,
+        laddr: str | None = None,
+        user: str | None = None,
+    ) -> Any:
+        """End the connections of which all this holds, and return how many."""
+        skip = None if skipme is None else "YES" if skipme else "NO"
+        options = _options(TYPE=_type, SKIPME=skip, ID=_id, ADDR=addr, LADDR=laddr, USER=user)
+        return self.execute_command("CLIENT", "KILL", *options)
+
+    def command_count(self) -> Any:
+        """How many commands the server knows."""
+        return self.execute_command("COMMAND", "COUNT")
+
+    def config_get(self, pattern: str = "*", *args: str) -> Any:
+        """The settings that match a pattern such as ``max*``, as a dict of str."""
+        return self.execute_command(
+            "CONFIG", "GET", pattern, *args, convert=lambda reply: _mapping([*map(_text, reply)])
+        )
+
+    def config_set(self, name: str, value: Argument, *args: Argument) -> Any:
+        """Change a setting, or several."""
+        return self.execute_command("CONFIG", "SET", name, value, *args, convert=_is_ok)
+
+    def memory_usage(self, key: Argument, samples: int | None = None) -> Any:
+        """The bytes that a key and its value take in memory, or None."""
+        return self.execute_command("MEMORY", "USAGE", key, *_options(SAMPLES=samples))
 
 
-def _listed(keys: Any, more: Sequence[Argument]) -> list[Argument]:
-    if isinstance(keys, (str, bytes, bytearray, memoryview, int, float)):
-        return [keys, *more]
-    return [*keys, *more]
+# ----------------------------------------------------------------------------
+# Client
+# ----------------------------------------------------------------------------
 
 
 class _Connection:
@@ -782,9 +1742,9 @@ class Client(Commands):
         self._decode = decode_responses
         _clients.add(self)
 
-    def execute_command(self, *arguments: Argument) -> Any:
-        # As _converse() does it, but without a list of one: nearly every call comes through here.
-        data = encode_command(arguments)
+    def execute_command(self, *arguments: Argument, convert: Converter | None = None) -> Any:
+        # As _converse() does it, but without lists of one: nearly every call comes through here.
+        data = encode_commands((arguments,))
         connection = self._take()
         try:
             reader = connection.reader
@@ -794,17 +1754,52 @@ class Client(Commands):
             self._drop(connection)
             raise
         self._keep(connection, reply)
-        return _convert(arguments[0], reply)
+        return _convert(arguments[0], reply, convert)
 
-    def pipeline(self, transaction: bool = False) -> Pipeline:
+    def pipeline(self, transaction: bool = True) -> Pipeline:
         """Commands that are sent together; see :class:`Pipeline`.
 
-        :param transaction: not served yet.
-        :raises NotImplementedError: for a transaction.
+        :param transaction: whether they are also carried out together (MULTI and EXEC), with
+            nobody else's command between them.
         """
-        if transaction:
-            raise NotImplementedError("transactions are not served yet; leave transaction=False")
-        return Pipeline(self)
+        return Pipeline(self, transaction)
+
+    def transaction(
+        self,
+        func: Callable[[Pipeline], Any],
+        *watches: Argument,
+        value_from_callable: bool = False,
+        watch_delay: float | None = None,
+    ) -> Any:
+        """Carry out a transaction again and again until no watched key changes meanwhile.
+
+        :param func: is given a pipeline that watches the keys: it reads what it needs, calls
+            ``multi()`` and then the commands of the transaction.
+        :param value_from_callable: return what ``func`` returns, not the commands' results.
+        :param watch_delay: seconds to wait before it is tried again.
+        """
+        with self.pipeline() as pipe:
+            while True:
+                try:
+                    if watches:
+                        pipe.watch(*watches)
+                    value = func(pipe)
+                    results = pipe.execute()
+                    return value if value_from_callable else results
+                except WatchError:
+                    time.sleep(watch_delay or 0)
+
+    def lock(
+        self,
+        name: Argument,
+        timeout: float | None = None,
+        sleep: float = 0.1,
+        blocking: bool = True,
+        blocking_timeout: float | None = None,
+        thread_local: bool = True,
+    ) -> Lock:
+        """A lock that is this key; see :class:`Lock`."""
+        return Lock(self, name, timeout, sleep, blocking, blocking_timeout, thread_local)
 
     def close(self) -> None:
         """Close the connections that are not in use; the next command opens a new one."""
@@ -821,18 +1816,18 @@ class Client(Commands):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _converse(self, data: bytes, replies: int) -> list[Any]:
-        # Send these commands and return their replies, errors among them.
-        connection = self._take()
+    def _converse(self, connection: _Connection, parts: Sequence[tuple[bytes, int]]) -> list[Any]:
+        # Send commands, each part with the number of them, and return their replies, errors too.
+        replies: list[Any] = []
         try:
             reader = connection.reader
-            reader.feed(connection.transport.exchange(data))
-            result = [reader.read(self._decode) for _ in range(replies)]
+            for data, count in parts:
+                reader.feed(connection.transport.exchange(data))
+                replies += reader.read_all(count, self._decode)
         except BaseException:
             self._drop(connection)
             raise
-        self._keep(connection, result[-1])
-        return result
+        return replies
 
     def _take(self) -> _Connection:
         try:
@@ -841,7 +1836,7 @@ class Client(Commands):
             return _Connection(make_transport(self.address, self._connect_timeout, self._timeout))
 
     def _keep(self, connection: _Connection, last_reply: Any) -> None:
-        if type(last_reply) is ResponseError and str(last_reply).startswith("ERR Protocol error"):
+        if type(last_reply) is ResponseError and str(last_reply).startswith("Protocol error"):
             connection.transport.close()  # as the server does after this reply
         else:
             self._idle.append(connection)
@@ -865,62 +1860,293 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_close_inherited)
 
 
-def _convert(name: Argument, reply: Any) -> Any:
+def _convert(name: Argument, reply: Any, convert: Converter | None) -> Any:
     if isinstance(reply, ResponseError):
         raise reply
-    converter = CONVERTERS.get(name) if isinstance(name, str) else None
-    return reply if converter is None or reply is None else converter(reply)
+    if convert is None and type(name) is str:
+        convert = CONVERTERS.get(name)
+    return reply if convert is None or reply is None else convert(reply)
 
 
 class Pipeline(Commands):
-    """Commands collected here and sent together by :meth:`execute`.
+    """Commands collected here and sent together by :meth:`execute`; for one thread.
 
-    Each method returns the pipeline itself.
+    Each method returns the pipeline itself. Only between :meth:`watch` and :meth:`multi` a command
+    is carried out at once, on the connection that the keys are watched on, and returns its
+    result. If that connection is lost there, a :class:`WatchError` says so; then, as after any
+    exception that is no :class:`ResponseError` or :class:`DataError`, no key is watched any more.
+
+    :ivar transaction: whether the commands are also carried out together.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, transaction: bool = True) -> None:
+        self.transaction = transaction
         self._client = client
+        self._watching: _Connection | None = None
+        self._after_multi = False
         self._commands: list[Sequence[Argument]] = []
+        self._converters: dict[int, Converter] = {}  # brought by calls, by the command's place
 
     def __len__(self) -> int:
         return len(self._commands)
+
+    def __bool__(self) -> bool:
+        return True
 
     def __enter__(self) -> Pipeline:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._commands.clear()
+        self.reset()
 
-    def execute_command(self, *arguments: Argument) -> Any:
+    def execute_command(self, *arguments: Argument, convert: Converter | None = None) -> Any:
+        if self._watching is not None and not self._after_multi:
+            return _convert(arguments[0], self._ask(*arguments), convert)
+        if convert is not None:
+            self._converters[len(self._commands)] = convert
         self._commands.append(arguments)
         return self
+
+    def watch(self, *names: Argument) -> Any:
+        """Have :meth:`execute` carry out nothing if one of these keys changes from now on."""
+        if self._after_multi:
+            raise CacheError("Cannot issue a WATCH after a MULTI")
+        return _convert("WATCH", self._ask("WATCH", *names), None)
+
+    def unwatch(self) -> Any:
+        """Watch no key any longer."""
+        if self._watching is not None:
+            reply = self._ask("UNWATCH")
+            connection, self._watching = self._watching, None
+            self._client._keep(connection, reply)
+        return True
+
+    def multi(self) -> None:
+        """Collect commands again, after :meth:`watch`, for a transaction."""
+        if self._after_multi:
+            raise CacheError("Cannot issue nested calls to MULTI")
+        if self._commands:
+            raise CacheError("Commands without an initial WATCH have already been issued")
+        self._after_multi = True
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Send the commands, and return their results in order.
 
         :param raise_on_error: raise the first error after all have run, rather than return
             errors in their places.
+        :raises WatchError: if a watched key has changed: none has run.
+        :raises ResponseError: also if a command of a transaction could not be queued: none has run.
+        :raises ConnectionLost, CacheTimeout: they may have run, whether or not keys are watched.
         """
-        commands, self._commands = self._commands, []
-        results: list[Any] = []
-        batch: list[bytes] = []
-        size = 0
-        for command in commands:
-            batch.append(encode_command(command))
-            size += len(batch[-1])
-            # In parts, so that the server is not waiting for its replies to be read while this
-            # side is waiting for its commands to be.
-            if size > PIPELINE_BYTES:
-                results += self._client._converse(b"".join(batch), len(batch))
-                batch, size = [], 0
-        if batch:
-            results += self._client._converse(b"".join(batch), len(batch))
-        for number, (command, reply) in enumerate(zip(commands, results), 1):
-            if not isinstance(reply, ResponseError):
-                results[number - 1] = _convert(command[0], reply)
-            elif raise_on_error:
-                raise type(reply)(f"Command {number} ({command[0]!r}) of the pipeline: {reply}")
+        try:
+            if self.transaction or self._after_multi or self._watching is not None:
+                replies = self._transact()
+            else:
+                replies = self._send(self._commands)
+            return self._results(replies, raise_on_error)
+        finally:
+            self.reset()
+
+    def reset(self) -> None:
+        """Forget the commands, and watch no key any longer."""
+        if self._watching is not None:
+            self._watching.transport.close()  # which ends the watch, and waits for nothing
+            self._watching = None
+        self._after_multi = False
+        self._commands = []
+        self._converters = {}
+
+    __del__ = reset
+
+    def _ask(self, *command: Argument) -> Any:
+        # Carry out one command at once and return its reply, an error too. From here on, keys
+        # may be watched on the connection.
+        parts = [(encode_commands([command]), 1)]
+        watching = self._watching is not None
+        self._watching = self._watching or self._client._take()
+        try:
+            return self._client._converse(self._watching, parts)[0]
+        except BaseException as error:
+            self.reset()
+            if watching and isinstance(error, (ConnectionLost, CacheTimeout)):
+                name = type(error).__name__
+                raise WatchError(f"A {name} occurred while watching one or more keys") from error
+            raise
+
+    def _send(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
+        if not commands:
+            return []
+        parts = list(_parts(commands))
+        connection, self._watching = self._watching or self._client._take(), None
+        replies = self._client._converse(connection, parts)
+        self._client._keep(connection, replies[-1])
+        return replies
+
+    def _transact(self) -> Any:
+        if not self._commands and self._watching is None:
+            return []
+        opened, *queued, results = self._send([("MULTI",), *self._commands, ("EXEC",)])
+        for number, reply in enumerate(queued):
+            if isinstance(reply, ResponseError):
+                raise self._annotated(reply, number)
+        for reply in (opened, results):
+            if isinstance(reply, ResponseError):
+                raise reply
+        if results is None:
+            raise WatchError("Watched variable changed.")
         return results
+
+    def _results(self, replies: list[Any], raise_on_error: bool) -> list[Any]:
+        names = [command[0] if type(command[0]) is str else "" for command in self._commands]
+        kinds = set(map(type, replies))
+        errors = any(issubclass(kind, ResponseError) for kind in kinds)
+        if not errors and not self._converters and CONVERTERS.keys().isdisjoint(names):
+            return replies  # as they are, the most frequent case by far
+        for number, (reply, name) in enumerate(zip(replies, names)):
+            convert = self._converters.get(number) or CONVERTERS.get(name)
+            if isinstance(reply, ResponseError):
+                if raise_on_error:
+                    raise self._annotated(reply, number)
+            elif convert is not None and reply is not None:
+                replies[number] = convert(reply)
+        return replies
+
+    def _annotated(self, error: ResponseError, number: int) -> ResponseError:
+        command = " ".join(
+            str(_text(part) if isinstance(part, (bytes, bytearray)) else part)
+            for part in self._commands[number]
+        )
+        if len(command) > 100:
+            command = command[:97] + "..."
+        error.args = (f"Command # {number + 1} ({command}) of pipeline caused error: {error}",)
+        return error
+
+
+def _parts(commands: Sequence[Sequence[Argument]]) -> Iterator[tuple[bytes, int]]:
+    # A pipeline encoded, in parts, each with the number of its commands: the server must not wait
+    # for its replies to be read while this side is waiting for its commands to be.
+    data = encode_commands(commands)
+    if len(data) <= PIPELINE_BYTES or len(commands) == 1:
+        yield data, len(commands)
+        return
+    step = len(commands) * PIPELINE_BYTES // len(data) or 1
+    for start in range(0, len(commands), step):
+        yield from _parts(commands[start : start + step])
+
+
+class Lock:
+    """A lock that threads and programs share: a key that has its holder's token in it.
+
+    :param name: the key.
+    :param timeout: seconds after which it is free again, whatever the holder does; None for never.
+    :param sleep: seconds between attempts to get it.
+    :param blocking: whether :meth:`acquire` waits until it is free.
+    :param blocking_timeout: seconds it waits at most; None for no limit.
+    :param thread_local: whether it is held by the thread that got it alone; if not, another one
+        may give it back.
+
+    As a context manager it is held inside. It is got by SET with NX and PX, and given back and
+    prolonged, as long as its token is in the key, by DELIFEQ and SET with IFEQ.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        name: Argument,
+        timeout: float | None = None,
+        sleep: float = 0.1,
+        blocking: bool = True,
+        blocking_timeout: float | None = None,
+        thread_local: bool = True,
+    ) -> None:
+        self.name = name
+        self.timeout = timeout
+        self.sleep = sleep
+        self.blocking = blocking
+        self.blocking_timeout = blocking_timeout
+        self.local: Any = threading.local() if thread_local else SimpleNamespace()
+        self._client = client
+
+    def __enter__(self) -> Lock:
+        if not self.acquire():
+            raise LockError("Unable to acquire lock within the time specified")
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()
+
+    def acquire(
+        self,
+        sleep: float | None = None,
+        blocking: bool | None = None,
+        blocking_timeout: float | None = None,
+        token: str | bytes | None = None,
+    ) -> bool:
+        """Get the lock: True, or False if it was not to be had in time.
+
+        :param sleep, blocking, blocking_timeout: for this once, instead of the lock's own.
+        :param token: what the key is to hold, instead of something nobody else knows.
+        """
+        sleep = self.sleep if sleep is None else sleep
+        blocking = self.blocking if blocking is None else blocking
+        limit = self.blocking_timeout if blocking_timeout is None else blocking_timeout
+        deadline = math.inf if limit is None else time.monotonic() + limit
+        mine = _encode_argument(os.urandom(16).hex() if token is None else token)
+        px = int(self.timeout * 1000) if self.timeout else None
+        while not self._client.set(self.name, mine, nx=True, px=px):
+            if not blocking or time.monotonic() + sleep > deadline:
+                return False
+            time.sleep(sleep)
+        self.local.token = mine
+        return True
+
+    def release(self) -> None:
+        """Give the lock back.
+
+        :raises LockError: if this thread does not hold it.
+        :raises LockNotOwnedError: if it has run out meanwhile.
+        """
+        token = self._token("release")
+        self.local.token = None
+        if not self._client.delifeq(self.name, token):
+            raise LockNotOwnedError("Cannot release a lock that's no longer owned")
+
+    def extend(self, additional_time: float, replace_ttl: bool = False) -> bool:
+        """Hold the lock for so many seconds more, or from now on with ``replace_ttl``: True.
+
+        :raises LockError, LockNotOwnedError: as :meth:`release`; also if it never runs out.
+        """
+        token = self._token("extend", self.timeout)
+        left = 0 if replace_ttl else max(self._client.pttl(self.name), 0)
+        return self._prolong("extend", token, left + int(additional_time * 1000))
+
+    def reacquire(self) -> bool:
+        """Hold the lock for its whole time again, from now on: True; raises as :meth:`extend`."""
+        token = self._token("reacquire", self.timeout)
+        return self._prolong("reacquire", token, int((self.timeout or 0) * 1000))
+
+    def locked(self) -> bool:
+        """Whether anybody holds the lock."""
+        return bool(self._client.exists(self.name))
+
+    def owned(self) -> bool:
+        """Whether this thread holds the lock."""
+        token = getattr(self.local, "token", None)
+        held_by = self._client.get(self.name)
+        return token is not None and held_by is not None and _encode_argument(held_by) == token
+
+    def _token(self, verb: str, timeout: float | None = 0) -> bytes:
+        token: bytes | None = getattr(self.local, "token", None)
+        if token is None:
+            raise LockError(f"Cannot {verb} a lock that's not owned or is already unlocked")
+        if timeout is None:
+            raise LockError(f"Cannot {verb} a lock with no timeout")
+        return token
+
+    def _prolong(self, verb: str, token: bytes, milliseconds: int) -> bool:
+        if not self._client.set(self.name, token, px=milliseconds, ifeq=token):
+            raise LockNotOwnedError(f"Cannot {verb} a lock that's no longer owned")
+        return True
 
 
 def send_command(command: str, pipe: str = DEFAULT_PIPE) -> str:
@@ -954,7 +2180,9 @@ def _show(reply: Any, missing: bytes) -> bytes:
     if isinstance(reply, list):
         return b"\n".join([_show(element, missing) for element in reply])
     if isinstance(reply, ResponseError):
-        return b"ERROR: " + str(reply).partition(" ")[2].rstrip().encode()
+        text, code = str(reply), f"{reply.status_code} "
+        text = text[len(code) :] if text.startswith(code) else text
+        return b"ERROR: " + text.rstrip().encode()
     return missing if reply is None else str(reply).encode()
 
 

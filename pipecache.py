@@ -1319,7 +1319,7 @@ class Context:
     """What a command may see and change beside its arguments; one for each client.
 
     :param password: what the client must give by AUTH before anything else, or None.
-    :param address: where the client is, as CLIENT LIST shows it.
+    :param address: where the client is, and ``local_address`` where it came to.
     :param hang_up: ends the client's connection; may be called by any thread.
     """
 
@@ -1330,6 +1330,7 @@ class Context:
         statistics: Statistics,
         password: bytes | None = None,
         address: str = "",
+        local_address: str = "",
         hang_up: Callable[[], None] = lambda: None,
     ) -> None:
         self.store = store
@@ -1337,6 +1338,7 @@ class Context:
         self.statistics = statistics
         self.password = password
         self.address = address
+        self.local_address = local_address
         self.hang_up = hang_up
         #: Set by a command after whose reply the connection ends.
         self.closing = False
@@ -3012,13 +3014,14 @@ def _describe(context: Context) -> str:
     facts = {
         "id": context.id,
         "addr": context.address,
-        "laddr": context.statistics.address,
+        "laddr": context.local_address,
         "name": context.names.get("name", ""),
         "age": int(time.monotonic() - context.connected),
         "idle": int(time.monotonic() - context.active),
         "db": 0,
         # Sizes of buffers, which are not kept count of, but which redis-py before 7 looks for.
-        **dict.fromkeys("sub psub qbuf qbuf-free argv-mem obl oll omem tot-mem".split(), 0),
+        **dict.fromkeys(("sub", "psub", "qbuf", "qbuf-free", "argv-mem"), 0),
+        **dict.fromkeys(("obl", "oll", "omem", "tot-mem"), 0),
         "multi": -1 if context.queue is None else len(context.queue),
         "user": "default",
         "resp": context.protocol,
@@ -3059,15 +3062,40 @@ def client_info(context: Context) -> Reply:
     return Verbatim(_describe(context).encode())
 
 
+def _is_id(client: Context, value: bytes) -> bool:
+    return client.id == at_least(1, value, "ERR client-id should be greater than 0")
+
+
+def _is_type(client: Context, value: bytes) -> bool:
+    if value.lower() not in (b"normal", b"master", b"replica", b"slave", b"pubsub"):
+        raise CommandError(f"ERR Unknown client type '{_shown(value)}'")
+    return value.lower() == b"normal"
+
+
+def _is_user(client: Context, value: bytes) -> bool:
+    if value != b"default":
+        raise CommandError(f"ERR No such user '{_shown(value)}'")
+    return True
+
+
+#: What CLIENT KILL chooses connections by.
+CLIENT_FILTERS: dict[bytes, Callable[[Context, bytes], bool]] = {
+    b"ID": _is_id,
+    b"ADDR": lambda client, value: client.address.encode() == value,
+    b"LADDR": lambda client, value: client.local_address.encode() == value,
+    b"TYPE": _is_type,
+    b"USER": _is_user,
+}
+
+
 @connection.reads(
-    "CLIENT LIST [TYPE type|ID client-id ...]",
-    "What is known of each connection, one a line.",
+    "CLIENT LIST [TYPE type|ID client-id ...]", "What is known of each connection, one a line."
 )
 def client_list(context: Context, *words: bytes) -> Reply:
     chosen = list(context.statistics.clients.values())
     what = words[0].upper() if words else b""
     if what == b"TYPE" and len(words) == 2:
-        chosen = _of_type(chosen, words[1])
+        chosen = [client for client in chosen if _is_type(client, words[1])]
     elif what == b"ID" and len(words) > 1:
         numbers = {at_least(1, word, "ERR Invalid client ID") for word in words[1:]}
         chosen = [client for client in chosen if client.id in numbers]
@@ -3076,50 +3104,33 @@ def client_list(context: Context, *words: bytes) -> Reply:
     return Verbatim("".join(map(_describe, chosen)).encode())
 
 
-def _of_type(clients: list[Context], kind: bytes) -> list[Context]:
-    if kind.lower() not in (b"normal", b"master", b"replica", b"slave", b"pubsub"):
-        raise CommandError(f"ERR Unknown client type '{_shown(kind)}'")
-    return clients if kind.lower() == b"normal" else []
-
-
 @connection.reads(
     "CLIENT KILL filter [value ...]",
     "End connections: by address, or by ID, ADDR, LADDR, TYPE, USER, and SKIPME no.",
 )
 def client_kill(context: Context, *words: bytes) -> Reply:
-    chosen = list(context.statistics.clients.values())
-    if len(words) == 1:
-        chosen = [client for client in chosen if client.address.encode() == words[0]]
-        if not chosen:
-            raise CommandError("ERR No such client")
-    elif len(words) % 2:
-        raise CommandError(SYNTAX_ERROR)
-    skip_me = len(words) > 1
-    for option, value in zip(words[::2], words[1::2]):
-        name = option.upper()
-        if name == b"ID":
-            number = at_least(1, value, "ERR client-id should be greater than 0")
-            chosen = [client for client in chosen if client.id == number]
-        elif name == b"ADDR":
-            chosen = [client for client in chosen if client.address.encode() == value]
-        elif name == b"LADDR":
-            chosen = chosen if context.statistics.address.encode() == value else []
-        elif name == b"TYPE":
-            chosen = _of_type(chosen, value)
-        elif name == b"USER":
-            if value != b"default":
-                raise CommandError(f"ERR No such user '{_shown(value)}'")
-        elif name == b"SKIPME" and value.lower() in (b"yes", b"no"):
-            skip_me = value.lower() == b"yes"
-        else:
+    alone = len(words) == 1
+    if alone:
+        words = (b"ADDR", words[0], b"SKIPME", b"no")
+    chosen, skip_me = list(context.statistics.clients.values()), True
+    for word, value in itertools.zip_longest(words[::2], words[1::2]):
+        matches = CLIENT_FILTERS.get(word.upper())
+        if word.upper() == b"SKIPME" and value in (b"yes", b"no"):
+            skip_me = value == b"yes"
+        elif matches is None or value is None:
             raise CommandError(SYNTAX_ERROR)
-    chosen = [client for client in chosen if not (skip_me and client is context)]
+        else:
+            chosen = [client for client in chosen if matches(client, value)]
+    if skip_me and context in chosen:
+        chosen.remove(context)
+    if alone and not chosen:
+        raise CommandError("ERR No such client")
     for client in chosen:
         if client is context:
             context.closing = True  # after this reply
         else:
             client.hang_up()
-    return OK if len(words) == 1 else len(chosen)
+    return OK if alone else len(chosen)
 
 
 @connection.reads("CLIENT REPLY ON|OFF|SKIP", "Whether commands are answered; SKIP: the next one.")
@@ -4502,6 +4513,7 @@ class Server:
             self._statistics,
             password=self._settings.password if open_to_all else None,
             address=connection.peer,
+            local_address=desk.listener.address,
             hang_up=connection.abort,
         )
         session = Session(connection, context, suspicious=open_to_all)
