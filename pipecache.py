@@ -115,6 +115,9 @@ SPARE_LISTENERS = 8
 #: Bytes asked of the system at a time, and the quota of a pipe in each direction.
 CHUNK_SIZE = 65536
 
+#: The same of a socket, as long as no more than that comes: room for less is quicker to find.
+SHORT_CHUNK_SIZE = 4096
+
 #: Arguments of one command, and the length of the line that announces them in RESP.
 MAX_ARGUMENTS = 1024 * 1024
 MAX_HEADER = 65536
@@ -123,9 +126,10 @@ MAX_HEADER = 65536
 MAX_LOCKED_OUT_ARGUMENTS = 10
 MAX_LOCKED_OUT_ARGUMENT = 16384
 
-#: One client's commands and bytes of replies after which the others get a turn.
-TURN_COMMANDS = 256
+#: Bytes of one client's replies after which the others get a turn, and what each command counts
+#: beside its reply.
 TURN_BYTES = 1024 * 1024
+TURN_COST = 4096
 
 #: Seconds between two looks for expired keys, and keys taken away at a time.
 SWEEP_INTERVAL = 0.1
@@ -448,8 +452,10 @@ def _text_body(reply: Reply, separator: bytes) -> bytes:
 
 def encode_resp(reply: Reply, version: int = 2) -> bytes:
     """The form of a reply in version 2 or 3 of RESP."""
-    if type(reply) is bytes:
-        return b"$%d\r\n%b\r\n" % (len(reply), reply)
+    if reply.__class__ is bytes:
+        return b"$%d\r\n%b\r\n" % (len(reply), reply)  # type: ignore[arg-type,str-format]
+    if reply is OK:
+        return b"+OK\r\n"
     if reply is None:
         return b"_\r\n" if version == 3 else b"$-1\r\n"
     if isinstance(reply, Status):
@@ -1620,8 +1626,13 @@ def find_command(arguments: list[bytes]) -> Command:
     return entry
 
 
-def execute(context: Context, arguments: list[bytes]) -> Reply:
-    """Carry out one command, under the store's lock, and return its reply, an error included."""
+def execute(context: Context, arguments: Any) -> Reply:
+    """Carry out one command, under the store's lock, and return its reply, an error included.
+
+    :param arguments: the command's, or the error that reading it ended in.
+    """
+    if arguments.__class__ is not list:
+        return _refuse(context, arguments)
     entry = COMMANDS.get(arguments[0])
     try:
         if entry is None or context.guarded:
@@ -1637,6 +1648,13 @@ def execute(context: Context, arguments: list[bytes]) -> Reply:
         # A fault of this program: the client is told, the log says where, everybody else goes on.
         log.exception("Command %r failed", arguments[0])
         return CommandError("ERR internal error, see the server's log")
+
+
+def _refuse(context: Context, error: Any) -> Reply:
+    if isinstance(error, ProtocolError):
+        log.warning("Closing a connection: %s", str(error).partition(" ")[2])
+        context.closing = True
+    return error  # type: ignore[no-any-return]
 
 
 #: What is carried out before a password is given, and what is not queued by MULTI.
@@ -3724,6 +3742,7 @@ class SocketConnection(Connection):
         super().__init__(peer)
         self._socket = client
         self._socket.setblocking(bool(_DONTWAIT))
+        self._size = SHORT_CHUNK_SIZE
         self._woken = False
         self._interrupted = False
         self._ended = False  # the client sends no more
@@ -3734,7 +3753,9 @@ class SocketConnection(Connection):
             return self._kept()
         while not self._interrupted:
             try:
-                return self._socket.recv(CHUNK_SIZE) or None
+                chunk = self._socket.recv(self._size)
+                self._size = CHUNK_SIZE if len(chunk) == self._size else SHORT_CHUNK_SIZE
+                return chunk or None
             except BlockingIOError:
                 self.wait(None)
             except OSError as error:
@@ -4261,16 +4282,17 @@ class Session:
         connection = self.connection
         context = self._context
         parser = RequestParser(connection.framed, context.settings.max_message)
+        receive, feed, answer = connection.receive, parser.feed, self._answer
         while not context.closing:
-            chunk = connection.receive()
+            chunk = receive()
             if chunk is None:
                 return
             parser.restricted = context.locked_out
-            requests = parser.feed(chunk, connection.end_of_message)
+            requests = feed(chunk, connection.end_of_message)
             if self._suspicious:
                 requests = self._before_http(requests)
             if requests:
-                self._answer(requests)
+                answer(requests)
 
     def _before_http(self, requests: list[Request]) -> list[Request]:
         # A web page can make a browser send a form to a port, with commands in it.
@@ -4285,35 +4307,30 @@ class Session:
     def _answer(self, requests: list[Request]) -> None:
         context = self._context
         context.active = time.monotonic()
-        done = 0
-        while done < len(requests) and not context.closing:
+        pending = iter(requests)
+        more = True
+        while more and not context.closing:
             output = []
             size = 0
+            more = False
             # The lock once a turn rather than once a command, and one message for all replies.
             with context.store.lock:
-                for arguments, terminator in requests[done : done + TURN_COMMANDS]:
-                    if isinstance(arguments, list):
-                        reply = execute(context, arguments)
-                    else:
-                        reply = arguments
-                        if isinstance(arguments, ProtocolError):
-                            log.warning(
-                                "Closing a connection: %s", str(arguments).partition(" ")[2]
-                            )
-                            context.closing = True
+                for arguments, terminator in pending:
+                    reply = execute(context, arguments)
                     if terminator is None:
                         data = encode_resp(reply, context.protocol)
                     else:
                         data = encode_text(reply, terminator)
                     output.append(data)
-                    size += len(data)
+                    size += len(data) + TURN_COST
                     if size > TURN_BYTES or context.closing:
+                        more = True
                         break
                 context.statistics.commands += len(output)
-            done += len(output)
-            # Only RESP is a stream; a text client wants its reply in one message.
-            data = output[0] if len(output) == 1 else b"".join(output)
-            self.connection.send(data, whole=terminator is not None)
+            if output:
+                # Only RESP is a stream; a text client wants its reply in one message.
+                data = output[0] if len(output) == 1 else b"".join(output)
+                self.connection.send(data, terminator is not None)
 
 
 class _Desk:
