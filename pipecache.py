@@ -31,6 +31,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import bisect
+import codecs
 import collections
 import concurrent.futures
 import contextlib
@@ -141,6 +142,9 @@ MAX_PATTERN = 4096
 #: Keys looked at by one SCAN at most, and up to how many members HSCAN and its like give at once.
 MAX_SCAN = 10_000
 SCAN_WHOLE = 128
+
+#: Keys, or members, up to which each is as likely as any other to be drawn by chance.
+DRAWN_EXACTLY = 1000
 
 #: Keys of which an LRU policy evicts the one not used for longest.
 LRU_SAMPLES = 5
@@ -427,7 +431,7 @@ def encode_double(number: float) -> bytes:
 
 def encode_text(reply: Reply, terminator: bytes) -> bytes:
     """The text form of a reply: bare values, one list element a line, ``ERROR: ...``."""
-    return b"" if reply is NOTHING else _text_body(reply, terminator or b"\n") + terminator
+    return _text_body(reply, terminator or b"\n") + terminator
 
 
 def _text_body(reply: Reply, separator: bytes) -> bytes:
@@ -542,6 +546,11 @@ class RequestParser:
             requests.append((error, None if self._speaks_resp else text_terminator))
         return requests
 
+    @property
+    def pending(self) -> bool:
+        """Whether a part of a command, or more, waits for what comes next."""
+        return bool(self._buffer)
+
     def _split_pipeline(self, chunk: bytes, requests: list[Request]) -> bytes:
         # The quick way for whole commands without line breaks in their arguments: one split at
         # CRLF, then each argument's length is compared with the one stated before it. At the
@@ -565,7 +574,7 @@ class RequestParser:
         buffer = self._buffer
         position = 0
         try:
-            while position < len(buffer):
+            while position < len(buffer) and not (requests and self.restricted):
                 if self._missing:
                     taken = self._parse_argument(position, requests)
                 elif buffer.startswith(b"*", position):
@@ -756,17 +765,20 @@ class Table(Dict[bytes, Any]):
         return start, found
 
     def draw(self) -> bytes:
-        """One of the keys, of which there must be one, by chance."""
+        """One of the keys, of which there must be one, by chance.
+
+        Of many keys one that is new may have to wait until others have come or gone as well.
+        """
+        if len(self) <= DRAWN_EXACTLY:
+            return next(itertools.islice(self, random.randrange(len(self)), None))
         tolerated = len(self) // 8
-        if abs(len(self._drawn) - len(self)) > tolerated or self._misses > tolerated:
-            self._drawn, self._misses = list(self), 0
         while True:
-            key = self._drawn[int(random.random() * len(self._drawn))]
+            if abs(len(self._drawn) - len(self)) > tolerated or self._misses > tolerated:
+                self._drawn, self._misses = list(self), 0
+            key = random.choice(self._drawn)
             if key in self:
                 return key
             self._misses += 1
-            if self._misses > tolerated:
-                self._drawn, self._misses = list(self), 0
 
     def clear(self) -> None:
         super().clear()
@@ -844,10 +856,13 @@ class SortedSet:
         return COLLECTION_COST + self.payload + len(self) * RANKED_ELEMENT_COST
 
     def put(self, member: bytes, score: float) -> None:
-        """Set the score of a member."""
-        self.take(member)
+        """Set the score of a member, which keeps its place in a walk."""
+        old = self.scores.get(member)
+        if old is None:
+            self.payload += len(member)
+        else:
+            self._discard((old, member))
         self.scores[member] = score
-        self.payload += len(member)
         index = self._part((score, member))
         part = self._parts[index]
         bisect.insort(part, (score, member))
@@ -861,12 +876,15 @@ class SortedSet:
         if score is None:
             return False
         self.payload -= len(member)
-        index = self._part((score, member))
+        self._discard((score, member))
+        return True
+
+    def _discard(self, pair: tuple[float, bytes]) -> None:
+        index = self._part(pair)
         part = self._parts[index]
-        del part[bisect.bisect_left(part, (score, member))]
+        del part[bisect.bisect_left(part, pair)]
         if not part and len(self._parts) > 1:
             del self._parts[index]
-        return True
 
     def rank(self, pair: tuple[Any, ...]) -> int:
         """How many pairs of score and member come before this one, or before this score."""
@@ -1560,7 +1578,11 @@ class Family:
             entry = Command(self._group, access, usage, summary, run, raw, loose)
             name, *subcommand = entry.name.encode().split()
             if subcommand:
-                CONTAINERS.add(name)
+                if name not in CONTAINERS:
+                    CONTAINERS.add(name)
+                    self.reads(f"{name.decode()} HELP", "How these are used.")(
+                        lambda context: help_(context, name)
+                    )
                 SUBCOMMANDS[name, subcommand[0]] = entry
             else:
                 COMMANDS[name] = COMMANDS[name.lower()] = entry
@@ -1586,7 +1608,7 @@ class Family:
     ) -> Declaration:
         """Declare a command that changes one value.
 
-        :param always: whether it does so even when the reply is none, nothing, 0 or -1.
+        :param always: whether it does so even when the reply is None, 0, -1 or an empty list.
         """
         kind = self.kind
 
@@ -1596,7 +1618,7 @@ class Family:
                 if value is None:
                     value = kind()
                 reply = function(value, *arguments, **options)
-                if always or (reply and reply != -1):
+                if always or reply not in (None, 0, -1, []):
                     context.store.write(key, value)
                 return reply
 
@@ -1612,12 +1634,13 @@ def find_command(arguments: list[bytes]) -> Command:
     """
     name = arguments[0].upper()
     entry = COMMANDS.get(name)
-    if name in CONTAINERS and (entry is None or len(arguments) > 1):
-        if len(arguments) < 2:
+    if name in CONTAINERS:
+        subcommand = b"".join(arguments[1:2])
+        entry = SUBCOMMANDS.get((name, subcommand.upper()))
+        if entry is None and len(arguments) < 2:
             raise wrong_arity(name)
-        entry = SUBCOMMANDS.get((name, arguments[1].upper()))
         if entry is None:
-            raise unknown_subcommand(name, arguments[1])
+            raise unknown_subcommand(name, subcommand)
     if entry is None:
         raise UnknownCommand(arguments[0], arguments[1:])
     # As far as Redis looks before it queues a command; call() does the rest.
@@ -1664,16 +1687,17 @@ _NOT_QUEUED = frozenset({"DISCARD", "EXEC", "MULTI", "QUIT", "RESET", "WATCH"})
 
 def _execute_guarded(context: Context, arguments: list[bytes]) -> Reply:
     skipping = context.replying == "SKIPPING"
-    if skipping:
-        context.replying = "ON"
-        context.guard()
     try:
         reply = _accept(context, arguments)
     except CommandError as error:
         reply = error
     if context.replying == "SKIP":
         context.replying = "SKIPPING"
-    return NOTHING if skipping or context.replying == "OFF" else reply
+    elif skipping and context.replying == "SKIPPING":
+        context.replying = "ON"
+        context.guard()
+        return NOTHING
+    return NOTHING if context.replying == "OFF" else reply
 
 
 def _accept(context: Context, arguments: list[bytes]) -> Reply:
@@ -1685,13 +1709,22 @@ def _accept(context: Context, arguments: list[bytes]) -> Reply:
         grows = any(queued) if entry.name == "EXEC" else entry.grows
         if grows and context.store.used > context.store.limit:
             context.store.make_room()
-    except CommandError:
+    except CommandError as error:
         context.spoiled = context.queue is not None
+        if arguments[0].upper() == b"EXEC":
+            raise cannot_execute(context, error) from None
         raise
     if context.queue is None or entry.name in _NOT_QUEUED:
         return entry.call(context, arguments)
     context.queue.append((entry, arguments))
     return QUEUED
+
+
+def cannot_execute(context: Context, error: CommandError) -> CommandError:
+    """End the transaction; the error for an EXEC that was itself refused."""
+    context.end_transaction()
+    reason = re.sub("^ERR ", "", str(error))
+    return CommandError(f"EXECABORT Transaction discarded because of: {reason}")
 
 
 # ----------------------------------------------------------------------------
@@ -2337,8 +2370,8 @@ def push(value: ListValue, *elements: bytes, left: bool, any: bool = True) -> Re
     return len(value)
 
 
-@lists.edits("LPOP key [count]", "Take from the head.", "writes", always=True, left=True)
-@lists.edits("RPOP key [count]", "Take from the tail.", "writes", always=True, left=False)
+@lists.edits("LPOP key [count]", "Take from the head.", "writes", left=True)
+@lists.edits("RPOP key [count]", "Take from the tail.", "writes", left=False)
 def pop(value: ListValue, count: int | None = None, *, left: bool) -> Reply:
     if not value:
         return None if count is None else NO_LIST
@@ -2649,9 +2682,10 @@ def sinterstore(
     value = Set()
     for member in _combine(context, operation, names):
         value.put(member)
-    context.store.delete(target)
     if value:
-        context.store.write(target, value)
+        context.store.replace(target, value)
+    else:
+        context.store.delete(target)
     return len(value)
 
 
@@ -2883,9 +2917,7 @@ def multi(context: Context) -> Reply:
 )
 def exec_(context: Context, *words: bytes) -> Reply:
     if words:
-        context.end_transaction()
-        reason = "wrong number of arguments for 'exec' command"
-        raise CommandError(f"EXECABORT Transaction discarded because of: {reason}")
+        raise cannot_execute(context, wrong_arity(b"exec"))
     if context.queue is None:
         raise CommandError("ERR EXEC without MULTI")
     queue, spoiled = context.queue, context.spoiled
@@ -3130,16 +3162,18 @@ def client_kill(context: Context, *words: bytes) -> Reply:
     alone = len(words) == 1
     if alone:
         words = (b"ADDR", words[0], b"SKIPME", b"no")
-    chosen, skip_me = list(context.statistics.clients.values()), True
-    for word, value in itertools.zip_longest(words[::2], words[1::2]):
-        matches = CLIENT_FILTERS.get(word.upper())
-        if word.upper() == b"SKIPME" and value in (b"yes", b"no"):
-            skip_me = value == b"yes"
-        elif matches is None or value is None:
-            raise CommandError(SYNTAX_ERROR)
-        else:
-            chosen = [client for client in chosen if matches(client, value)]
-    if skip_me and context in chosen:
+    chosen = list(context.statistics.clients.values())
+    filters = {word.upper(): value for word, value in zip(words[::2], words[1::2])}
+    skip_me = filters.pop(b"SKIPME", b"yes").lower()
+    if (
+        len(words) % 2
+        or skip_me not in (b"yes", b"no")
+        or not filters.keys() <= CLIENT_FILTERS.keys()
+    ):
+        raise CommandError(SYNTAX_ERROR)
+    for name, value in filters.items():
+        chosen = [client for client in chosen if CLIENT_FILTERS[name](client, value)]
+    if skip_me == b"yes" and context in chosen:
         chosen.remove(context)
     if alone and not chosen:
         raise CommandError("ERR No such client")
@@ -3156,7 +3190,7 @@ def client_reply(context: Context, mode: bytes) -> Reply:
     chosen = mode.decode("latin-1").upper()
     if chosen not in ("ON", "OFF", "SKIP"):
         raise CommandError(SYNTAX_ERROR)
-    if chosen != "SKIP" or context.replying == "ON":
+    if chosen != "SKIP" or context.replying != "OFF":
         context.replying = chosen
     context.guard()
     return OK if context.replying == "ON" else NOTHING
@@ -3278,6 +3312,11 @@ def command(context: Context) -> Reply:
     return list(map(_command_facts, _every_command()))
 
 
+# Not where execute() would find it, whatever comes after it.
+SUBCOMMANDS[b"COMMAND", b""] = COMMANDS.pop(b"COMMAND")
+del COMMANDS[b"command"]
+
+
 @server.reads("COMMAND COUNT", "How many commands there are.")
 def command_count(context: Context) -> Reply:
     return len(_every_command())
@@ -3320,7 +3359,9 @@ def _command_facts(entry: Command) -> Reply:
         last = -1
     arity = entry.fewest if entry.most == entry.fewest else -entry.fewest
     name = entry.name.lower().replace(" ", "|").encode()
-    return [name, arity, list(map(Status, flags)), first, last, step if first else 0]
+    none = Members()  # ACL categories, tips, key specifications, subcommands
+    positions_ = [first, last, step if first else 0]
+    return [name, arity, Members(map(Status, flags)), *positions_, none, none, none, []]
 
 
 def _docs(entry: Command) -> dict[bytes, Any]:
@@ -3718,8 +3759,8 @@ def _reply_not_taken() -> str:
     return f"the client did not take its reply within {SEND_TIMEOUT:g} s"
 
 
-def _in_use(address: str) -> str:
-    return f"{address} is served by another program already; stop that one or choose another name"
+def _in_use(address: str, what: str = "name") -> str:
+    return f"{address} is served by another program already; stop that one or choose another {what}"
 
 
 # What keeps one call from waiting. Where there is no such thing (Windows), the socket never waits.
@@ -3860,7 +3901,8 @@ class SocketListener(Listener):
             # Windows: WSAEACCES, for a port that another program holds for itself.
             held = sys.platform == "win32" and isinstance(error, PermissionError)
             if held or error.errno == errno.EADDRINUSE:
-                raise AddressInUse(_in_use(address)) from None
+                what = "name" if address.startswith("/") else "port"
+                raise AddressInUse(_in_use(address, what)) from None
             raise TransportError(f"Cannot serve {address}: {error}") from error
 
     def _bind(self) -> None:
@@ -4293,6 +4335,10 @@ class Session:
                 requests = self._before_http(requests)
             if requests:
                 answer(requests)
+                while parser.restricted and parser.pending and not context.closing:
+                    # One at a time, as the next may be that of a client which is let in.
+                    parser.restricted = context.locked_out
+                    answer(self._before_http(feed(b"")))
 
     def _before_http(self, requests: list[Request]) -> list[Request]:
         # A web page can make a browser send a form to a port, with commands in it.
@@ -4317,6 +4363,8 @@ class Session:
             with context.store.lock:
                 for arguments, terminator in pending:
                     reply = execute(context, arguments)
+                    if reply is NOTHING:
+                        continue
                     if terminator is None:
                         data = encode_resp(reply, context.protocol)
                     else:
@@ -4690,10 +4738,14 @@ def _password(options: argparse.Namespace) -> bytes | None:
         return None
     try:
         with open(options.password_file, "rb") as file:
-            password = file.readline(MAX_LOCKED_OUT_ARGUMENT).rstrip(b"\r\n")
+            text = file.read(MAX_LOCKED_OUT_ARGUMENT)
     except OSError as error:
         name = options.password_file
         raise ValueError(f"cannot read --password-file {name!r}: {error.strerror}") from error
+    # Windows' own tools begin a file with such marks.
+    if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = text.decode("utf-16", "replace").encode()
+    password = text.replace(codecs.BOM_UTF8, b"", 1).partition(b"\n")[0].rstrip(b"\r")
     if not password:
         raise ValueError("the first line of --password-file is empty: it is the password")
     return password
