@@ -295,7 +295,7 @@ class CommandTests(unittest.TestCase):
             with self.subTest(line=line):
                 self.assertRegex(line, r"^[A-Z]+.* - [A-Z1-].{3,}\.$")
         self.assertEqual(self.run_text("HELP get"), "GET key - The value of a key.")
-        self.assertEqual(len(self.run_text("HELP client").split("\n")), 8)
+        self.assertEqual(len(self.run_text("HELP client").split("\n")), 9)
         self.assertTrue(self.run_text("HELP nothing").startswith("ERROR: no command 'NOTHING'"))
 
     def test_a_fault_of_a_command_is_an_error_reply_and_a_log_record(self) -> None:
