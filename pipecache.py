@@ -1702,76 +1702,60 @@ _INTEGER = re.compile(rb"0|-?[1-9][0-9]{0,18}")
 _FLOAT = re.compile(rb"[+-]?(?:(\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,4})?|inf(?:inity)?)", re.IGNORECASE)
 
 
-def parse_integer(argument: bytes, error: str = NOT_AN_INTEGER) -> int:
+# Every function of this section raises CommandError for an argument that is not what it says,
+# with the text given where one is.
+
+
+def parse_integer(
+    argument: bytes,
+    error: str = NOT_AN_INTEGER,
+    least: int = INTEGER_MIN,
+    most: int = INTEGER_MAX,
+    beyond: str | None = None,
+) -> int:
     """An integer as Redis accepts it: no blanks, no plus, no leading zeros, 64 bits.
 
-    :raises CommandError: for anything else.
+    :param beyond: the text for one that is not from ``least`` to ``most``, if another one.
     """
-    if _INTEGER.fullmatch(argument):
-        number = int(argument)
-        if INTEGER_MIN <= number <= INTEGER_MAX:
-            return number
-    raise CommandError(error)
+    number = int(argument) if _INTEGER.fullmatch(argument) else None
+    if number is None or not INTEGER_MIN <= number <= INTEGER_MAX:
+        raise CommandError(error)
+    if not least <= number <= most:
+        raise CommandError(beyond or error)
+    return number
 
 
 def add_integer(number: int, increment: int) -> int:
-    """Their sum.
-
-    :raises CommandError: if it does not fit 64 bits.
-    """
+    """Their sum, which must fit 64 bits."""
     if not INTEGER_MIN <= number + increment <= INTEGER_MAX:
         raise CommandError(OVERFLOW)
     return number + increment
 
 
-def at_least(least: int, argument: bytes, error: str) -> int:
-    """An integer from ``least`` on.
-
-    :raises CommandError: for anything else, with the text given.
-    """
-    with contextlib.suppress(CommandError):
-        number = parse_integer(argument)
-        if number >= least:
-            return number
-    raise CommandError(error)
-
-
-def parse_count(argument: bytes) -> int:
-    """How many of something.
-
-    :raises CommandError: for anything but an integer from 0 on.
-    """
-    return at_least(0, argument, "ERR value is out of range, must be positive")
-
-
-def parse_float(argument: bytes, error: str = NOT_A_FLOAT) -> float:
-    """A number in decimal, with or without an exponent; infinite ones too.
-
-    :raises CommandError: with the text given, for anything else.
-    """
+def match_number(argument: bytes, error: str = NOT_A_FLOAT) -> re.Match[bytes]:
+    """A number in decimal, with or without an exponent; infinite ones too."""
     match = _FLOAT.fullmatch(argument) if len(argument) <= MAX_NUMBER else None
-    number = math.nan if match is None else float(argument)
-    # Nor one too great, or too small, to be told from what it is not.
-    if match is None or (
-        match[1] and (math.isinf(number) or (not number and match[1].strip(b"0.")))
-    ):
+    if match is None:
         raise CommandError(error)
+    return match
+
+
+def parse_float(argument: bytes) -> float:
+    """The same as a float, neither too great nor too small to be told from what it is not."""
+    digits, number = match_number(argument)[1], float(argument)
+    if digits and (math.isinf(number) or (not number and digits.strip(b"0."))):
+        raise CommandError(NOT_A_FLOAT)
     return number
 
 
 def add_decimal(value: bytes, error: str, increment: bytes) -> bytes:
     """The sum of two numbers, with 17 places after the point at most, none of them a last 0.
 
-    Redis calculates with 64 significant bits, which are more than a Python float has.
-
-    :raises CommandError: with the text given, if the first is no number.
+    Redis calculates with 64 significant bits, which are more than a Python float has. The error
+    is for the first.
     """
-    numbers = []
-    for argument, message in ((value, error), (increment, NOT_A_FLOAT)):
-        if len(argument) > MAX_NUMBER or not _FLOAT.fullmatch(argument):
-            raise CommandError(message)
-        numbers.append(argument.lower())
-    if any(b"i" in number for number in numbers):
+    numbers = [match_number(value, error)[0], match_number(increment)[0]]
+    if any(b"i" in number.lower() for number in numbers):
         raise CommandError("ERR increment would produce NaN or Infinity")
     one, other = (_rounded(fractions.Fraction(number.decode())) for number in numbers)
     total = _rounded(one + other)
@@ -1781,14 +1765,9 @@ def add_decimal(value: bytes, error: str, increment: bytes) -> bytes:
 
 
 def _decimal(argument: bytes) -> bytes:
-    if len(argument) > MAX_NUMBER or not _FLOAT.fullmatch(argument):
-        raise CommandError(NOT_A_FLOAT)
-    if b"i" in argument.lower():
+    if b"i" in match_number(argument)[0].lower():
         raise CommandError("ERR value is NaN or Infinity")
     return argument
-
-
-PARSERS["decimal"] = _decimal
 
 
 def _rounded(number: fractions.Fraction) -> fractions.Fraction:
@@ -1802,10 +1781,8 @@ def _rounded(number: fractions.Fraction) -> fractions.Fraction:
 
 
 def _bounded(argument: bytes, least: int, most: int) -> int:
-    number = parse_integer(argument)
-    if not least <= number <= most:
-        raise CommandError(f"ERR value is out of range, value must between {least} and {most}")
-    return number
+    beyond = f"ERR value is out of range, value must between {least} and {most}"
+    return parse_integer(argument, NOT_AN_INTEGER, least, most, beyond)
 
 
 def _database(argument: bytes) -> int:
@@ -1824,35 +1801,28 @@ def _rank(argument: bytes) -> int:
     return rank
 
 
-def _page_size(argument: bytes) -> int:
-    if parse_integer(argument) < 1:
-        raise CommandError(SYNTAX_ERROR)
-    return parse_integer(argument)
+def parse_bound(argument: bytes) -> tuple[float, bool]:
+    """A score that bounds a range, and whether it is left out itself, as in ``(5``."""
+    exclusive = argument.startswith(b"(")
+    number = argument[exclusive:].lstrip() if argument[exclusive:] else b"0"
+    return float(match_number(number, "ERR min or max is not a float")[0]), exclusive
 
 
+for _name in ("decrement", "end", "increment", "occurrences", "offset", "size", "start", "stop"):
+    PARSERS[_name] = parse_integer
 PARSERS.update(
     {
-        **dict.fromkeys(
-            (
-                "decrement",
-                "end",
-                "increment",
-                "occurrences",
-                "offset",
-                "size",
-                "start",
-                "stop",
-            ),
-            parse_integer,
-        ),
-        "count": parse_count,
+        "count": lambda word: parse_integer(word, "ERR value is out of range, must be positive", 0),
         "database": _database,
-        "len": lambda argument: at_least(0, argument, "ERR MAXLEN can't be negative"),
-        "limit": lambda argument: at_least(0, argument, "ERR LIMIT can't be negative"),
-        "num-matches": lambda argument: at_least(0, argument, "ERR COUNT can't be negative"),
-        "page-size": _page_size,
+        "decimal": _decimal,
+        "len": lambda word: parse_integer(word, "ERR MAXLEN can't be negative", 0),
+        "limit": lambda word: parse_integer(word, "ERR LIMIT can't be negative", 0),
+        "max": parse_bound,
+        "min": parse_bound,
+        "num-matches": lambda word: parse_integer(word, "ERR COUNT can't be negative", 0),
+        "page-size": lambda word: parse_integer(word, least=1, beyond=SYNTAX_ERROR),
         "rank": _rank,
-        "signed-count": lambda argument: _bounded(argument, -INTEGER_MAX, INTEGER_MAX),
+        "signed-count": lambda word: _bounded(word, -INTEGER_MAX, INTEGER_MAX),
     }
 )
 
@@ -1865,14 +1835,9 @@ def positions(start: int, stop: int, length: int) -> tuple[int, int]:
 
 
 def deadline_of(context: Context, name: str, argument: bytes, unit: int, absolute: bool) -> int:
-    """The deadline so many units (of ``unit`` milliseconds) from now, or from 1970.
-
-    :raises CommandError: if the argument is no integer, or the deadline does not fit 64 bits.
-    """
+    """The deadline so many units (of ``unit`` milliseconds) from now, or from 1970."""
     duration = parse_integer(argument) * unit
-    store = context.store
-    now = store.now()
-    epoch = store.unix_time(0)
+    now, epoch = context.store.now(), context.store.unix_time(0)
     latest = INTEGER_MAX if absolute else INTEGER_MAX - epoch - now
     if not INTEGER_MIN <= duration <= latest:
         raise invalid_expire(name)
@@ -1884,10 +1849,7 @@ LIFETIMES = {"ex": (1000, False), "px": (1, False), "exat": (1000, True), "pxat"
 
 
 def lifetime(context: Context, name: str, options: dict[str, Any]) -> int | None:
-    """The deadline for a value yet to be set, by whichever of those options is given.
-
-    :raises CommandError: see :func:`deadline_of`; and if it is not above 0.
-    """
+    """The deadline for a value yet to be set, by whichever of those options is given."""
     for option, (unit, absolute) in LIFETIMES.items():
         if option in options:
             if parse_integer(options[option]) <= 0:
@@ -1897,25 +1859,18 @@ def lifetime(context: Context, name: str, options: dict[str, Any]) -> int | None
 
 
 def take_keys(numkeys: bytes, words: Sequence[bytes], many: str) -> tuple[Any, Sequence[bytes]]:
-    """The keys that a number stands before, and what comes after them.
-
-    :raises CommandError: for a number below 1; and with the text given if it is too large.
-    """
-    size = at_least(1, numkeys, "ERR numkeys should be greater than 0")
+    """The keys that a number stands before, and what comes after them; ``many``: the error."""
+    size = parse_integer(numkeys, "ERR numkeys should be greater than 0", 1)
     if size > len(words):
         raise CommandError(many)
     return words[:size], words[size:]
 
 
 def parse_cursor(argument: bytes) -> int:
-    """The cursor of SCAN and its like.
-
-    :raises CommandError: if it is none.
-    """
+    """The cursor of SCAN and its like."""
     # What strtoul() takes, which Redis leaves it to.
-    if len(argument) > 21 or not re.fullmatch(rb"([+-]?\d+)?", argument):
-        raise CommandError("ERR invalid cursor")
-    cursor = int(argument or b"0")
+    fits = len(argument) <= 21 and re.fullmatch(rb"([+-]?\d+)?", argument)
+    cursor = int(argument or b"0") if fits else 2**64
     if abs(cursor) >= 2**64:
         raise CommandError("ERR invalid cursor")
     return cursor % 2**64
@@ -1930,10 +1885,12 @@ def scan_page(
     return b"%d" % cursor, found if pattern == b"*" else list(filter(glob(pattern), found))
 
 
-def scans(family: Family, usage: str, summary: str, element: Callable[[Any, bytes], Any]) -> None:
-    """Declare HSCAN, SSCAN or ZSCAN; ``element`` gives what is told of a member, as a tuple."""
+def scans(family: Family, name: str, members: str, told: Callable[[Any, bytes], Any]) -> None:
+    """Declare HSCAN, SSCAN or ZSCAN; ``told`` gives what is told of a member, as a tuple."""
+    usage = f"{name} key cursor [MATCH pattern] [COUNT page-size]"
     options = Options(usage)
 
+    @family.reads(usage, f"Some of the {members}, and the cursor for more.", raw=True)
     def scan_value(context: Context, key: bytes, cursor: bytes, *words: bytes) -> Reply:
         start = parse_cursor(cursor)
         value: Any = context.store.read(key, family.kind)
@@ -1944,16 +1901,11 @@ def scans(family: Family, usage: str, summary: str, element: Callable[[Any, byte
         # As Redis does it, a short one comes whole.
         walk = table.walk if len(table) > SCAN_WHOLE else lambda *_: (0, list(table))
         following, found = scan_page(walk, start, chosen)
-        return [following, [each for member in found for each in element(value, member)]]
-
-    family.reads(usage, summary, raw=True)(scan_value)
+        return [following, [each for member in found for each in told(value, member)]]
 
 
 def pick(members: Sequence[bytes], count: int) -> list[bytes]:
-    """So many members by chance; of a negative number each may come more than once.
-
-    :raises CommandError: for more than can be.
-    """
+    """So many members by chance; of a negative number each may come more than once."""
     if count >= 0:
         return random.sample(members, min(count, len(members)))
     if -count > MAX_ARGUMENTS:
@@ -2470,7 +2422,7 @@ def lmpop(context: Context, numkeys: bytes, *words: bytes) -> Reply:
         raise CommandError(SYNTAX_ERROR)
     left = _is_left(rest[0])
     options, more = Options("[COUNT number]").split(rest[1:3])
-    count = at_least(1, options.get("count", b"1"), "ERR count should be greater than 0")
+    count = parse_integer(options.get("count", b"1"), "ERR count should be greater than 0", 1)
     if more or len(rest) > 3:
         raise CommandError(SYNTAX_ERROR)
     for key in names:
@@ -2557,12 +2509,7 @@ def hrandfield(context: Context, key: bytes, *words: bytes) -> Reply:
     return Pairs((field, value[field]) for field in fields) if options else fields
 
 
-scans(
-    hashes,
-    "HSCAN key cursor [MATCH pattern] [COUNT page-size]",
-    "Some of the fields with their values, and the cursor for more.",
-    lambda value, field: (field, value[field]),
-)
+scans(hashes, "HSCAN", "fields with their values", lambda value, field: (field, value[field]))
 
 
 # ----------------------------------------------------------------------------
@@ -2667,12 +2614,7 @@ def sintercard(context: Context, numkeys: bytes, *words: bytes) -> Reply:
     return min(size, options.get("limit") or size)
 
 
-scans(
-    sets,
-    "SSCAN key cursor [MATCH pattern] [COUNT page-size]",
-    "Some of the members, and the cursor for more.",
-    lambda value, member: (member,),
-)
+scans(sets, "SSCAN", "members", lambda value, member: (member,))
 
 
 # ----------------------------------------------------------------------------
@@ -2758,21 +2700,6 @@ def _between(value: SortedSet, low: Any, high: Any) -> tuple[int, int]:
     return first, max(value.rank(high[:1] if high[1] else (high[0], LAST)), first)
 
 
-def parse_bound(argument: bytes) -> tuple[float, bool]:
-    """A score that bounds a range, and whether it is left out itself, as in ``(5``.
-
-    :raises CommandError: if it is neither.
-    """
-    exclusive = argument.startswith(b"(")
-    number = argument[exclusive:].lstrip() if argument[exclusive:] else b"0"
-    if len(number) > MAX_NUMBER or not _FLOAT.fullmatch(number):
-        raise CommandError("ERR min or max is not a float")
-    return float(number), exclusive
-
-
-PARSERS["min"] = PARSERS["max"] = parse_bound
-
-
 @zsets.views("ZCOUNT key min max", "How many members have scores between these.")
 def zcount(value: SortedSet, low: Any, high: Any) -> Reply:
     first, last = _between(value, low, high)
@@ -2856,8 +2783,8 @@ def zremrangebyscore(value: SortedSet, low: Any, high: Any) -> Reply:
 
 scans(
     zsets,
-    "ZSCAN key cursor [MATCH pattern] [COUNT page-size]",
-    "Some of the members with their scores, and the cursor for more.",
+    "ZSCAN",
+    "members with their scores",
     lambda value, member: (member, encode_double(value.scores[member])),
 )
 
@@ -3081,7 +3008,7 @@ def client_info(context: Context) -> Reply:
 
 
 def _is_id(client: Context, value: bytes) -> bool:
-    return client.id == at_least(1, value, "ERR client-id should be greater than 0")
+    return client.id == parse_integer(value, "ERR client-id should be greater than 0", 1)
 
 
 def _is_type(client: Context, value: bytes) -> bool:
@@ -3115,7 +3042,7 @@ def client_list(context: Context, *words: bytes) -> Reply:
     if what == b"TYPE" and len(words) == 2:
         chosen = [client for client in chosen if _is_type(client, words[1])]
     elif what == b"ID" and len(words) > 1:
-        numbers = {at_least(1, word, "ERR Invalid client ID") for word in words[1:]}
+        numbers = {parse_integer(word, "ERR Invalid client ID", 1) for word in words[1:]}
         chosen = [client for client in chosen if client.id in numbers]
     elif words:
         raise CommandError(SYNTAX_ERROR)
