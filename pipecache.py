@@ -55,19 +55,7 @@ import sys
 import threading
 import time
 import weakref
-from typing import (
-    Any,
-    Callable,
-    Deque,
-    Dict,
-    Iterable,
-    List,
-    Optional,
-    Sequence,
-    Tuple,
-    TypeVar,
-    Union,
-)
+from typing import Any, Callable, Deque, Dict, Iterable, List, Sequence, Tuple, TypeVar, Union
 
 if sys.platform == "win32":
     import ctypes
@@ -370,7 +358,7 @@ Reply = Union[
 
 #: One command of a client: its arguments, the name first, or the error if it could not be read;
 #: and what its text reply ends with, or None if the reply is to be RESP.
-Request = Tuple[Union[List[bytes], CommandError, ProtocolError], Optional[bytes]]
+Request = Tuple[Union[List[bytes], CommandError, ProtocolError], Union[bytes, None]]
 
 
 #: Text commands that take the rest of the message as their last argument,
@@ -1931,6 +1919,7 @@ def get(context: Context, key: bytes) -> Reply:
     f"SET key value [NX|XX|IFEQ comparison-value] [GET] [{_EXPIRY}|KEEPTTL]",
     "Set a key; in text everything after the key is the value.",
 )
+@strings.grows("GETSET key value", "Set a key and return the value it had.", get=True)
 def set_(context: Context, key: bytes, value: bytes, **options: Any) -> Reply:
     store = context.store
     if not options:
@@ -1952,9 +1941,9 @@ def set_(context: Context, key: bytes, value: bytes, **options: Any) -> Reply:
     return OK if done else None
 
 
-@strings.grows("SETNX key value", "Set a key that does not exist: 1 if set, 0 if it exists.")
-def setnx(context: Context, key: bytes, value: bytes) -> Reply:
-    return int(set_(context, key, value, nx=True) is OK)
+strings.grows("SETNX key value", "Set a key that does not exist: 1 if set, 0 if it exists.")(
+    lambda context, key, value: int(set_(context, key, value, nx=True) is OK)
+)
 
 
 @strings.grows("SETEX key seconds value", "Set a key with a time to live.", unit="ex")
@@ -1965,11 +1954,6 @@ def setex(context: Context, key: bytes, duration: bytes, value: bytes, unit: str
     return OK
 
 
-@strings.grows("GETSET key value", "Set a key and return the value it had.")
-def getset(context: Context, key: bytes, value: bytes) -> Reply:
-    return set_(context, key, value, get=True)
-
-
 @strings.writes("GETDEL key", "Delete a key and return the value it had.")
 def getdel(context: Context, key: bytes) -> Reply:
     old = context.store.read(key, bytes)
@@ -1977,9 +1961,7 @@ def getdel(context: Context, key: bytes) -> Reply:
     return old
 
 
-@strings.writes(
-    f"GETEX key [{_EXPIRY}|PERSIST]", "The value of a key, with another time to live from now on."
-)
+@strings.writes(f"GETEX key [{_EXPIRY}|PERSIST]", "The value of a key; changes its time to live.")
 def getex(context: Context, key: bytes, **options: Any) -> Reply:
     value = context.store.read(key, bytes)
     if value is not None:
@@ -2031,9 +2013,9 @@ def getrange(value: bytes, start: int, end: int) -> Reply:
     return b""
 
 
-@strings.reads("MGET key [key ...]", "The values of several keys.")
-def mget(context: Context, *names: bytes) -> Reply:
-    return context.store.strings(names)
+strings.reads("MGET key [key ...]", "The values of several keys.")(
+    lambda context, *names: context.store.strings(names)
+)
 
 
 @strings.grows("MSET key value [key value ...]", "Set several keys at once.")
@@ -2094,34 +2076,31 @@ def delex(context: Context, key: bytes, **options: bytes) -> Reply:
     return int(value != options.get("ifne") and context.store.delete(key))
 
 
-@keys.writes("DELIFEQ key value", "Delete a key if its value is this: 1 if deleted.")
-def delifeq(context: Context, key: bytes, value: bytes) -> Reply:
-    return int(context.store.read(key, bytes) == value and context.store.delete(key))
+keys.reads("EXISTS key [key ...]", "How many of the keys exist.")(
+    lambda context, *names: sum(key in context.store for key in names)
+)
+keys.reads("TOUCH key [key ...]", "EXISTS that counts as a use of the keys.")(
+    lambda context, *names: sum(context.store.look(key) is not None for key in names)
+)
+keys.reads("RANDOMKEY", "Any key.")(lambda context: context.store.draw())
+keys.writes("PERSIST key", "Take away a key's time to live: 1 if it had one.")(
+    lambda context, key: int(context.store.persist(key))
+)
+keys.writes("DELIFEQ key value", "Delete a key if its value is this: 1 if deleted.")(
+    lambda context, key, value: int(
+        context.store.read(key, bytes) == value and context.store.delete(key)
+    )
+)
 
-
-@keys.reads("EXISTS key [key ...]", "How many of the keys exist.")
-def exists(context: Context, *names: bytes) -> Reply:
-    return sum(key in context.store for key in names)
-
-
-@keys.reads("TOUCH key [key ...]", "EXISTS that counts as a use of the keys.")
-def touch(context: Context, *names: bytes) -> Reply:
-    return sum(context.store.look(key) is not None for key in names)
-
-
+# fmt: off
 TYPE_NAMES = {
-    type(None): b"none",
-    bytes: b"string",
-    ListValue: b"list",
-    Hash: b"hash",
-    Set: b"set",
-    SortedSet: b"zset",
+    type(None): b"none", bytes: b"string", ListValue: b"list",
+    Hash: b"hash", Set: b"set", SortedSet: b"zset",
 }
-
-
-@keys.reads("TYPE key", "The kind of a key's value: string, list, hash, set, zset or none.")
-def type_(context: Context, key: bytes) -> Reply:
-    return Status(TYPE_NAMES[type(context.store.peek(key))])
+# fmt: on
+keys.reads("TYPE key", "The kind of a key's value: string, list, hash, set, zset or none.")(
+    lambda context, key: Status(TYPE_NAMES[type(context.store.peek(key))])
+)
 
 
 @keys.writes("RENAME key newkey", "Give a key another name.")
@@ -2149,11 +2128,6 @@ def copy(
     return 1
 
 
-@keys.reads("RANDOMKEY", "Any key.")
-def randomkey(context: Context) -> Reply:
-    return context.store.draw()
-
-
 @keys.reads("KEYS pattern", "The keys that match a pattern such as user:*.")
 def keys_(context: Context, pattern: bytes) -> Reply:
     everything = context.store.keys()
@@ -2173,29 +2147,18 @@ def scan(context: Context, cursor: bytes, *words: bytes) -> Reply:
     return [following, found]
 
 
+_IF = "[NX] [XX] [GT] [LT]"
+
+
 @keys.writes(
-    "EXPIRE key seconds [NX] [XX] [GT] [LT]",
-    "Give a key a time to live: 1 if done.",
-    raw=True, name="expire", unit=1000, absolute=False,
-)  # fmt: skip
-@keys.writes(
-    "PEXPIRE key milliseconds [NX] [XX] [GT] [LT]",
-    "EXPIRE in milliseconds.",
-    raw=True, name="pexpire", unit=1, absolute=False,
-)  # fmt: skip
-@keys.writes(
-    "EXPIREAT key unix-time-seconds [NX] [XX] [GT] [LT]",
-    "Let a key expire at a time, in seconds since 1970: 1 if done.",
-    raw=True, name="expireat", unit=1000, absolute=True,
-)  # fmt: skip
-@keys.writes(
-    "PEXPIREAT key unix-time-milliseconds [NX] [XX] [GT] [LT]",
-    "EXPIREAT in milliseconds.",
-    raw=True, name="pexpireat", unit=1, absolute=True,
-)  # fmt: skip
-def expire(
-    context: Context, key: bytes, time: bytes, *words: bytes, name: str, unit: int, absolute: bool
-) -> Reply:
+    f"EXPIRE key seconds {_IF}", "Give a time to live: 1 if done.", raw=True, name="expire"
+)
+@keys.writes(f"PEXPIRE key milliseconds {_IF}", "EXPIRE in milliseconds.", raw=True, name="pexpire")
+@keys.writes(f"EXPIREAT key unix-time-seconds {_IF}", "Let a key expire at a time, in seconds since"
+             " 1970: 1 if done.", raw=True, name="expireat")  # fmt: skip
+@keys.writes(f"PEXPIREAT key unix-time-milliseconds {_IF}", "EXPIREAT in milliseconds.",
+             raw=True, name="pexpireat")  # fmt: skip
+def expire(context: Context, key: bytes, time: bytes, *words: bytes, name: str) -> Reply:
     conditions = {word.upper() for word in words}
     for word in words:
         if word.upper() not in (b"NX", b"XX", b"GT", b"LT"):
@@ -2204,19 +2167,20 @@ def expire(
         raise CommandError("ERR NX and XX, GT or LT options at the same time are not compatible")
     if {b"GT", b"LT"} <= conditions:
         raise CommandError("ERR GT and LT options at the same time are not compatible")
-    deadline = deadline_of(context, name, time, unit, absolute)
+    unit = 1 if name.startswith("p") else 1000
+    deadline = deadline_of(context, name, time, unit, absolute=name.endswith("at"))
     if key not in context.store:
         return 0
     # A key without a time to live has an endless one.
     current = context.store.deadline(key)
-    endless = current is None
     end = math.inf if current is None else current
-    if (
-        (b"NX" in conditions and not endless)
-        or (b"XX" in conditions and endless)
-        or (b"GT" in conditions and deadline <= end)
-        or (b"LT" in conditions and deadline >= end)
-    ):
+    met = {
+        b"NX": current is None,
+        b"XX": current is not None,
+        b"GT": deadline > end,
+        b"LT": deadline < end,
+    }
+    if not all(met[condition] for condition in conditions):
         return 0
     context.store.expire(key, deadline)
     return 1
@@ -2234,11 +2198,6 @@ def ttl(context: Context, key: bytes, *, unit: int, at: bool = False) -> Reply:
         return -1
     left = context.store.unix_time(deadline) if at else deadline - context.store.now()
     return (left + unit // 2) // unit
-
-
-@keys.writes("PERSIST key", "Take away a key's time to live: 1 if it had one.")
-def persist(context: Context, key: bytes) -> Reply:
-    return int(context.store.persist(key))
 
 
 @keys.reads("OBJECT ENCODING key", "How Redis would hold a value such as this.")
@@ -2329,10 +2288,7 @@ def lset(value: ListValue, index: bytes, element: bytes) -> Reply:
     return OK
 
 
-@lists.grows(
-    "LINSERT key BEFORE|AFTER pivot element",
-    "Add beside the first element that equals pivot; the length, or -1 without one.",
-)
+@lists.grows("LINSERT key BEFORE|AFTER pivot element", "Add beside a pivot; the length, or -1.")
 def linsert(context: Context, key: bytes, where: bytes, pivot: bytes, element: bytes) -> Reply:
     if where.upper() not in (b"BEFORE", b"AFTER"):
         raise CommandError(SYNTAX_ERROR)
@@ -2345,8 +2301,7 @@ def linsert(context: Context, key: bytes, where: bytes, pivot: bytes, element: b
     return len(value)
 
 
-@lists.edits("LREM key occurrences element", "Delete equal elements; below 0: from the tail.",
-             "writes")  # fmt: skip
+@lists.edits("LREM key occurrences element", "Delete equal ones; below 0: from the tail.", "writes")
 def lrem(value: ListValue, count: int, element: bytes) -> Reply:
     before = len(value)
     most = abs(count) or before
@@ -2392,10 +2347,7 @@ def _is_left(word: bytes) -> bool:
     return word.upper() == b"LEFT"
 
 
-@lists.grows(
-    "LMOVE source destination LEFT|RIGHT LEFT|RIGHT",
-    "Take from an end of one list, add to an end of another; the element.",
-)
+@lists.grows("LMOVE source destination LEFT|RIGHT LEFT|RIGHT", "Move an element; the element.")
 @lists.grows("RPOPLPUSH source destination", "LMOVE source destination RIGHT LEFT.")
 def lmove(
     context: Context, source: bytes, target: bytes, taken: bytes = b"RIGHT", put: bytes = b"LEFT"
@@ -2412,10 +2364,8 @@ def lmove(
     return element
 
 
-@lists.writes(
-    "LMPOP numkeys key [key ...] LEFT|RIGHT [COUNT count]",
-    "Take from the first of the lists that has something; its key and the elements.",
-)
+@lists.writes("LMPOP numkeys key [key ...] LEFT|RIGHT [COUNT count]", "LPOP from the first list"
+              " that has something; its key and the elements.")  # fmt: skip
 def lmpop(context: Context, numkeys: bytes, *words: bytes) -> Reply:
     names, rest = take_keys(numkeys, words, SYNTAX_ERROR)
     if not rest:
@@ -2441,9 +2391,7 @@ def lmpop(context: Context, numkeys: bytes, *words: bytes) -> Reply:
 hashes = Family("hash", Hash)
 
 
-@hashes.edits(
-    "HSET key field value [field value ...]", "Set fields; how many are new.", always=True
-)
+@hashes.edits("HSET key field value [field value ...]", "Set fields; the new ones.", always=True)
 def hset(value: Hash, *pairs: bytes) -> Reply:
     return sum(map(value.put, pairs[::2], pairs[1::2]))
 
@@ -2454,11 +2402,9 @@ def hmset(value: Hash, *pairs: bytes) -> Reply:
     return OK
 
 
-@hashes.edits("HSETNX key field value", "Set a field that does not exist: 1 if set.")
-def hsetnx(value: Hash, field: bytes, content: bytes) -> Reply:
-    return int(field not in value and value.put(field, content))
-
-
+hashes.edits("HSETNX key field value", "Set a field that does not exist: 1 if set.")(
+    lambda value, field, content: int(field not in value and value.put(field, content))
+)
 hashes.views("HGET key field", "The value of a field.")(lambda value, field: value.get(field))
 hashes.views("HMGET key field [field ...]", "The values of several fields.")(
     lambda value, *fields: list(map(value.get, fields))
@@ -2467,9 +2413,7 @@ hashes.views("HGETALL key", "Every field and its value.")(dict)
 hashes.views("HKEYS key", "Every field.")(list)
 hashes.views("HVALS key", "The value of every field.")(lambda value: list(value.values()))
 hashes.views("HLEN key", "How many fields there are.")(len)
-hashes.views("HEXISTS key field", "1 if the field exists.")(
-    lambda value, field: int(field in value)
-)
+hashes.views("HEXISTS key field", "1 if it exists.")(lambda value, field: int(field in value))
 hashes.views("HSTRLEN key field", "The length of a field's value in bytes.")(
     lambda value, field: len(value.get(field, b""))
 )
@@ -2492,11 +2436,8 @@ def hincrbyfloat(value: Hash, field: bytes, increment: bytes) -> Reply:
     return total
 
 
-@hashes.reads(
-    "HRANDFIELD key [count] [WITHVALUES]",
-    "A field by chance, or several: different ones, or any if the count is below 0.",
-    raw=True,
-)
+@hashes.reads("HRANDFIELD key [count] [WITHVALUES]", "A field by chance, or several; different"
+              " ones if the count is above 0.", raw=True)  # fmt: skip
 def hrandfield(context: Context, key: bytes, *words: bytes) -> Reply:
     count = PARSERS["signed-count"](words[0]) if words else 1
     options = Options("[WITHVALUES]").parse(words[1:])
@@ -2525,9 +2466,7 @@ sets.edits("SREM key member [member ...]", "Delete members; how many there were.
     lambda value, *members: sum(map(value.take, members))
 )
 sets.views("SCARD key", "How many members there are.")(len)
-sets.views("SISMEMBER key member", "1 if it is a member.")(
-    lambda value, member: int(member in value)
-)
+sets.views("SISMEMBER key member", "1 if it is one.")(lambda value, member: int(member in value))
 sets.views("SMISMEMBER key member [member ...]", "For each: 1 if it is a member.")(
     lambda value, *members: [int(member in value) for member in members]
 )
@@ -2559,59 +2498,42 @@ def spop(value: Set, count: int | None = None) -> Reply:
     return taken[0] if count is None else Members(taken)
 
 
-@sets.views(
-    "SRANDMEMBER key [signed-count]",
-    "A member by chance, or several: different ones, or any if the count is below 0.",
-    loose=True,
-)
+@sets.views("SRANDMEMBER key [signed-count]", "A member by chance, or several; different ones if"
+            " the count is above 0.", loose=True)  # fmt: skip
 def srandmember(value: Set, count: int | None = None) -> Reply:
     if count is None:
         return value.draw() if value else None
     return pick(list(value), count)
 
 
-def _combine(
-    context: Context, operation: Callable[[Any, Any], Any], names: Sequence[bytes]
-) -> list[bytes]:
-    values = [context.store.read(key, Set) or Set() for key in names]
-    combined: Any = values[0].keys()
-    for value in values[1:]:
-        combined = operation(combined, value.keys())
-    return Members(combined)
-
-
 @sets.reads("SINTER key [key ...]", "The members common to all sets.", operation=operator.and_)
 @sets.reads("SUNION key [key ...]", "The members of any of the sets.", operation=operator.or_)
 @sets.reads("SDIFF key [key ...]", "The members of the first set alone.", operation=operator.sub)
-def sinter(context: Context, *names: bytes, operation: Callable[[Any, Any], Any]) -> Reply:
-    return _combine(context, operation, names)
+def sinter(context: Context, *names: bytes, operation: Callable[[Any, Any], Any]) -> Members:
+    values = [context.store.read(key, Set) or Set() for key in names]
+    return Members(functools.reduce(operation, (value.keys() for value in values)))
 
 
 @sets.grows("SINTERSTORE destination key [key ...]", "Store SINTER.", operation=operator.and_)
 @sets.grows("SUNIONSTORE destination key [key ...]", "Store SUNION.", operation=operator.or_)
 @sets.grows("SDIFFSTORE destination key [key ...]", "Store SDIFF.", operation=operator.sub)
-def sinterstore(
-    context: Context, target: bytes, *names: bytes, operation: Callable[[Any, Any], Any]
-) -> Reply:
+def sinterstore(context: Context, target: bytes, *names: bytes, **operation: Any) -> Reply:
     value = Set()
-    for member in _combine(context, operation, names):
+    members: Any = sinter(context, *names, **operation)
+    for member in members:
         value.put(member)
     context.store.delete(target)
-    if value:
-        context.store.write(target, value)
+    context.store.write(target, value)
     return len(value)
 
 
-@sets.reads(
-    "SINTERCARD numkeys key [key ...] [LIMIT limit]",
-    "How many members are common to all sets, up to a limit.",
-)
+@sets.reads("SINTERCARD numkeys key [key ...] [LIMIT limit]", "How many SINTER has, to a limit.")
 def sintercard(context: Context, numkeys: bytes, *words: bytes) -> Reply:
     many = "ERR Number of keys can't be greater than number of args"
     names, rest = take_keys(numkeys, words, many)
     options = Options("[LIMIT limit]").parse(rest)
-    size = len(_combine(context, operator.and_, names))
-    return min(size, options.get("limit") or size)
+    common: Any = sinter(context, *names, operation=operator.and_)
+    return min(len(common), options.get("limit") or len(common))
 
 
 scans(sets, "SSCAN", "members", lambda value, member: (member,))
