@@ -1444,7 +1444,7 @@ class Command:
     """
 
     __slots__ = (
-        "_options", "_paired", "fewest", "group", "grows", "most", "name", "plain", "run",
+        "_options", "_paired", "fewest", "group", "grows", "items", "most", "name", "plain", "run",
         "summary", "usage", "words", "writes",
     )  # fmt: skip
 
@@ -1458,7 +1458,7 @@ class Command:
         raw: bool = False,
         loose: bool = False,
     ) -> None:
-        items = re.findall(r"\[[^\]]*\]|\S+", usage)
+        self.items = items = re.findall(r"\[[^\]]*\]|\S+", usage)
         subcommand = len(items) > 1 and re.fullmatch("[A-Z]+", items[1]) is not None
         #: Words of the name, and the name.
         self.words = 2 if subcommand else 1
@@ -2786,28 +2786,28 @@ def unwatch(context: Context) -> Reply:
 connection = Family("connection")
 
 
-@connection.reads("PING [message]", "PONG, or the message.")
-def ping(context: Context, message: bytes = PONG) -> Reply:
-    return message
-
-
-@connection.reads("ECHO message", "The message.")
-def echo(context: Context, message: bytes) -> Reply:
-    return message
-
-
-@connection.reads(
-    "HELLO [protover] [AUTH username password] [SETNAME clientname]",
-    "Choose the version of RESP, 2 or 3, and be told about the server.",
-    raw=True,
+connection.reads("PING [message]", "PONG, or the message.")(lambda _, message=PONG: message)
+connection.reads("ECHO message", "The message.")(lambda _, message: message)
+connection.reads("SELECT database", "Choose a database; there is one, 0.")(lambda _, database: OK)
+connection.reads("CLIENT ID", "The number of this connection.")(lambda context: context.id)
+connection.reads("CLIENT GETNAME", "The name the client has given itself.")(
+    lambda context: context.names.get("name", "").encode() or None
 )
+connection.reads("CLIENT INFO", "What is known of this connection.")(
+    lambda context: Verbatim(_describe(context).encode())
+)
+
+
+@connection.reads("HELLO [protover] [AUTH username password] [SETNAME clientname]", "Choose the"
+                  " version of RESP, 2 or 3, and be told about the server.", raw=True)  # fmt: skip
 def hello(context: Context, *options: bytes) -> Reply:
     protocol = context.protocol
     if options:
-        error = "ERR Protocol version is not an integer or out of range"
-        protocol = parse_integer(options[0], error)
-        if protocol not in (2, 3):
-            raise CommandError("NOPROTO unsupported protocol version")
+        error, beyond = (
+            "ERR Protocol version is not an integer or out of range",
+            "NOPROTO unsupported protocol version",
+        )
+        protocol = parse_integer(options[0], error, 2, 3, beyond)
     words = iter(options[1:])
     for word in words:
         values = list(itertools.islice(words, {b"AUTH": 2, b"SETNAME": 1}.get(word.upper(), 0)))
@@ -2847,11 +2847,6 @@ def auth(context: Context, *credentials: bytes) -> Reply:
         raise CommandError("WRONGPASS invalid username-password pair or user is disabled.")
     context.locked_out = False
     context.guard()
-    return OK
-
-
-@connection.reads("SELECT database", "Choose a database; there is one, 0.")
-def select_(context: Context, database: int) -> Reply:
     return OK
 
 
@@ -2898,17 +2893,6 @@ def _describe(context: Context) -> str:
     return " ".join(f"{name}={value}" for name, value in facts.items()) + "\n"
 
 
-@connection.reads("CLIENT ID", "The number of this connection.")
-def client_id(context: Context) -> Reply:
-    return context.id
-
-
-@connection.reads("CLIENT GETNAME", "The name the client has given itself.")
-def client_getname(context: Context) -> Reply:
-    name = context.names.get("name")
-    return name.encode() if name else None
-
-
 @connection.reads("CLIENT SETNAME name", "Give the connection a name.")
 def client_setname(context: Context, name: bytes) -> Reply:
     context.names["name"] = _client_name("Client names", name)
@@ -2922,15 +2906,6 @@ def client_setinfo(context: Context, attribute: bytes, value: bytes) -> Reply:
         raise CommandError(f"ERR Unrecognized option '{_shown(attribute)}'")
     context.names[what] = _client_name(what, value)
     return OK
-
-
-@connection.reads("CLIENT INFO", "What is known of this connection.")
-def client_info(context: Context) -> Reply:
-    return Verbatim(_describe(context).encode())
-
-
-def _is_id(client: Context, value: bytes) -> bool:
-    return client.id == parse_integer(value, "ERR client-id should be greater than 0", 1)
 
 
 def _is_type(client: Context, value: bytes) -> bool:
@@ -2947,7 +2922,9 @@ def _is_user(client: Context, value: bytes) -> bool:
 
 #: What CLIENT KILL chooses connections by.
 CLIENT_FILTERS: dict[bytes, Callable[[Context, bytes], bool]] = {
-    b"ID": _is_id,
+    b"ID": lambda client, value: (
+        client.id == parse_integer(value, "ERR client-id should be greater than 0", 1)
+    ),
     b"ADDR": lambda client, value: client.address.encode() == value,
     b"LADDR": lambda client, value: client.local_address.encode() == value,
     b"TYPE": _is_type,
@@ -2955,9 +2932,7 @@ CLIENT_FILTERS: dict[bytes, Callable[[Context, bytes], bool]] = {
 }
 
 
-@connection.reads(
-    "CLIENT LIST [TYPE type|ID client-id ...]", "What is known of each connection, one a line."
-)
+@connection.reads("CLIENT LIST [TYPE type|ID client-id ...]", "The connections, one a line.")
 def client_list(context: Context, *words: bytes) -> Reply:
     chosen = list(context.statistics.clients.values())
     what = words[0].upper() if words else b""
@@ -2971,10 +2946,8 @@ def client_list(context: Context, *words: bytes) -> Reply:
     return Verbatim("".join(map(_describe, chosen)).encode())
 
 
-@connection.reads(
-    "CLIENT KILL filter [value ...]",
-    "End connections: by address, or by ID, ADDR, LADDR, TYPE, USER, and SKIPME no.",
-)
+@connection.reads("CLIENT KILL filter [value ...]", "End connections: by address, or by ID, ADDR,"
+                  " LADDR, TYPE, USER, and SKIPME no.")  # fmt: skip
 def client_kill(context: Context, *words: bytes) -> Reply:
     alone = len(words) == 1
     if alone:
@@ -3018,9 +2991,7 @@ def client_reply(context: Context, mode: bytes) -> Reply:
 server = Family("server")
 
 
-@server.reads("DBSIZE", "How many keys there are.")
-def dbsize(context: Context) -> Reply:
-    return len(context.store)
+server.reads("DBSIZE", "How many keys there are.")(lambda context: len(context.store))
 
 
 @server.writes("FLUSHALL [ASYNC|SYNC]", "Delete every key.")
@@ -3032,8 +3003,7 @@ def flushall(context: Context, **mode: bool) -> Reply:
 
 @server.reads("TIME", "The seconds since 1970, and the microseconds beyond.")
 def time_(context: Context) -> Reply:
-    seconds, rest = divmod(time.time_ns() // 1000, 1_000_000)
-    return [b"%d" % seconds, b"%d" % rest]
+    return [b"%d" % part for part in divmod(time.time_ns() // 1000, 1_000_000)]
 
 
 @server.reads("MEMORY USAGE key [SAMPLES size]", "The bytes a key takes with its value.")
@@ -3065,26 +3035,28 @@ def _memory_policy(context: Context, text: str) -> None:
     context.store.policy = text.lower()
 
 
-def _message_limit(context: Context, text: str) -> None:
-    context.settings.set_max_message(parse_size(text))
-
-
-#: What CONFIG tells of, and how that which can be set while the server runs is set.
-_PARAMETERS: dict[
-    str, tuple[Callable[[Context], object], Callable[[Context, str], None] | None]
-] = {
-    "appendonly": (lambda context: "no", None),
-    "bind": (lambda context: "127.0.0.1", None),
-    "databases": (lambda context: 1, None),
-    "maxclients": (lambda context: context.settings.max_clients, None),
-    "maxmemory": (lambda context: _finite(context.store.limit), _memory_limit),
-    "maxmemory-policy": (lambda context: context.store.policy, _memory_policy),
-    "maxmemory-samples": (lambda context: LRU_SAMPLES, None),
-    "port": (lambda context: context.settings.tcp or 0, None),
-    "proto-max-bulk-len": (lambda context: context.settings.max_message, _message_limit),
-    "save": (lambda context: "", None),
-    "timeout": (lambda context: 0, None),
+#: How that which CONFIG SET can change is changed.
+_CHANGES: dict[str, Callable[[Context, str], None]] = {
+    "maxmemory": _memory_limit,
+    "maxmemory-policy": _memory_policy,
+    "proto-max-bulk-len": lambda context, text: context.settings.set_max_message(parse_size(text)),
 }
+
+
+def _parameters(context: Context) -> dict[str, object]:
+    return {
+        "appendonly": "no",
+        "bind": "127.0.0.1",
+        "databases": 1,
+        "maxclients": context.settings.max_clients,
+        "maxmemory": _finite(context.store.limit),
+        "maxmemory-policy": context.store.policy,
+        "maxmemory-samples": LRU_SAMPLES,
+        "port": context.settings.tcp or 0,
+        "proto-max-bulk-len": context.settings.max_message,
+        "save": "",
+        "timeout": 0,
+    }
 
 
 def _finite(limit: float) -> int:
@@ -3094,47 +3066,35 @@ def _finite(limit: float) -> int:
 @server.reads("CONFIG GET parameter [parameter ...]", "The settings that match a pattern.")
 def config_get(context: Context, *patterns: bytes) -> Reply:
     tests = [glob(pattern.lower()) for pattern in patterns]
-    return {
-        name.encode(): str(value(context)).encode()
-        for name, (value, _) in _PARAMETERS.items()
-        if any(test(name.encode()) for test in tests)
-    }
+    facts = {name.encode(): str(value).encode() for name, value in _parameters(context).items()}
+    return {name: value for name, value in facts.items() if any(test(name) for test in tests)}
 
 
 @server.reads("CONFIG SET parameter value [parameter value ...]", "Change settings.")
 def config_set(context: Context, *words: bytes) -> Reply:
-    names = [_shown(word).lower() for word in words[::2]]
+    names, known = [_shown(word).lower() for word in words[::2]], _parameters(context)
     for name in names:
-        if name not in _PARAMETERS:
-            raise CommandError(
-                f"ERR Unknown option or number of arguments for CONFIG SET - '{name}'"
-            )
+        if name not in known:
+            what = "Unknown option or number of arguments for CONFIG SET"
+            raise CommandError(f"ERR {what} - '{name}'")
     for name, value in zip(names, words[1::2]):
-        change = _PARAMETERS[name][1]
         try:
-            if change is None:
+            if name not in _CHANGES:
                 raise ValueError("can't set immutable config")
-            change(context, _shown(value))
+            _CHANGES[name](context, _shown(value))
         except ValueError as error:
-            raise CommandError(
-                f"ERR CONFIG SET failed (possibly related to argument '{name}') - {error}"
-            ) from None
+            what = f"CONFIG SET failed (possibly related to argument '{name}')"
+            raise CommandError(f"ERR {what} - {error}") from None
     return OK
 
 
-@server.reads("COMMAND", "Every command: arity, flags, and where its keys are.")
-def command(context: Context) -> Reply:
-    return list(map(_command_facts, _every_command()))
-
-
-@server.reads("COMMAND COUNT", "How many commands there are.")
-def command_count(context: Context) -> Reply:
-    return len(_every_command())
-
-
-@server.reads("COMMAND LIST", "The names of the commands.")
-def command_list(context: Context) -> Reply:
-    return [entry.name.lower().replace(" ", "|").encode() for entry in _every_command()]
+server.reads("COMMAND", "Every command: arity, flags, and where its keys are.")(
+    lambda context: list(map(_command_facts, _every_command()))
+)
+server.reads("COMMAND COUNT", "How many commands there are.")(lambda context: len(_every_command()))
+server.reads("COMMAND LIST", "The names of the commands.")(
+    lambda context: list(map(_listed_name, _every_command()))
+)
 
 
 @server.reads("COMMAND DOCS [command ...]", "How commands are used.")
@@ -3142,14 +3102,13 @@ def command_docs(context: Context, *names: bytes) -> Reply:
     wanted = {name.lower() for name in names}
     chosen: dict[bytes, Any] = {}
     for entry in _every_command():
-        container, _, subcommand = entry.name.lower().encode().partition(b" ")
+        name = _listed_name(entry)
+        container, _, subcommand = name.partition(b"|")
         if wanted and container not in wanted:
             continue
         if subcommand:
-            top = chosen.setdefault(
-                container, {b"summary": b"See its subcommands.", b"group": entry.group.encode()}
-            )
-            top.setdefault(b"subcommands", {})[b"|".join([container, subcommand])] = _docs(entry)
+            top = {b"summary": b"See its subcommands.", b"group": entry.group.encode()}
+            chosen.setdefault(container, top).setdefault(b"subcommands", {})[name] = _docs(entry)
         else:
             chosen[container] = {**_docs(entry), **chosen.get(container, {})}
     return chosen
@@ -3157,6 +3116,10 @@ def command_docs(context: Context, *names: bytes) -> Reply:
 
 def _every_command() -> list[Command]:
     return [*dict.fromkeys(COMMANDS.values()), *SUBCOMMANDS.values()]
+
+
+def _listed_name(entry: Command) -> bytes:
+    return entry.name.lower().replace(" ", "|").encode()
 
 
 def _command_facts(entry: Command) -> Reply:
@@ -3168,8 +3131,7 @@ def _command_facts(entry: Command) -> Reply:
     if "[key" in words:
         last = -1
     arity = entry.fewest if entry.most == entry.fewest else -entry.fewest
-    name = entry.name.lower().replace(" ", "|").encode()
-    return [name, arity, list(map(Status, flags)), first, last, step if first else 0]
+    return [_listed_name(entry), arity, list(map(Status, flags)), first, last, step if first else 0]
 
 
 def _docs(entry: Command) -> dict[bytes, Any]:
@@ -3177,10 +3139,7 @@ def _docs(entry: Command) -> dict[bytes, Any]:
         b"summary": entry.summary.encode(),
         b"since": __version__.encode(),
         b"group": entry.group.encode(),
-        b"arguments": [
-            _argument_docs(item)
-            for item in re.findall(r"\[[^\]]*\]|\S+", entry.usage)[entry.words :]
-        ],
+        b"arguments": list(map(_argument_docs, entry.items[entry.words :])),
     }
 
 
@@ -3202,75 +3161,61 @@ def _argument_docs(item: str) -> dict[bytes, Any]:
 
 
 @server.reads("INFO [section ...]", "The state of the server, all of it or the sections named.")
-def info(context: Context, *sections: bytes) -> Reply:
-    wanted = {section.decode("latin-1").lower() for section in sections}
-    if not wanted or wanted & {"all", "default", "everything"}:
-        wanted = {title.lower() for title in _INFO_SECTIONS}
-    blocks = []
-    for title, facts in _INFO_SECTIONS.items():
-        if title.lower() in wanted:
-            lines = [f"{name}:{value}\r\n" for name, value in facts(context).items()]
-            blocks.append(f"# {title}\r\n" + "".join(lines))
+def info(context: Context, *names: bytes) -> Reply:
+    sections = _sections(context)
+    wanted = {name.decode("latin-1").lower() for name in names}
+    everything = not wanted or wanted & {"all", "default", "everything"}
+    blocks = [
+        f"# {title}\r\n" + "".join(f"{name}:{value}\r\n" for name, value in facts.items())
+        for title, facts in sections.items()
+        if everything or title.lower() in wanted
+    ]
     return Verbatim("\r\n".join(blocks).encode("utf-8", "replace"))
 
 
-def _server_facts(context: Context) -> dict[str, object]:
-    uptime = int(time.monotonic() - context.statistics.started)
+def _sections(context: Context) -> dict[str, dict[str, object]]:
+    store, settings, statistics = context.store, context.settings, context.statistics
+    uptime, times = int(time.monotonic() - statistics.started), os.times()
+    keyspace = {"db0": f"keys={len(store)},expires={store.expiring}"} if len(store) else {}
     return {
-        "redis_version": REDIS_VERSION,
-        "redis_mode": "standalone",
-        "pipecache_version": __version__,
-        "python_version": ".".join(map(str, sys.version_info[:3])),
-        "os": sys.platform,
-        "arch_bits": struct.calcsize("P") * 8,
-        "process_id": os.getpid(),
-        "tcp_port": context.settings.tcp or 0,
-        "address": context.statistics.address,
-        "uptime_in_seconds": uptime,
-        "uptime_in_days": uptime // 86400,
+        "Server": {
+            "redis_version": REDIS_VERSION,
+            "redis_mode": "standalone",
+            "pipecache_version": __version__,
+            "python_version": ".".join(map(str, sys.version_info[:3])),
+            "os": sys.platform,
+            "arch_bits": struct.calcsize("P") * 8,
+            "process_id": os.getpid(),
+            "tcp_port": settings.tcp or 0,
+            "address": statistics.address,
+            "uptime_in_seconds": uptime,
+            "uptime_in_days": uptime // 86400,
+        },
+        "Clients": {
+            "connected_clients": len(statistics.clients),
+            "blocked_clients": 0,
+            "maxclients": settings.max_clients,
+            "max_message_bytes": settings.max_message,
+        },
+        "Memory": {
+            "used_memory": store.used,
+            "used_memory_human": f"{store.used / 1024**2:.2f}M",
+            "maxmemory": _finite(store.limit),
+            "maxmemory_human": f"{_finite(store.limit) / 1024**2:.2f}M",
+            "maxmemory_policy": store.policy,
+        },
+        "Persistence": {"loading": 0},
+        "Stats": {
+            "total_connections_received": statistics.connections,
+            "total_commands_processed": statistics.commands,
+            "expired_keys": store.expired,
+            "evicted_keys": store.evicted,
+        },
+        "Replication": {"role": "master", "connected_slaves": 0},
+        "CPU": {"used_cpu_sys": f"{times.system:.6f}", "used_cpu_user": f"{times.user:.6f}"},
+        "Cluster": {"cluster_enabled": 0},
+        "Keyspace": dict(keyspace),
     }
-
-
-def _memory_facts(context: Context) -> dict[str, object]:
-    return {
-        "used_memory": context.store.used,
-        "used_memory_human": f"{context.store.used / 1024**2:.2f}M",
-        "maxmemory": _finite(context.store.limit),
-        "maxmemory_human": f"{_finite(context.store.limit) / 1024**2:.2f}M",
-        "maxmemory_policy": context.store.policy,
-    }
-
-
-def _keyspace_facts(context: Context) -> dict[str, object]:
-    if not len(context.store):
-        return {}
-    return {"db0": f"keys={len(context.store)},expires={context.store.expiring}"}
-
-
-_INFO_SECTIONS: dict[str, Callable[[Context], dict[str, object]]] = {
-    "Server": _server_facts,
-    "Clients": lambda context: {
-        "connected_clients": len(context.statistics.clients),
-        "blocked_clients": 0,
-        "maxclients": context.settings.max_clients,
-        "max_message_bytes": context.settings.max_message,
-    },
-    "Memory": _memory_facts,
-    "Persistence": lambda context: {"loading": 0},
-    "Stats": lambda context: {
-        "total_connections_received": context.statistics.connections,
-        "total_commands_processed": context.statistics.commands,
-        "expired_keys": context.store.expired,
-        "evicted_keys": context.store.evicted,
-    },
-    "Replication": lambda context: {"role": "master", "connected_slaves": 0},
-    "CPU": lambda context: {
-        "used_cpu_sys": f"{os.times().system:.6f}",
-        "used_cpu_user": f"{os.times().user:.6f}",
-    },
-    "Cluster": lambda context: {"cluster_enabled": 0},
-    "Keyspace": _keyspace_facts,
-}
 
 
 @server.reads("HELP [command]", "The commands, or how one is used.")
@@ -4433,59 +4378,28 @@ def _argument_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="A key-value cache on a named pipe, for the programs of one user.",
     )
-    parser.add_argument(
-        "--pipe", metavar="NAME", default=DEFAULT_PIPE, help="name of the pipe (%(default)s)"
-    )
-    parser.add_argument(
-        "--max-clients",
-        metavar="N",
-        type=int,
-        default=MAX_CLIENTS,
-        help="clients served at once; one more waits (%(default)s)",
-    )
-    parser.add_argument(
-        "--max-message",
-        metavar="SIZE",
-        type=_size,
-        default=MAX_MESSAGE,
-        help="longest command or value, such as 10mb (512mb)",
-    )
-    parser.add_argument(
-        "--max-memory",
-        metavar="SIZE",
-        type=_size,
-        default=0,
-        help="what keys and values may take together, such as 256mb (no limit)",
-    )
-    parser.add_argument(
-        "--max-memory-policy",
-        metavar="POLICY",
-        default=POLICIES[0],
-        choices=POLICIES,
-        help=f"what gives way beyond that: {', '.join(POLICIES)} (%(default)s)",
-    )
-    parser.add_argument(
-        "--tcp",
-        metavar="PORT",
-        type=int,
-        help="serve this port of 127.0.0.1 too, which any account of this machine can reach",
-    )
-    parser.add_argument(
-        "--password-file", metavar="FILE", help="its first line is asked of clients of --tcp"
-    )
-    parser.add_argument(
-        "--tcp-no-password", action="store_true", help="let any account of this machine in"
-    )
-    parser.add_argument(
-        "--log-level",
-        metavar="LEVEL",
-        type=str.upper,
-        default="INFO",
-        choices=["DEBUG", "INFO", "WARNING", "ERROR"],
-        help="DEBUG, INFO, WARNING or ERROR (%(default)s)",
-    )
-    parser.add_argument("--log-file", metavar="FILE", help="log there, not to the console")
-    parser.add_argument("--version", action="version", version=f"pipecache {__version__}")
+    option = parser.add_argument
+    # fmt: off
+    option("--pipe", metavar="NAME", default=DEFAULT_PIPE, help="name of the pipe (%(default)s)")
+    option("--max-clients", metavar="N", type=int, default=MAX_CLIENTS,
+           help="clients served at once; one more waits (%(default)s)")
+    option("--max-message", metavar="SIZE", type=_size, default=MAX_MESSAGE,
+           help="longest command or value, such as 10mb (512mb)")
+    option("--max-memory", metavar="SIZE", type=_size, default=0,
+           help="what keys and values may take together, such as 256mb (no limit)")
+    option("--max-memory-policy", metavar="POLICY", default=POLICIES[0], choices=POLICIES,
+           help=f"what gives way beyond that: {', '.join(POLICIES)} (%(default)s)")
+    option("--tcp", metavar="PORT", type=int,
+           help="serve this port of 127.0.0.1 too, which any account of this machine can reach")
+    option("--password-file", metavar="FILE",
+           help="its first line is asked of clients of --tcp")
+    option("--tcp-no-password", action="store_true", help="let any account of this machine in")
+    option("--log-level", metavar="LEVEL", type=str.upper, default="INFO",
+           choices=["DEBUG", "INFO", "WARNING", "ERROR"],
+           help="DEBUG, INFO, WARNING or ERROR (%(default)s)")
+    option("--log-file", metavar="FILE", help="log there, not to the console")
+    option("--version", action="version", version=f"pipecache {__version__}")
+    # fmt: on
     return parser
 
 
