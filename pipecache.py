@@ -71,11 +71,8 @@ log = logging.getLogger("pipecache")
 # Limits and defaults
 # ----------------------------------------------------------------------------
 
-#: The name of the pipe when none is given.
-DEFAULT_PIPE = "KeyValuePipe"
-
-#: Clients served at once; one more waits until another leaves.
-MAX_CLIENTS = 1000
+DEFAULT_PIPE = "KeyValuePipe"  #: The name of the pipe when none is given.
+MAX_CLIENTS = 1000  #: Clients served at once; one more waits until another leaves.
 
 #: The longest text command, and the longest argument of a RESP command, in bytes; and the least
 #: that this can be set to.
@@ -84,36 +81,29 @@ MIN_MESSAGE = 1024
 
 #: Seconds a client may leave its reply lying, without taking any of it, before it is dropped.
 SEND_TIMEOUT = 30.0
-
-#: Bytes written at once to a pipe, which Windows keeps in memory it has little of.
-PIECE_SIZE = 1024 * 1024
-
-#: Bytes of further commands kept while a client does not take its replies, and what each chunk of
-#: them takes beside its own bytes.
-BACKLOG = 256 * 1024 * 1024
-CHUNK_OVERHEAD = 100
-
 #: Seconds in which stop() returns, and after how many of them it stops waiting for replies.
 STOP_TIMEOUT = 5.0
 STOP_GRACE = 2.0
-
 #: Workers kept waiting for clients, so that several can connect at the same moment.
 SPARE_LISTENERS = 8
 
 #: Bytes asked of the system at a time, and the quota of a pipe in each direction.
 CHUNK_SIZE = 65536
-
 #: The same of a socket, as long as no more than that comes: room for less is quicker to find.
 SHORT_CHUNK_SIZE = 4096
+#: Bytes written at once to a pipe, which Windows keeps in memory it has little of.
+PIECE_SIZE = 1024 * 1024
+#: Bytes of further commands kept while a client does not take its replies, and what each chunk of
+#: them takes beside its own bytes.
+BACKLOG = 256 * 1024 * 1024
+CHUNK_OVERHEAD = 100
 
 #: Arguments of one command, and the length of the line that announces them in RESP.
 MAX_ARGUMENTS = 1024 * 1024
 MAX_HEADER = 65536
-
 #: The same, and bytes of one, while a client has not given the password it must give.
 MAX_LOCKED_OUT_ARGUMENTS = 10
 MAX_LOCKED_OUT_ARGUMENT = 16384
-
 #: Bytes of one client's replies after which the others get a turn, and what each command counts
 #: beside its reply.
 TURN_BYTES = 1024 * 1024
@@ -122,36 +112,20 @@ TURN_COST = 4096
 #: Seconds between two looks for expired keys, and keys taken away at a time.
 SWEEP_INTERVAL = 0.1
 SWEEP_KEYS = 1000
-
-#: Bytes of a pattern: to prepare one takes time in which nobody is served.
-MAX_PATTERN = 4096
-
 #: Keys looked at by one SCAN at most, and up to how many members HSCAN and its like give at once.
 MAX_SCAN = 10_000
 SCAN_WHOLE = 128
+LRU_SAMPLES = 5  #: Keys of which an LRU policy evicts the one not used for longest.
+CLOCK_STEP = 500  #: Milliseconds by which the wall clock must be off to have been set.
 
-#: Keys of which an LRU policy evicts the one not used for longest.
-LRU_SAMPLES = 5
-
-#: Bytes of a decimal number.
-MAX_NUMBER = 4000
-
-#: Milliseconds by which the wall clock must be off to have been set.
-CLOCK_STEP = 500
-
-#: Seconds that DEBUG SLEEP sleeps at most.
-MAX_SLEEP = 3600.0
-
-#: Bytes of a command that an error message repeats.
-ERROR_EXCERPT = 128
-
-#: The range of Redis's integers.
-INTEGER_MIN, INTEGER_MAX = -(2**63), 2**63 - 1
-
+MAX_PATTERN = 4096  #: Bytes of a pattern: to prepare one takes time in which nobody is served.
+MAX_NUMBER = 4000  #: Bytes of a decimal number.
+MAX_SLEEP = 3600.0  #: Seconds that DEBUG SLEEP sleeps at most.
+ERROR_EXCERPT = 128  #: Bytes of a command that an error message repeats.
+INTEGER_MIN, INTEGER_MAX = -(2**63), 2**63 - 1  #: The range of Redis's integers.
 
 #: The Redis whose replies are the measure, as clients that ask for a version are told.
 REDIS_VERSION = "7.0.15"
-
 
 #: What gives way when memory is short: nothing, or keys (of all, or of those with a time to live)
 #: that were not used for long, that chance chooses, or that expire first.
@@ -166,8 +140,7 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(r"(\d+)\s*([kmg]?)b?", text.strip().lower())
     if match is None:
         raise ValueError(f"{text!r} is not a size such as 64kb, 10mb or 1gb")
-    exponent: int = " kmg".index(match[2] or " ")
-    return int(match[1]) * int(1024**exponent)
+    return int(match[1]) << 10 * " kmg".index(match[2] or " ")
 
 
 class Settings:
@@ -183,10 +156,6 @@ class Settings:
     :raises ValueError: for a value that cannot be used.
     """
 
-    __slots__ = (
-        "max_clients", "max_memory", "max_message", "password", "pipe", "policy", "tcp",
-    )  # fmt: skip
-
     def __init__(
         self,
         pipe: str = DEFAULT_PIPE,
@@ -197,25 +166,26 @@ class Settings:
         tcp: int | None = None,
         password: bytes | None = None,
     ) -> None:
-        if not pipe.strip() or any(char < " " for char in pipe):
-            raise ValueError("the pipe needs a name, without control characters")
-        if max_clients < 1:
-            raise ValueError("max_clients must be 1 or more")
-        if max_memory < 0:
-            raise ValueError("max_memory must be 0 (no limit) or more bytes")
-        if policy not in POLICIES:
-            raise ValueError(f"the policy must be one of {', '.join(POLICIES)}")
-        if tcp is not None and not 1 <= tcp <= 65535:
-            raise ValueError("the TCP port must be from 1 to 65535")
-        if password is not None and (tcp is None or not password):
-            raise ValueError("a password is for TCP, which needs a port, and cannot be empty")
-        self.pipe = pipe
-        self.max_clients = max_clients
+        for wrong, reason in (
+            (
+                not pipe.strip() or any(char < " " for char in pipe),
+                "the pipe needs a name, without control characters",
+            ),
+            (max_clients < 1, "max_clients must be 1 or more"),
+            (max_memory < 0, "max_memory must be 0 (no limit) or more bytes"),
+            (policy not in POLICIES, f"the policy must be one of {', '.join(POLICIES)}"),
+            (tcp is not None and not 1 <= tcp <= 65535, "the TCP port must be from 1 to 65535"),
+            (
+                password is not None and (tcp is None or not password),
+                "a password is for TCP, which needs a port, and cannot be empty",
+            ),
+        ):
+            if wrong:
+                raise ValueError(reason)
         self.set_max_message(max_message)
-        self.max_memory = max_memory
-        self.policy = policy
-        self.tcp = tcp
-        self.password = password
+        self.pipe, self.max_clients = pipe, max_clients
+        self.max_memory, self.policy = max_memory, policy
+        self.tcp, self.password = tcp, password
 
     def set_max_message(self, size: int) -> None:
         """Change ``max_message``, for what is received from now on.
@@ -307,8 +277,6 @@ OUT_OF_MEMORY = "OOM command not allowed when used memory > 'maxmemory'."
 class Status(bytes):
     """A status reply such as ``OK``: a simple string in RESP, bare in text."""
 
-    __slots__ = ()
-
 
 OK = Status(b"OK")
 PONG = Status(b"PONG")
@@ -318,19 +286,13 @@ QUEUED = Status(b"QUEUED")
 class Verbatim(bytes):
     """Text for a person to read, such as INFO's: RESP3 says so."""
 
-    __slots__ = ()
-
 
 class Members(List[bytes]):
     """The members of a set, in no order: RESP3 says so."""
 
-    __slots__ = ()
-
 
 class Pairs(List[Any]):
     """Pairs, which RESP3 has as lists of two, and RESP2 one after the other."""
-
-    __slots__ = ()
 
 
 class Absent:
@@ -363,16 +325,12 @@ Request = Tuple[Union[List[bytes], CommandError, ProtocolError], Union[bytes, No
 
 #: Text commands that take the rest of the message as their last argument,
 #: with the number of words before it.
+# fmt: off
 RAW_VALUE_AFTER = {
-    b"SET": 2,
-    b"SETNX": 2,
-    b"SETEX": 3,
-    b"PSETEX": 3,
-    b"GETSET": 2,
-    b"APPEND": 2,
-    b"ECHO": 1,
-    b"PUBLISH": 2,
+    b"ECHO": 1, b"SET": 2, b"SETNX": 2, b"GETSET": 2, b"APPEND": 2, b"PUBLISH": 2,
+    b"SETEX": 3, b"PSETEX": 3,
 }
+# fmt: on
 
 # One word: quoted, or bare. A quote counts at the start of a word only (it's is a word), and
 # a closing quote only before a blank or the end.
@@ -665,32 +623,26 @@ class RequestParser:
 # ----------------------------------------------------------------------------
 
 # What CPython takes for things beside their bytes, to keep count of memory: a key with its place
-# in the dict, a time to live, a time of use, a bytes object, an empty collection, an element of
-# a list, of a hash or set, and of a sorted set.
+# in the dict, a time to live, a time of use, a bytes object, an empty collection; the collections
+# say what one of their elements takes.
 KEY_COST = 88
 DEADLINE_COST = 144
 USE_COST = 80
 BYTES_COST = 40
 COLLECTION_COST = 320
-LIST_ELEMENT_COST = 48
-TABLE_ELEMENT_COST = 104
-RANKED_ELEMENT_COST = 208
 
 
 class ListValue(Deque[bytes]):
     """A list; a push or a pop at either end costs the same however long it is."""
 
     __slots__ = ("counted", "payload")
+    ELEMENT_COST = 48
 
     def __init__(self, elements: Iterable[bytes] = ()) -> None:
         super().__init__(elements)
         #: Bytes of the elements, and the cost the store has counted for this value.
         self.payload = sum(map(len, self))
         self.counted = 0
-
-    @property
-    def cost(self) -> int:
-        return COLLECTION_COST + self.payload + len(self) * LIST_ELEMENT_COST
 
     def push(self, elements: Iterable[bytes], left: bool) -> None:
         for element in elements:
@@ -765,14 +717,11 @@ class Hash(Table):
     """A hash: values by their fields."""
 
     __slots__ = ("counted", "payload")
+    ELEMENT_COST = 104
 
     def __init__(self) -> None:
         super().__init__()
         self.payload = self.counted = 0
-
-    @property
-    def cost(self) -> int:
-        return COLLECTION_COST + self.payload + len(self) * TABLE_ELEMENT_COST
 
     def put(self, field: bytes, value: bytes = b"") -> bool:
         """Set a field and tell whether it is new."""
@@ -802,6 +751,13 @@ class Set(Hash):
     __slots__ = ()
 
 
+def cost_of(value: Any) -> int:
+    """The bytes that a value takes, without its key."""
+    if value.__class__ is bytes:
+        return BYTES_COST + len(value)
+    return COLLECTION_COST + int(value.payload) + len(value) * int(value.ELEMENT_COST)
+
+
 class _Last:
     # Greater than anything it is compared with.
     def __gt__(self, other: object) -> bool:
@@ -815,7 +771,7 @@ class SortedSet:
     """Members in the order of their scores, and of their bytes where scores are equal."""
 
     __slots__ = ("_parts", "counted", "payload", "scores")
-
+    ELEMENT_COST = 208
     #: Pairs in one part at most: to insert moves that many, to find a rank looks at each part.
     PART = 1000
 
@@ -826,10 +782,6 @@ class SortedSet:
 
     def __len__(self) -> int:
         return len(self.scores)
-
-    @property
-    def cost(self) -> int:
-        return COLLECTION_COST + self.payload + len(self) * RANKED_ELEMENT_COST
 
     def put(self, member: bytes, score: float) -> None:
         """Set the score of a member."""
@@ -1103,7 +1055,7 @@ class Store:
         elif value.__class__ is bytes:
             self.used += BYTES_COST + len(value)
         else:
-            value.counted = value.cost
+            value.counted = cost_of(value)
             self.used += value.counted
 
     def _tell(self, key: bytes) -> None:
@@ -1112,9 +1064,7 @@ class Store:
 
     def cost(self, key: bytes) -> int:
         """The bytes a key takes with its value."""
-        value = self._values[key]
-        own = BYTES_COST + len(value) if type(value) is bytes else value.cost
-        return self._key_cost + len(key) + own
+        return self._key_cost + len(key) + cost_of(self._values[key])
 
     def delete(self, key: bytes) -> bool:
         """Take a key away and tell whether it was there."""
@@ -1136,8 +1086,7 @@ class Store:
         self._deadlines[key] = deadline
         heapq.heappush(self._queue, (deadline, key))
         self._shorten_queue()
-        if self._watches:
-            self._tell(key)
+        self._tell(key)
 
     def expire(self, key: bytes, deadline: int) -> None:
         """The same, at once if that has passed."""
@@ -1154,8 +1103,7 @@ class Store:
         """Let a key stay, and tell whether it would have expired."""
         if key not in self or not self._forget_deadline(key):
             return False
-        if self._watches:
-            self._tell(key)
+        self._tell(key)
         return True
 
     def _forget_deadline(self, key: bytes) -> bool:
@@ -1287,8 +1235,7 @@ class Store:
             return
         self._forget_deadline(key)
         self._count(key, value, None)
-        if self._watches:
-            self._tell(key)
+        self._tell(key)
         if self._uses is not None:
             self._uses.pop(key, None)
 
