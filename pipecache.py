@@ -1274,30 +1274,26 @@ class Context:
         local_address: str = "",
         hang_up: Callable[[], None] = lambda: None,
     ) -> None:
-        self.store = store
-        self.settings = settings
-        self.statistics = statistics
-        self.password = password
-        self.address = address
-        self.local_address = local_address
-        self.hang_up = hang_up
+        self.store, self.settings, self.statistics = store, settings, statistics
+        self.password, self.hang_up = password, hang_up
+        self.address, self.local_address = address, local_address
+        self.id = 0
         #: Set by a command after whose reply the connection ends.
         self.closing = False
         #: The version of RESP the client has chosen by HELLO.
         self.protocol = 2
-        #: What the client calls itself and its library.
+        #: What the client calls itself ("name") and its library ("lib-name", "lib-ver").
         self.names: dict[str, str] = {}
         #: When the client came, and when it last asked for something.
         self.connected = self.active = time.monotonic()
-        self.id = 0
-        #: Whether only AUTH and the like are carried out, because no password was given yet.
-        self.locked_out = password is not None
         #: The commands since MULTI, or None; and whether one of them could not be accepted.
         self.queue: list[tuple[Command, list[bytes]]] | None = None
         self.spoiled = False
         self.watch: Watch | None = None
         #: How CLIENT REPLY wants it: "ON", "OFF", or "SKIP" and then "SKIPPING" for one reply.
         self.replying = "ON"
+        #: Whether only AUTH and the like are carried out, because no password was given yet.
+        self.locked_out = password is not None
         #: Whether any of these asks for more than to carry out a command and reply.
         self.guarded = self.locked_out
 
@@ -1334,7 +1330,8 @@ PARSERS: dict[str, Callable[[bytes], Any]] = {}
 class Options:
     """The options a usage names in brackets, as in ``[NX|XX] [EX seconds|KEEPTTL] [GET]``.
 
-    Of those in one bracket only one may be given; the last of several equal ones holds.
+    Of those in one bracket only one may be given; the last of several equal ones holds. The
+    methods raise CommandError for words that break these rules.
     """
 
     #: Those that may not be repeated; Redis is not of one mind here.
@@ -1351,10 +1348,7 @@ class Options:
         return bool(self._options)
 
     def split(self, words: Sequence[bytes]) -> tuple[dict[str, Any], Sequence[bytes]]:
-        """The options that words begin with, by name (True, if without value), and the rest.
-
-        :raises CommandError: for two that exclude each other, and for a missing value.
-        """
+        """The options that words begin with, by name (True, if without value), and the rest."""
         found: dict[str, Any] = {}
         chosen: dict[int, str] = {}
         while words:
@@ -1371,10 +1365,7 @@ class Options:
         return found, words
 
     def parse(self, words: Sequence[bytes]) -> dict[str, Any]:
-        """The options by name, when there is to be nothing else.
-
-        :raises CommandError: see :meth:`split`, and for any other word.
-        """
+        """The options by name, when there is to be nothing else."""
         found, rest = self.split(words)
         if rest:
             raise CommandError(SYNTAX_ERROR)
@@ -1422,8 +1413,8 @@ class Command:
         self.fewest = sum(not item.startswith("[") for item in items)
         self.most = sys.maxsize if endless or self._options is not None else len(positional)
         self.plain = self.fewest if self._paired else self.most if endless else len(positional)
-        parsers = [PARSERS.get(name) for name in positional[self.words :]]
-        self.run = run if raw or not any(parsers) else _parsing(run, parsers)
+        parsers = [PARSERS.get(name, bytes) for name in positional[self.words :]]
+        self.run = run if raw or set(parsers) <= {bytes} else _parsing(run, parsers)
 
     def call(self, context: Context, arguments: list[bytes]) -> Reply:
         """Carry it out.
@@ -1439,14 +1430,9 @@ class Command:
         return self.run(context, *arguments[self.words : self.plain], **options)
 
 
-def _parsing(
-    run: Callable[..., Reply], parsers: Sequence[Callable[[bytes], Any] | None]
-) -> Callable[..., Reply]:
+def _parsing(run: Callable[..., Reply], parsers: list[Callable[[bytes], Any]]) -> Any:
     def parse_and_run(context: Context, *arguments: bytes, **options: Any) -> Reply:
-        parsed = [
-            argument if parser is None else parser(argument)
-            for argument, parser in zip(arguments, parsers)
-        ]
+        parsed = [parser(argument) for parser, argument in zip(parsers, arguments)]
         return run(context, *parsed, *arguments[len(parsed) :], **options)
 
     return parse_and_run
@@ -1505,39 +1491,40 @@ class Family:
 
     def views(self, usage: str, summary: str, **more: Any) -> Declaration:
         """Declare a command that looks at one value."""
-        kind = self.kind
-
-        def wrap(function: Callable[..., Reply]) -> Callable[..., Reply]:
-            def view(context: Context, key: bytes, *arguments: Any, **options: Any) -> Reply:
-                value = context.store.read(key, kind)
-                return function(kind() if value is None else value, *arguments, **options)
-
-            return view
-
-        return self._declare("reads", usage, summary, wrap, **more)
+        return self._declare("reads", usage, summary, self._viewing, **more)
 
     def edits(
         self, usage: str, summary: str, access: str = "grows", always: bool = False, **more: Any
     ) -> Declaration:
         """Declare a command that changes one value.
 
-        :param always: whether it does so even when the reply is none, nothing, 0 or -1.
+        :param always: whether it does so even when the reply is none, nothing or 0.
         """
+        wrap = functools.partial(self._editing, always=always)
+        return self._declare(access, usage, summary, wrap, **more)
+
+    def _viewing(self, function: Callable[..., Reply]) -> Callable[..., Reply]:
         kind = self.kind
 
-        def wrap(function: Callable[..., Reply]) -> Callable[..., Reply]:
-            def edit(context: Context, key: bytes, *arguments: Any, **options: Any) -> Reply:
-                value = context.store.read(key, kind)
-                if value is None:
-                    value = kind()
-                reply = function(value, *arguments, **options)
-                if always or (reply and reply != -1):
-                    context.store.write(key, value)
-                return reply
+        def view(context: Context, key: bytes, *arguments: Any, **options: Any) -> Reply:
+            value = context.store.read(key, kind)
+            return function(kind() if value is None else value, *arguments, **options)
 
-            return edit
+        return view
 
-        return self._declare(access, usage, summary, wrap, **more)
+    def _editing(self, function: Callable[..., Reply], always: bool) -> Callable[..., Reply]:
+        kind = self.kind
+
+        def edit(context: Context, key: bytes, *arguments: Any, **options: Any) -> Reply:
+            value = context.store.read(key, kind)
+            if value is None:
+                value = kind()
+            reply = function(value, *arguments, **options)
+            if always or reply:
+                context.store.write(key, value)
+            return reply
+
+        return edit
 
 
 def find_command(arguments: list[bytes]) -> Command:
@@ -3377,13 +3364,12 @@ class Connection:
     end_of_message = True
 
     def __init__(self, peer: str) -> None:
-        #: The client's address, as CLIENT LIST shows it.
-        self.peer = peer
+        self.peer = peer  #: The client's address, as CLIENT LIST shows it.
         # Chunks that came while a reply was not taken, each with its end_of_message.
         self._backlog: collections.deque[tuple[bytes, bool]] = collections.deque()
         self._backlog_size = 0
         self._lock = threading.Lock()
-        self._closed = False
+        self._closed = self._interrupted = False
 
     def receive(self) -> bytes | None:
         """The next chunk; b"" for an empty message; None when no more will come."""
@@ -3455,12 +3441,13 @@ class Listener:
         raise NotImplementedError
 
 
-def _reply_not_taken() -> str:
-    return f"the client did not take its reply within {SEND_TIMEOUT:g} s"
+def _reply_not_taken() -> ConnectionLost:
+    return ConnectionLost(f"the client did not take its reply within {SEND_TIMEOUT:g} s")
 
 
-def _in_use(address: str) -> str:
-    return f"{address} is served by another program already; stop that one or choose another name"
+def _in_use(address: str) -> AddressInUse:
+    what = "is served by another program already; stop that one or choose another name"
+    return AddressInUse(f"{address} {what}")
 
 
 # What keeps one call from waiting. Where there is no such thing (Windows), the socket never waits.
@@ -3485,7 +3472,6 @@ class SocketConnection(Connection):
         self._socket.setblocking(bool(_DONTWAIT))
         self._size = SHORT_CHUNK_SIZE
         self._woken = False
-        self._interrupted = False
         self._ended = False  # the client sends no more
         self._waker: tuple[socket.socket, socket.socket] | None = None
 
@@ -3538,7 +3524,7 @@ class SocketConnection(Connection):
                 events |= selectors.EVENT_READ
             happened = _ready({self._socket: events}, deadline - time.monotonic())
             if not happened:
-                raise ConnectionLost(_reply_not_taken())
+                raise _reply_not_taken()
             try:
                 if happened[self._socket] & selectors.EVENT_READ:
                     chunk = self._socket.recv(CHUNK_SIZE, _DONTWAIT)
@@ -3601,13 +3587,10 @@ class SocketListener(Listener):
             # Windows: WSAEACCES, for a port that another program holds for itself.
             held = sys.platform == "win32" and isinstance(error, PermissionError)
             if held or error.errno == errno.EADDRINUSE:
-                raise AddressInUse(_in_use(address)) from None
+                raise _in_use(address) from None
             raise TransportError(f"Cannot serve {address}: {error}") from error
 
     def _bind(self) -> None:
-        raise NotImplementedError
-
-    def _peer(self, address: Any) -> str:
         raise NotImplementedError
 
     def accept(self) -> Connection | None:
@@ -3620,8 +3603,9 @@ class SocketListener(Listener):
                     return None
                 # A client may have left again.
                 with contextlib.suppress(BlockingIOError, ConnectionError):
-                    client, address = self._socket.accept()
-                    return SocketConnection(client, self._peer(address))
+                    client, peer = self._socket.accept()
+                    host, port = peer if isinstance(peer, tuple) else (self.address, 0)
+                    return SocketConnection(client, f"{host}:{port}")
 
     def interrupt(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -3652,9 +3636,6 @@ class TCPListener(SocketListener):
         option = socket.SO_REUSEADDR if exclusive is None else exclusive
         self._socket.setsockopt(socket.SOL_SOCKET, option, 1)
         self._socket.bind(("127.0.0.1", self._port))
-
-    def _peer(self, address: Any) -> str:
-        return f"{address[0]}:{address[1]}"
 
 
 if sys.platform == "win32":
@@ -3710,9 +3691,7 @@ if sys.platform == "win32":
             self._buffer = ctypes.create_string_buffer(CHUNK_SIZE)
             self._view = memoryview(self._buffer)
             self._begun = False  # a ReadFile was called whose outcome was not fetched yet
-            self._gone = False
-            self._interrupted = False
-            self._aborted = False
+            self._gone = self._aborted = False
 
         def receive(self) -> bytes | None:
             if self._backlog:
@@ -3801,7 +3780,7 @@ if sys.platform == "win32":
                 elif self._instance.cancel(self._instance.writing):
                     return
                 else:
-                    raise ConnectionLost(_reply_not_taken())
+                    raise _reply_not_taken()
 
         def close(self) -> None:
             with self._lock:
@@ -3860,12 +3839,12 @@ if sys.platform == "win32":
             # FILE_FLAG_FIRST_PIPE_INSTANCE is the guard; Wine ignores it, so look first.
             taken = WaitNamedPipeW(self.address, NMPWAIT_NOWAIT)
             if taken or ctypes.get_last_error() == ERROR_SEM_TIMEOUT:
-                raise AddressInUse(_in_use(self.address))
+                raise _in_use(self.address)
             try:
                 return _PipeInstance(self._create(FILE_FLAG_FIRST_PIPE_INSTANCE))
             except OSError as error:
                 if error.winerror == ERROR_ACCESS_DENIED:
-                    raise AddressInUse(_in_use(self.address)) from None
+                    raise _in_use(self.address) from None
                 raise TransportError(f"Cannot serve {self.address}: {error}") from error
 
         def _create(self, first: int = 0) -> int:
@@ -3987,10 +3966,7 @@ else:
                     return
                 except OSError as error:
                     log.debug("Probing %s: %s", self.address, error)
-            raise AddressInUse(_in_use(self.address))
-
-        def _peer(self, address: Any) -> str:
-            return f"{self.address}:0"
+            raise _in_use(self.address)
 
         def close(self) -> None:
             super().close()
