@@ -3661,10 +3661,8 @@ if sys.platform == "win32":
             CancelIoEx(self.handle, ctypes.byref(overlapped))
             # Until this has returned, the system may write to the buffer and the structure.
             count = wintypes.DWORD()
-            done = GetOverlappedResult(
-                self.handle, ctypes.byref(overlapped), ctypes.byref(count), True
-            )
-            return bool(done)
+            operation, counted = ctypes.byref(overlapped), ctypes.byref(count)
+            return bool(GetOverlappedResult(self.handle, operation, counted, True))
 
         def close(self) -> None:
             for handle in (self.handle, self.reading.hEvent, self.writing.hEvent, self.wake):
@@ -3678,15 +3676,12 @@ if sys.platform == "win32":
 
         def __init__(self, instance: _PipeInstance, listener: PipeListener) -> None:
             super().__init__(f"{listener.address}:0")
-            self._instance = instance
-            self._listener = listener
-            self._handle = instance.handle
+            self._instance, self._listener, self._handle = instance, listener, instance.handle
             self._reading = ctypes.byref(instance.reading)
             self._writing = ctypes.byref(instance.writing)
-            self._read_or_wake = (wintypes.HANDLE * 2)(instance.reading.hEvent, instance.wake)
-            self._write_or_read = (wintypes.HANDLE * 2)(
-                instance.writing.hEvent, instance.reading.hEvent
-            )
+            read, written = instance.reading.hEvent, instance.writing.hEvent
+            self._read_or_wake = (wintypes.HANDLE * 2)(read, instance.wake)
+            self._write_or_read = (wintypes.HANDLE * 2)(written, read)
             self._counted = ctypes.byref(wintypes.DWORD())
             self._buffer = ctypes.create_string_buffer(CHUNK_SIZE)
             self._view = memoryview(self._buffer)
@@ -3821,13 +3816,11 @@ if sys.platform == "win32":
             self._idle: list[_PipeInstance] = []
             try:
                 sid = current_user_sid()
-                self._security = security_attributes(
-                    f"O:{sid}G:{sid}D:P(A;;GA;;;SY)(A;;GA;;;{sid})"
-                )
+                sddl = f"O:{sid}G:{sid}D:P(A;;GA;;;SY)(A;;GA;;;{sid})"
+                self._security = security_attributes(sddl)
             except OSError as error:
-                raise TransportError(
-                    f"Cannot restrict {address} to this user, so it is not opened: {error}"
-                ) from error
+                what = f"Cannot restrict {address} to this user, so it is not opened: {error}"
+                raise TransportError(what) from error
             self._interruption = CreateEventW(None, True, False, None)
             try:
                 self._idle.append(self._create_first())
@@ -3852,12 +3845,8 @@ if sys.platform == "win32":
                 self.address,
                 PIPE_ACCESS_DUPLEX | FILE_FLAG_OVERLAPPED | first,
                 PIPE_TYPE_MESSAGE | PIPE_READMODE_MESSAGE | PIPE_REJECT_REMOTE_CLIENTS,
-                PIPE_UNLIMITED_INSTANCES,
-                CHUNK_SIZE,
-                CHUNK_SIZE,
-                0,
-                ctypes.byref(self._security),
-            )
+                PIPE_UNLIMITED_INSTANCES, CHUNK_SIZE, CHUNK_SIZE, 0, ctypes.byref(self._security),
+            )  # fmt: skip
             return handle
 
         def accept(self) -> Connection | None:
@@ -3952,9 +3941,8 @@ else:
             except OSError:
                 return
             if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
-                raise AddressInUse(
-                    f"{self.address} exists and is not a socket of this user; choose another name"
-                )
+                what = "exists and is not a socket of this user; choose another name"
+                raise AddressInUse(f"{self.address} {what}")
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.settimeout(STOP_GRACE)
                 try:
@@ -3987,8 +3975,7 @@ class Session:
     """One client from connecting to leaving: requests in, replies out."""
 
     def __init__(self, connection: Connection, context: Context, suspicious: bool) -> None:
-        self.connection = connection
-        self._context = context
+        self.connection, self._context = connection, context
         self._suspicious = suspicious
 
     def run(self) -> None:
@@ -3996,8 +3983,7 @@ class Session:
 
         :raises ConnectionLost: if a reply could not be delivered.
         """
-        connection = self.connection
-        context = self._context
+        connection, context = self.connection, self._context
         parser = RequestParser(connection.framed, context.settings.max_message)
         receive, feed, answer = connection.receive, parser.feed, self._answer
         while not context.closing:
@@ -4028,8 +4014,7 @@ class Session:
         more = True
         while more and not context.closing:
             output = []
-            size = 0
-            more = False
+            size, more = 0, False
             # The lock once a turn rather than once a command, and one message for all replies.
             with context.store.lock:
                 for arguments, terminator in pending:
@@ -4054,9 +4039,7 @@ class _Desk:
     # A listener, with the number of workers it has and of those that wait for a client.
 
     def __init__(self, listener: Listener) -> None:
-        self.listener = listener
-        self.workers = 0
-        self.spare = 0
+        self.listener, self.workers, self.spare = listener, 0, 0
 
 
 class Server:
@@ -4079,17 +4062,13 @@ class Server:
         self._store.policy = self._settings.policy
         self._statistics = Statistics(self.address)
         self._desks: list[_Desk] = []
-        self._pool = concurrent.futures.ThreadPoolExecutor(
-            self._settings.max_clients * (1 if self._settings.tcp is None else 2),
-            thread_name_prefix="pipecache",
-        )
-        self._process = 0
+        most = self._settings.max_clients * (1 if self._settings.tcp is None else 2)
+        self._pool = concurrent.futures.ThreadPoolExecutor(most, "pipecache")
+        self._process = self._workers = 0
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._stopping = threading.Event()
-        self._stopped = threading.Event()
+        self._stopping, self._stopped = threading.Event(), threading.Event()
         self._sessions: set[Session] = set()
-        self._workers = 0
 
     def start(self) -> None:
         """Open the pipe and serve it on background threads.
@@ -4113,13 +4092,8 @@ class Server:
         # Python 3.9), so a host program that ends without stop() would hang there.
         this = weakref.ref(self)
         getattr(threading, "_register_atexit", atexit.register)(lambda: _stop_left(this()))
-        log.info(
-            "Serving %s (process %d, pipecache %s, Python %d.%d)",
-            self.address,
-            os.getpid(),
-            __version__,
-            *sys.version_info[:2],
-        )
+        facts = (self.address, os.getpid(), __version__, *sys.version_info[:2])
+        log.info("Serving %s (process %d, pipecache %s, Python %d.%d)", *facts)
         for desk in desks[1:]:
             asked = "no password" if self._settings.password is None else "a password"
             log.info("Serving %s, to any account here, with %s", desk.listener.address, asked)
@@ -4161,10 +4135,7 @@ class Server:
             while self._workers and time.monotonic() - started < STOP_TIMEOUT:
                 late = time.monotonic() - started > STOP_GRACE
                 for session in self._sessions:
-                    if late:
-                        session.connection.abort()
-                    else:
-                        session.connection.interrupt()
+                    (session.connection.abort if late else session.connection.interrupt)()
                 self._changed.wait(0.1)
         if self._workers:
             log.error("Stopped, but %d clients' commands did not end", self._workers)
@@ -4172,11 +4143,8 @@ class Server:
         self._pool.shutdown()
         for desk in self._desks:
             desk.listener.close()
-        log.info(
-            "Stopped after %d commands of %d clients",
-            self._statistics.commands,
-            self._statistics.connections,
-        )
+        counts = self._statistics.commands, self._statistics.connections
+        log.info("Stopped after %d commands of %d clients", *counts)
 
     def serve_forever(self) -> None:
         """Start, and serve until stop() is called by another thread or an exception such as
@@ -4372,13 +4340,13 @@ def _password(options: argparse.Namespace) -> bytes | None:
             "--tcp lets every account of this machine connect: add --password-file FILE,"
             " or --tcp-no-password if you mean that (one of them)"
         )
-    if options.password_file is None:
+    name = options.password_file
+    if name is None:
         return None
     try:
-        with open(options.password_file, "rb") as file:
+        with open(name, "rb") as file:
             password = file.readline(MAX_LOCKED_OUT_ARGUMENT).rstrip(b"\r\n")
     except OSError as error:
-        name = options.password_file
         raise ValueError(f"cannot read --password-file {name!r}: {error.strerror}") from error
     if not password:
         raise ValueError("the first line of --password-file is empty: it is the password")
