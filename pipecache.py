@@ -244,12 +244,6 @@ class UnknownCommand(CommandError):
         super().__init__(f"ERR unknown command '{_shown(name)}', with args beginning with: {shown}")
 
 
-def unknown_subcommand(name: bytes, subcommand: bytes) -> CommandError:
-    """The error for ``CLIENT FOO``."""
-    shown = _shown(subcommand[:ERROR_EXCERPT])
-    return CommandError(f"ERR unknown subcommand '{shown}'. Try {_shown(name.upper())} HELP.")
-
-
 def invalid_expire(name: str) -> CommandError:
     """The error for a time to live that is over, or beyond 64 bits."""
     return CommandError(f"ERR invalid expire time in '{name}' command")
@@ -385,10 +379,9 @@ def _text_body(reply: Reply, separator: bytes) -> bytes:
         return b"%d" % reply
     if isinstance(reply, float):
         return encode_double(reply)
-    if isinstance(reply, dict):
-        reply = list(itertools.chain.from_iterable(reply.items()))
-    if isinstance(reply, Pairs):
-        reply = list(itertools.chain.from_iterable(reply))
+    if isinstance(reply, (dict, Pairs)):
+        pairs = reply.items() if isinstance(reply, dict) else reply
+        reply = list(itertools.chain.from_iterable(pairs))
     if isinstance(reply, list):
         return separator.join(_text_body(element, separator) for element in reply)
     if isinstance(reply, UnknownCommand):
@@ -850,6 +843,10 @@ class SortedSet:
 
 Value = TypeVar("Value")
 
+# What a pattern of Redis is made of: a class such as [^a-z], or one character; and such a class.
+_GLOB = re.compile(rb"\[(?P<negated>\^?)(?P<members>(?:\\.|[^\]]-.|[^\]])*)\]?|\\?.", re.DOTALL)
+_GLOB_MEMBER = re.compile(rb"\\(.)|(.)-(.)|(.)", re.DOTALL)
+
 
 @functools.lru_cache(maxsize=256)
 def glob(pattern: bytes) -> Callable[[bytes], object]:
@@ -862,24 +859,16 @@ def glob(pattern: bytes) -> Callable[[bytes], object]:
     """
     if len(pattern) > MAX_PATTERN:
         raise CommandError(f"ERR the pattern is longer than {MAX_PATTERN} bytes")
-    parts: list[bytes] = [b""]
-    position = 0
-    while position < len(pattern):
-        char = pattern[position : position + 1]
-        position += 1
-        if char == b"*":
+    parts = [b""]
+    for match in _GLOB.finditer(pattern):
+        if match[0] == b"*":
             parts.append(b"")
-            continue
-        if char == b"?":
-            char = b"."
-        elif char == b"[":
-            char, position = _glob_class(pattern, position)
+        elif match[0] == b"?":
+            parts[-1] += b"."
+        elif match["members"] is not None:
+            parts[-1] += _glob_class(match["negated"], match["members"])
         else:
-            if char == b"\\" and position < len(pattern):
-                char = pattern[position : position + 1]
-                position += 1
-            char = re.escape(char)
-        parts[-1] += char
+            parts[-1] += re.escape(match[0][-1:])
     first, *others = parts
     if not others:
         return re.compile(first, re.DOTALL).fullmatch
@@ -891,23 +880,14 @@ def glob(pattern: bytes) -> Callable[[bytes], object]:
     return re.compile(b"%b%b.*%b" % (first, middle, others[-1]), re.DOTALL).fullmatch
 
 
-def _glob_class(pattern: bytes, position: int) -> tuple[bytes, int]:
-    negated = pattern.startswith(b"^", position)
-    position += negated
-    members = b""
-    while position < len(pattern) and pattern[position] != ord("]"):
-        low = high = pattern[position]
-        if low == ord("\\") and position + 1 < len(pattern):
-            position += 1
-            low = high = pattern[position]
-        elif pattern.startswith(b"-", position + 1) and position + 2 < len(pattern):
-            position += 2
-            low, high = sorted((low, pattern[position]))
-        members += b"\\x%02x-\\x%02x" % (low, high)
-        position += 1
-    if not members:
-        return b"." if negated else b"(?!)", position + 1
-    return b"[%b%b]" % (b"^" if negated else b"", members), position + 1
+def _glob_class(negated: bytes, members: bytes) -> bytes:
+    ranges = b""
+    for escaped, low, high, single in _GLOB_MEMBER.findall(members):
+        first, last = sorted(((low or escaped or single)[0], (high or escaped or single)[0]))
+        ranges += b"\\x%02x-\\x%02x" % (first, last)
+    if not ranges:
+        return b"." if negated else b"(?!)"
+    return b"[%b%b]" % (negated, ranges)
 
 
 class Watch:
@@ -1413,7 +1393,9 @@ class Command:
         self.fewest = sum(not item.startswith("[") for item in items)
         self.most = sys.maxsize if endless or self._options is not None else len(positional)
         self.plain = self.fewest if self._paired else self.most if endless else len(positional)
-        parsers = [PARSERS.get(name, bytes) for name in positional[self.words :]]
+        # Behind what may be repeated no argument has a place of its own.
+        placed = itertools.takewhile(lambda name: "..." not in name, positional[self.words :])
+        parsers = [PARSERS.get(name, bytes) for name in placed]
         self.run = run if raw or set(parsers) <= {bytes} else _parsing(run, parsers)
 
     def call(self, context: Context, arguments: list[bytes]) -> Reply:
@@ -1539,7 +1521,8 @@ def find_command(arguments: list[bytes]) -> Command:
             raise wrong_arity(name)
         entry = SUBCOMMANDS.get((name, arguments[1].upper()))
         if entry is None:
-            raise unknown_subcommand(name, arguments[1])
+            shown = f"'{_shown(arguments[1][:ERROR_EXCERPT])}'. Try {_shown(name)} HELP."
+            raise CommandError(f"ERR unknown subcommand {shown}")
     if entry is None:
         raise UnknownCommand(arguments[0], arguments[1:])
     # As far as Redis looks before it queues a command; call() does the rest.
@@ -1730,6 +1713,15 @@ def parse_bound(argument: bytes) -> tuple[float, bool]:
     return float(match_number(number, "ERR min or max is not a float")[0]), exclusive
 
 
+def _choice(words: str, argument: bytes) -> str:
+    word = argument.decode("latin-1").upper()
+    if word not in words.split("|"):
+        raise CommandError(SYNTAX_ERROR)
+    return word
+
+
+for _name in ("LEFT|RIGHT", "BEFORE|AFTER", "ON|OFF|SKIP"):
+    PARSERS[_name] = functools.partial(_choice, _name)
 for _name in ("decrement", "end", "increment", "occurrences", "offset", "size", "start", "stop"):
     PARSERS[_name] = parse_integer
 PARSERS.update(
@@ -2194,9 +2186,9 @@ def pop(value: ListValue, count: int | None = None, *, left: bool) -> Reply:
 lists.views("LLEN key", "The length of a list.")(len)
 
 
-@lists.views("LRANGE key start stop", "The elements between two positions.")
-def lrange(value: ListValue, start: int, stop: int) -> Reply:
-    return list(itertools.islice(value, *positions(start, stop, len(value))))
+lists.views("LRANGE key start stop", "The elements between two positions.")(
+    lambda value, start, stop: list(itertools.islice(value, *positions(start, stop, len(value))))
+)
 
 
 def _position(value: ListValue, index: bytes) -> int | None:
@@ -2223,13 +2215,11 @@ def lset(value: ListValue, index: bytes, element: bytes) -> Reply:
 
 
 @lists.grows("LINSERT key BEFORE|AFTER pivot element", "Add beside a pivot; the length, or -1.")
-def linsert(context: Context, key: bytes, where: bytes, pivot: bytes, element: bytes) -> Reply:
-    if where.upper() not in (b"BEFORE", b"AFTER"):
-        raise CommandError(SYNTAX_ERROR)
+def linsert(context: Context, key: bytes, where: str, pivot: bytes, element: bytes) -> Reply:
     value = context.store.read(key, ListValue)
     if value is None or pivot not in value:
         return 0 if value is None else -1
-    value.insert(value.index(pivot) + (where.upper() == b"AFTER"), element)
+    value.insert(value.index(pivot) + (where == "AFTER"), element)
     value.payload += len(element)
     context.store.write(key, value)
     return len(value)
@@ -2275,24 +2265,17 @@ def lpos(
     return found if count is not None else found[0] if found else None
 
 
-def _is_left(word: bytes) -> bool:
-    if word.upper() not in (b"LEFT", b"RIGHT"):
-        raise CommandError(SYNTAX_ERROR)
-    return word.upper() == b"LEFT"
-
-
 @lists.grows("LMOVE source destination LEFT|RIGHT LEFT|RIGHT", "Move an element; the element.")
 @lists.grows("RPOPLPUSH source destination", "LMOVE source destination RIGHT LEFT.")
 def lmove(
-    context: Context, source: bytes, target: bytes, taken: bytes = b"RIGHT", put: bytes = b"LEFT"
+    context: Context, source: bytes, target: bytes, taken: str = "RIGHT", put: str = "LEFT"
 ) -> Reply:
-    from_left, to_left = _is_left(taken), _is_left(put)
     value = context.store.read(source, ListValue)
     if value is None:
         return None
     other = value if source == target else context.store.read(target, ListValue) or ListValue()
-    element = value.take(from_left)
-    other.push([element], to_left)
+    element = value.take(taken == "LEFT")
+    other.push([element], put == "LEFT")
     context.store.write(source, value)
     context.store.write(target, other)
     return element
@@ -2304,7 +2287,7 @@ def lmpop(context: Context, numkeys: bytes, *words: bytes) -> Reply:
     names, rest = take_keys(numkeys, words, SYNTAX_ERROR)
     if not rest:
         raise CommandError(SYNTAX_ERROR)
-    left = _is_left(rest[0])
+    left = _choice("LEFT|RIGHT", rest[0]) == "LEFT"
     options, more = Options("[COUNT number]").split(rest[1:3])
     count = parse_integer(options.get("count", b"1"), "ERR count should be greater than 0", 1)
     if more or len(rest) > 3:
@@ -2478,12 +2461,11 @@ scans(sets, "SSCAN", "members", lambda value, member: (member,))
 # ----------------------------------------------------------------------------
 
 zsets = Family("sorted-set", SortedSet)
+_ZADD = "[NX] [XX] [GT] [LT] [CH] [INCR]"
+_ZADD_OPTIONS = Options(_ZADD)
 
 
-@zsets.grows(
-    "ZADD key [NX] [XX] [GT] [LT] [CH] [INCR] score member [score member ...]",
-    "Set scores; how many members are new, or with CH new or changed.",
-)
+@zsets.grows(f"ZADD key {_ZADD} score member [score member ...]", "Set scores; the new ones.")
 def zadd(context: Context, key: bytes, *words: bytes) -> Reply:
     options, pairs = _ZADD_OPTIONS.split(words)
     if not pairs or len(pairs) % 2:
@@ -2499,16 +2481,15 @@ def zadd(context: Context, key: bytes, *words: bytes) -> Reply:
     added = changed = 0
     for score, member in zip(scores, pairs[1::2]):
         old = value.scores.get(member)
+        new = score + old if "incr" in options and old is not None else score
         if ("nx" in options and old is not None) or ("xx" in options and old is None):
             new = None
-        else:
-            new = score + old if "incr" in options and old is not None else score
-            if math.isnan(new):
-                raise CommandError("ERR resulting score is not a number (NaN)")
-            if old is not None and (
-                ("gt" in options and new <= old) or ("lt" in options and new >= old)
-            ):
-                new = None
+        elif math.isnan(new):
+            raise CommandError("ERR resulting score is not a number (NaN)")
+        elif old is not None and (
+            ("gt" in options and new <= old) or ("lt" in options and new >= old)
+        ):
+            new = None
         if new is not None and new != old:
             value.put(member, new + 0.0)  # not -0
             added += old is None
@@ -2520,14 +2501,9 @@ def zadd(context: Context, key: bytes, *words: bytes) -> Reply:
     return changed if "ch" in options else added
 
 
-_ZADD_OPTIONS = Options("[NX] [XX] [GT] [LT] [CH] [INCR]")
-
-
-@zsets.grows("ZINCRBY key number member", "Add to a member's score and return it.")
-def zincrby(context: Context, key: bytes, increment: bytes, member: bytes) -> Reply:
-    return zadd(context, key, b"INCR", increment, member)
-
-
+zsets.grows("ZINCRBY key number member", "Add to a member's score and return it.")(
+    lambda context, key, number, member: zadd(context, key, b"INCR", number, member)
+)
 zsets.views("ZSCORE key member", "The score of a member.")(
     lambda value, member: value.scores.get(member)
 )
@@ -2562,22 +2538,13 @@ def zcount(value: SortedSet, low: Any, high: Any) -> Reply:
     return last - first
 
 
-@zsets.reads(
-    "ZRANGE key low high [BYSCORE] [REV] [LIMIT offset size] [WITHSCORES]",
-    "The members between two places, or between two scores.",
-)
+@zsets.reads("ZRANGE key low high [BYSCORE] [REV] [LIMIT offset size] [WITHSCORES]",
+             "The members between two places, or between two scores.")  # fmt: skip
 @zsets.reads("ZREVRANGE key low high [WITHSCORES]", "ZRANGE with REV.", rev=True)
-@zsets.reads(
-    "ZRANGEBYSCORE key low high [WITHSCORES] [LIMIT offset size]",
-    "ZRANGE with BYSCORE.",
-    byscore=True,
-)
-@zsets.reads(
-    "ZREVRANGEBYSCORE key high low [WITHSCORES] [LIMIT offset size]",
-    "ZRANGE with BYSCORE and REV.",
-    byscore=True,
-    rev=True,
-)
+@zsets.reads("ZRANGEBYSCORE key low high [WITHSCORES] [LIMIT offset size]",
+             "ZRANGE with BYSCORE.", byscore=True)  # fmt: skip
+@zsets.reads("ZREVRANGEBYSCORE key high low [WITHSCORES] [LIMIT offset size]",
+             "ZRANGE with BYSCORE and REV.", byscore=True, rev=True)  # fmt: skip
 def zrange(
     context: Context, key: bytes, start: bytes, stop: bytes, byscore: bool = False,
     rev: bool = False, limit: Sequence[int] | None = None, withscores: bool = False,
@@ -2627,22 +2594,15 @@ def zpopmin(value: SortedSet, count: int | None = None, *, highest: bool) -> Rep
     return list(itertools.chain.from_iterable(found)) if count is None else Pairs(found)
 
 
-@zsets.edits("ZREMRANGEBYRANK key start stop", "Delete members between two places.", "writes")
-def zremrangebyrank(value: SortedSet, start: int, stop: int) -> Reply:
-    return len(_remove(value, *positions(start, stop, len(value))))
-
-
-@zsets.edits("ZREMRANGEBYSCORE key min max", "Delete members between two scores.", "writes")
-def zremrangebyscore(value: SortedSet, low: Any, high: Any) -> Reply:
-    return len(_remove(value, *_between(value, low, high)))
-
-
-scans(
-    zsets,
-    "ZSCAN",
-    "members with their scores",
-    lambda value, member: (member, encode_double(value.scores[member])),
+zsets.edits("ZREMRANGEBYRANK key start stop", "Delete members between two places.", "writes")(
+    lambda value, start, stop: len(_remove(value, *positions(start, stop, len(value))))
 )
+zsets.edits("ZREMRANGEBYSCORE key min max", "Delete members between two scores.", "writes")(
+    lambda value, low, high: len(_remove(value, *_between(value, low, high)))
+)
+scans(zsets, "ZSCAN", "members with their scores", lambda value, member: (
+    member, encode_double(value.scores[member])
+))  # fmt: skip
 
 
 # ----------------------------------------------------------------------------
@@ -2661,9 +2621,7 @@ def multi(context: Context) -> Reply:
     return OK
 
 
-@transactions.reads(
-    "EXEC", "Carry out the queued commands as one step, if no watch is broken.", raw=True
-)
+@transactions.reads("EXEC", "Carry out the queue as one step, if no watch is broken.", raw=True)
 def exec_(context: Context, *words: bytes) -> Reply:
     if words:
         context.end_transaction()
@@ -2908,12 +2866,9 @@ def client_kill(context: Context, *words: bytes) -> Reply:
 
 
 @connection.reads("CLIENT REPLY ON|OFF|SKIP", "Whether commands are answered; SKIP: the next one.")
-def client_reply(context: Context, mode: bytes) -> Reply:
-    chosen = mode.decode("latin-1").upper()
-    if chosen not in ("ON", "OFF", "SKIP"):
-        raise CommandError(SYNTAX_ERROR)
-    if chosen != "SKIP" or context.replying == "ON":
-        context.replying = chosen
+def client_reply(context: Context, mode: str) -> Reply:
+    if mode != "SKIP" or context.replying == "ON":
+        context.replying = mode
     context.guard()
     return OK if context.replying == "ON" else NOTHING
 
