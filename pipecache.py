@@ -157,15 +157,10 @@ class Settings:
     """
 
     def __init__(
-        self,
-        pipe: str = DEFAULT_PIPE,
-        max_clients: int = MAX_CLIENTS,
-        max_message: int = MAX_MESSAGE,
-        max_memory: int = 0,
-        policy: str = "noeviction",
-        tcp: int | None = None,
-        password: bytes | None = None,
-    ) -> None:
+        self, pipe: str = DEFAULT_PIPE, max_clients: int = MAX_CLIENTS,
+        max_message: int = MAX_MESSAGE, max_memory: int = 0, policy: str = "noeviction",
+        tcp: int | None = None, password: bytes | None = None,
+    ) -> None:  # fmt: skip
         for wrong, reason in (
             (
                 not pipe.strip() or any(char < " " for char in pipe),
@@ -576,12 +571,11 @@ class RequestParser:
     ) -> int | None:
         buffer = self._buffer
         if self._framed:
-            end = taken = len(buffer)
-            complete = end_of_message
+            end, complete = len(buffer), end_of_message
         else:
-            end = buffer.find(b"\n", max(position, self._scanned))
-            complete = end >= 0
-            taken = end = end + 1 if complete else len(buffer)
+            end = buffer.find(b"\n", max(position, self._scanned)) + 1
+            complete = end > 0
+            end = end or len(buffer)
             self._scanned = 0 if complete else end - position
         limit = MAX_LOCKED_OUT_ARGUMENT if self.restricted else self._max_message
         if end - position > limit + 2:
@@ -590,7 +584,7 @@ class RequestParser:
         if not complete:
             return None
         self._take_line(bytes(buffer[position:end]), requests)
-        return taken
+        return end
 
     def _is_line(self, chunk: bytes, end_of_message: bool) -> bool:
         # Whether a chunk is one whole text command, as nearly all of them come.
@@ -1245,15 +1239,10 @@ class Context:
     """
 
     def __init__(
-        self,
-        store: Store,
-        settings: Settings,
-        statistics: Statistics,
-        password: bytes | None = None,
-        address: str = "",
-        local_address: str = "",
+        self, store: Store, settings: Settings, statistics: Statistics,
+        password: bytes | None = None, address: str = "", local_address: str = "",
         hang_up: Callable[[], None] = lambda: None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.store, self.settings, self.statistics = store, settings, statistics
         self.password, self.hang_up = password, hang_up
         self.address, self.local_address = address, local_address
@@ -1367,15 +1356,9 @@ class Command:
     )  # fmt: skip
 
     def __init__(
-        self,
-        group: str,
-        access: str,
-        usage: str,
-        summary: str,
-        run: Callable[..., Reply],
-        raw: bool = False,
-        loose: bool = False,
-    ) -> None:
+        self, group: str, access: str, usage: str, summary: str, run: Callable[..., Reply],
+        raw: bool = False, loose: bool = False,
+    ) -> None:  # fmt: skip
         self.items = items = re.findall(r"\[[^\]]*\]|\S+", usage)
         subcommand = len(items) > 1 and re.fullmatch("[A-Z]+", items[1]) is not None
         #: Words of the name, and the name.
@@ -1449,17 +1432,12 @@ class Family:
         self.grows = functools.partial(self._declare, "grows")
 
     def _declare(
-        self,
-        access: str,
-        usage: str,
-        summary: str,
-        wrap: Callable[[Any], Any] = lambda function: function,
-        raw: bool = False,
-        loose: bool = False,
-        **fixed: Any,
-    ) -> Declaration:
+        self, access: str, usage: str, summary: str, wrap: Callable[[Any], Any] | None = None,
+        raw: bool = False, loose: bool = False, **fixed: Any,
+    ) -> Declaration:  # fmt: skip
         def declare(function: Callable[..., Reply]) -> Callable[..., Reply]:
-            run = wrap(functools.partial(function, **fixed) if fixed else function)
+            run = functools.partial(function, **fixed) if fixed else function
+            run = wrap(run) if wrap else run
             entry = Command(self._group, access, usage, summary, run, raw, loose)
             name, *subcommand = entry.name.encode().split()
             if subcommand:
@@ -3246,10 +3224,7 @@ if sys.platform == "win32":
     # fmt: on
 
     def current_user_sid() -> str:
-        """The security identifier of the account this process runs as, ``S-1-5-...``.
-
-        :raises OSError: if Windows does not tell.
-        """
+        """The account this process runs as, ``S-1-5-...``; OSError if Windows does not tell."""
         token = wintypes.HANDLE()
         OpenProcessToken(GetCurrentProcess(), TOKEN_QUERY, ctypes.byref(token))
         try:
@@ -3269,7 +3244,7 @@ if sys.platform == "win32":
             CloseHandle(token)
 
     def security_attributes(sddl: str) -> SECURITY_ATTRIBUTES:
-        """Attributes with the descriptor that an SDDL string describes; free it with LocalFree.
+        """Attributes with the descriptor, to be freed by LocalFree, that an SDDL string tells of.
 
         :raises OSError: if the string is not one.
         """
@@ -3372,7 +3347,11 @@ class Connection:
 
 
 class Listener:
-    """Where clients connect. accept() may be called by several threads at once."""
+    """Where clients connect. accept() may be called by several threads at once.
+
+    :raises AddressInUse: if another program serves the address.
+    :raises TransportError: if it cannot be served, or on Windows not be made safe.
+    """
 
     #: Whether the system lets other accounts of this machine connect.
     open_to_all = False
@@ -3573,11 +3552,7 @@ class SocketListener(Listener):
 
 
 class TCPListener(SocketListener):
-    """A port of 127.0.0.1, which any account of this machine can connect to.
-
-    :raises AddressInUse: if another program serves this port.
-    :raises TransportError: if it cannot be served.
-    """
+    """A port of 127.0.0.1, which any account of this machine can connect to."""
 
     open_to_all = True
 
@@ -3758,11 +3733,7 @@ if sys.platform == "win32":
                     CancelIoEx(self._handle, self._writing)
 
     class PipeListener(Listener):
-        """A named pipe for one user's account and SYSTEM, on this machine alone.
-
-        :raises AddressInUse: if another program serves this name.
-        :raises TransportError: if the pipe cannot be made, or not be made safe.
-        """
+        """A named pipe for one user's account and SYSTEM, on this machine alone."""
 
         def __init__(self, address: str) -> None:
             super().__init__(address)
@@ -3871,11 +3842,7 @@ if sys.platform == "win32":
 else:
 
     class UnixListener(SocketListener):
-        """A Unix domain socket for the user alone.
-
-        :raises AddressInUse: if another program serves this path.
-        :raises TransportError: if the socket cannot be made there.
-        """
+        """A Unix domain socket for the user alone."""
 
         def __init__(self, address: str) -> None:
             super().__init__(address, socket.socket(socket.AF_UNIX))
