@@ -56,19 +56,7 @@ import sys
 import threading
 import time
 import weakref
-from typing import (
-    Any,
-    Callable,
-    Deque,
-    Dict,
-    Iterable,
-    List,
-    Optional,
-    Sequence,
-    Tuple,
-    TypeVar,
-    Union,
-)
+from typing import Any, Callable, Deque, Dict, Iterable, List, Sequence, Tuple, TypeVar, Union
 
 if sys.platform == "win32":
     import ctypes
@@ -84,11 +72,8 @@ log = logging.getLogger("pipecache")
 # Limits and defaults
 # ----------------------------------------------------------------------------
 
-#: The name of the pipe when none is given.
-DEFAULT_PIPE = "KeyValuePipe"
-
-#: Clients served at once; one more waits until another leaves.
-MAX_CLIENTS = 1000
+DEFAULT_PIPE = "KeyValuePipe"  #: The name of the pipe when none is given.
+MAX_CLIENTS = 1000  #: Clients served at once; one more waits until another leaves.
 
 #: The longest text command, and the longest argument of a RESP command, in bytes; and the least
 #: that this can be set to.
@@ -97,36 +82,29 @@ MIN_MESSAGE = 1024
 
 #: Seconds a client may leave its reply lying, without taking any of it, before it is dropped.
 SEND_TIMEOUT = 30.0
-
-#: Bytes written at once to a pipe, which Windows keeps in memory it has little of.
-PIECE_SIZE = 1024 * 1024
-
-#: Bytes of further commands kept while a client does not take its replies, and what each chunk of
-#: them takes beside its own bytes.
-BACKLOG = 256 * 1024 * 1024
-CHUNK_OVERHEAD = 100
-
 #: Seconds in which stop() returns, and after how many of them it stops waiting for replies.
 STOP_TIMEOUT = 5.0
 STOP_GRACE = 2.0
-
 #: Workers kept waiting for clients, so that several can connect at the same moment.
 SPARE_LISTENERS = 8
 
 #: Bytes asked of the system at a time, and the quota of a pipe in each direction.
 CHUNK_SIZE = 65536
-
 #: The same of a socket, as long as no more than that comes: room for less is quicker to find.
 SHORT_CHUNK_SIZE = 4096
+#: Bytes written at once to a pipe, which Windows keeps in memory it has little of.
+PIECE_SIZE = 1024 * 1024
+#: Bytes of further commands kept while a client does not take its replies, and what each chunk of
+#: them takes beside its own bytes.
+BACKLOG = 256 * 1024 * 1024
+CHUNK_OVERHEAD = 100
 
 #: Arguments of one command, and the length of the line that announces them in RESP.
 MAX_ARGUMENTS = 1024 * 1024
 MAX_HEADER = 65536
-
 #: The same, and bytes of one, while a client has not given the password it must give.
 MAX_LOCKED_OUT_ARGUMENTS = 10
 MAX_LOCKED_OUT_ARGUMENT = 16384
-
 #: Bytes of one client's replies after which the others get a turn, and what each command counts
 #: beside its reply.
 TURN_BYTES = 1024 * 1024
@@ -135,39 +113,21 @@ TURN_COST = 4096
 #: Seconds between two looks for expired keys, and keys taken away at a time.
 SWEEP_INTERVAL = 0.1
 SWEEP_KEYS = 1000
-
-#: Bytes of a pattern: to prepare one takes time in which nobody is served.
-MAX_PATTERN = 4096
-
 #: Keys looked at by one SCAN at most, and up to how many members HSCAN and its like give at once.
 MAX_SCAN = 10_000
 SCAN_WHOLE = 128
+LRU_SAMPLES = 5  #: Keys of which an LRU policy evicts the one not used for longest.
+CLOCK_STEP = 500  #: Milliseconds by which the wall clock must be off to have been set.
 
-#: Keys, or members, up to which each is as likely as any other to be drawn by chance.
-DRAWN_EXACTLY = 1000
-
-#: Keys of which an LRU policy evicts the one not used for longest.
-LRU_SAMPLES = 5
-
-#: Bytes of a decimal number.
-MAX_NUMBER = 4000
-
-#: Milliseconds by which the wall clock must be off to have been set.
-CLOCK_STEP = 500
-
-#: Seconds that DEBUG SLEEP sleeps at most.
-MAX_SLEEP = 3600.0
-
-#: Bytes of a command that an error message repeats.
-ERROR_EXCERPT = 128
-
-#: The range of Redis's integers.
-INTEGER_MIN, INTEGER_MAX = -(2**63), 2**63 - 1
-
+DRAWN_EXACTLY = 1000  #: Keys or members up to which each is as likely as any other to be drawn.
+MAX_PATTERN = 4096  #: Bytes of a pattern: to prepare one takes time in which nobody is served.
+MAX_NUMBER = 4000  #: Bytes of a decimal number.
+MAX_SLEEP = 3600.0  #: Seconds that DEBUG SLEEP sleeps at most.
+ERROR_EXCERPT = 128  #: Bytes of a command that an error message repeats.
+INTEGER_MIN, INTEGER_MAX = -(2**63), 2**63 - 1  #: The range of Redis's integers.
 
 #: The Redis whose replies are the measure, as clients that ask for a version are told.
 REDIS_VERSION = "7.0.15"
-
 
 #: What gives way when memory is short: nothing, or keys (of all, or of those with a time to live)
 #: that were not used for long, that chance chooses, or that expire first.
@@ -182,8 +142,7 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(r"(\d+)\s*([kmg]?)b?", text.strip().lower())
     if match is None:
         raise ValueError(f"{text!r} is not a size such as 64kb, 10mb or 1gb")
-    exponent: int = " kmg".index(match[2] or " ")
-    return int(match[1]) * int(1024**exponent)
+    return int(match[1]) << 10 * " kmg".index(match[2] or " ")
 
 
 class Settings:
@@ -199,39 +158,31 @@ class Settings:
     :raises ValueError: for a value that cannot be used.
     """
 
-    __slots__ = (
-        "max_clients", "max_memory", "max_message", "password", "pipe", "policy", "tcp",
-    )  # fmt: skip
-
     def __init__(
-        self,
-        pipe: str = DEFAULT_PIPE,
-        max_clients: int = MAX_CLIENTS,
-        max_message: int = MAX_MESSAGE,
-        max_memory: int = 0,
-        policy: str = "noeviction",
-        tcp: int | None = None,
-        password: bytes | None = None,
-    ) -> None:
-        if not pipe.strip() or any(char < " " for char in pipe):
-            raise ValueError("the pipe needs a name, without control characters")
-        if max_clients < 1:
-            raise ValueError("max_clients must be 1 or more")
-        if max_memory < 0:
-            raise ValueError("max_memory must be 0 (no limit) or more bytes")
-        if policy not in POLICIES:
-            raise ValueError(f"the policy must be one of {', '.join(POLICIES)}")
-        if tcp is not None and not 1 <= tcp <= 65535:
-            raise ValueError("the TCP port must be from 1 to 65535")
-        if password is not None and (tcp is None or not password):
-            raise ValueError("a password is for TCP, which needs a port, and cannot be empty")
-        self.pipe = pipe
-        self.max_clients = max_clients
+        self, pipe: str = DEFAULT_PIPE, max_clients: int = MAX_CLIENTS,
+        max_message: int = MAX_MESSAGE, max_memory: int = 0, policy: str = "noeviction",
+        tcp: int | None = None, password: bytes | None = None,
+    ) -> None:  # fmt: skip
+        for wrong, reason in (
+            (
+                not pipe.strip() or any(char < " " for char in pipe),
+                "the pipe needs a name, without control characters",
+            ),
+            (max_clients < 1, "max_clients must be 1 or more"),
+            (max_memory < 0, "max_memory must be 0 (no limit) or more bytes"),
+            (policy not in POLICIES, f"the policy must be one of {', '.join(POLICIES)}"),
+            (tcp is not None and not 1 <= tcp <= 65535, "the TCP port must be from 1 to 65535"),
+            (
+                password is not None and (tcp is None or not password),
+                "a password is for TCP, which needs a port, and cannot be empty",
+            ),
+        ):
+            if wrong:
+                raise ValueError(reason)
         self.set_max_message(max_message)
-        self.max_memory = max_memory
-        self.policy = policy
-        self.tcp = tcp
-        self.password = password
+        self.pipe, self.max_clients = pipe, max_clients
+        self.max_memory, self.policy = max_memory, policy
+        self.tcp, self.password = tcp, password
 
     def set_max_message(self, size: int) -> None:
         """Change ``max_message``, for what is received from now on.
@@ -290,12 +241,6 @@ class UnknownCommand(CommandError):
         super().__init__(f"ERR unknown command '{_shown(name)}', with args beginning with: {shown}")
 
 
-def unknown_subcommand(name: bytes, subcommand: bytes) -> CommandError:
-    """The error for ``CLIENT FOO``."""
-    shown = _shown(subcommand[:ERROR_EXCERPT])
-    return CommandError(f"ERR unknown subcommand '{shown}'. Try {_shown(name.upper())} HELP.")
-
-
 def invalid_expire(name: str) -> CommandError:
     """The error for a time to live that is over, or beyond 64 bits."""
     return CommandError(f"ERR invalid expire time in '{name}' command")
@@ -323,8 +268,6 @@ OUT_OF_MEMORY = "OOM command not allowed when used memory > 'maxmemory'."
 class Status(bytes):
     """A status reply such as ``OK``: a simple string in RESP, bare in text."""
 
-    __slots__ = ()
-
 
 OK = Status(b"OK")
 PONG = Status(b"PONG")
@@ -334,19 +277,13 @@ QUEUED = Status(b"QUEUED")
 class Verbatim(bytes):
     """Text for a person to read, such as INFO's: RESP3 says so."""
 
-    __slots__ = ()
-
 
 class Members(List[bytes]):
     """The members of a set, in no order: RESP3 says so."""
 
-    __slots__ = ()
-
 
 class Pairs(List[Any]):
     """Pairs, which RESP3 has as lists of two, and RESP2 one after the other."""
-
-    __slots__ = ()
 
 
 class Absent:
@@ -374,21 +311,17 @@ Reply = Union[
 
 #: One command of a client: its arguments, the name first, or the error if it could not be read;
 #: and what its text reply ends with, or None if the reply is to be RESP.
-Request = Tuple[Union[List[bytes], CommandError, ProtocolError], Optional[bytes]]
+Request = Tuple[Union[List[bytes], CommandError, ProtocolError], Union[bytes, None]]
 
 
 #: Text commands that take the rest of the message as their last argument,
 #: with the number of words before it.
+# fmt: off
 RAW_VALUE_AFTER = {
-    b"SET": 2,
-    b"SETNX": 2,
-    b"SETEX": 3,
-    b"PSETEX": 3,
-    b"GETSET": 2,
-    b"APPEND": 2,
-    b"ECHO": 1,
-    b"PUBLISH": 2,
+    b"ECHO": 1, b"SET": 2, b"SETNX": 2, b"GETSET": 2, b"APPEND": 2, b"PUBLISH": 2,
+    b"SETEX": 3, b"PSETEX": 3,
 }
+# fmt: on
 
 # One word: quoted, or bare. A quote counts at the start of a word only (it's is a word), and
 # a closing quote only before a blank or the end.
@@ -443,10 +376,9 @@ def _text_body(reply: Reply, separator: bytes) -> bytes:
         return b"%d" % reply
     if isinstance(reply, float):
         return encode_double(reply)
-    if isinstance(reply, dict):
-        reply = list(itertools.chain.from_iterable(reply.items()))
-    if isinstance(reply, Pairs):
-        reply = list(itertools.chain.from_iterable(reply))
+    if isinstance(reply, (dict, Pairs)):
+        pairs = reply.items() if isinstance(reply, dict) else reply
+        reply = list(itertools.chain.from_iterable(pairs))
     if isinstance(reply, list):
         return separator.join(_text_body(element, separator) for element in reply)
     if isinstance(reply, UnknownCommand):
@@ -646,12 +578,11 @@ class RequestParser:
     ) -> int | None:
         buffer = self._buffer
         if self._framed:
-            end = taken = len(buffer)
-            complete = end_of_message
+            end, complete = len(buffer), end_of_message
         else:
-            end = buffer.find(b"\n", max(position, self._scanned))
-            complete = end >= 0
-            taken = end = end + 1 if complete else len(buffer)
+            end = buffer.find(b"\n", max(position, self._scanned)) + 1
+            complete = end > 0
+            end = end or len(buffer)
             self._scanned = 0 if complete else end - position
         limit = MAX_LOCKED_OUT_ARGUMENT if self.restricted else self._max_message
         if end - position > limit + 2:
@@ -660,7 +591,7 @@ class RequestParser:
         if not complete:
             return None
         self._take_line(bytes(buffer[position:end]), requests)
-        return taken
+        return end
 
     def _is_line(self, chunk: bytes, end_of_message: bool) -> bool:
         # Whether a chunk is one whole text command, as nearly all of them come.
@@ -686,32 +617,26 @@ class RequestParser:
 # ----------------------------------------------------------------------------
 
 # What CPython takes for things beside their bytes, to keep count of memory: a key with its place
-# in the dict, a time to live, a time of use, a bytes object, an empty collection, an element of
-# a list, of a hash or set, and of a sorted set.
+# in the dict, a time to live, a time of use, a bytes object, an empty collection; the collections
+# say what one of their elements takes.
 KEY_COST = 88
 DEADLINE_COST = 144
 USE_COST = 80
 BYTES_COST = 40
 COLLECTION_COST = 320
-LIST_ELEMENT_COST = 48
-TABLE_ELEMENT_COST = 104
-RANKED_ELEMENT_COST = 208
 
 
 class ListValue(Deque[bytes]):
     """A list; a push or a pop at either end costs the same however long it is."""
 
     __slots__ = ("counted", "payload")
+    ELEMENT_COST = 48
 
     def __init__(self, elements: Iterable[bytes] = ()) -> None:
         super().__init__(elements)
         #: Bytes of the elements, and the cost the store has counted for this value.
         self.payload = sum(map(len, self))
         self.counted = 0
-
-    @property
-    def cost(self) -> int:
-        return COLLECTION_COST + self.payload + len(self) * LIST_ELEMENT_COST
 
     def push(self, elements: Iterable[bytes], left: bool) -> None:
         for element in elements:
@@ -771,7 +696,7 @@ class Table(Dict[bytes, Any]):
         """
         if len(self) <= DRAWN_EXACTLY:
             return next(itertools.islice(self, random.randrange(len(self)), None))
-        tolerated = len(self) // 8
+        tolerated = len(self) // 32
         while True:
             if abs(len(self._drawn) - len(self)) > tolerated or self._misses > tolerated:
                 self._drawn, self._misses = list(self), 0
@@ -789,14 +714,11 @@ class Hash(Table):
     """A hash: values by their fields."""
 
     __slots__ = ("counted", "payload")
+    ELEMENT_COST = 104
 
     def __init__(self) -> None:
         super().__init__()
         self.payload = self.counted = 0
-
-    @property
-    def cost(self) -> int:
-        return COLLECTION_COST + self.payload + len(self) * TABLE_ELEMENT_COST
 
     def put(self, field: bytes, value: bytes = b"") -> bool:
         """Set a field and tell whether it is new."""
@@ -826,6 +748,13 @@ class Set(Hash):
     __slots__ = ()
 
 
+def cost_of(value: Any) -> int:
+    """The bytes that a value takes, without its key."""
+    if value.__class__ is bytes:
+        return BYTES_COST + len(value)
+    return COLLECTION_COST + int(value.payload) + len(value) * int(value.ELEMENT_COST)
+
+
 class _Last:
     # Greater than anything it is compared with.
     def __gt__(self, other: object) -> bool:
@@ -839,7 +768,7 @@ class SortedSet:
     """Members in the order of their scores, and of their bytes where scores are equal."""
 
     __slots__ = ("_parts", "counted", "payload", "scores")
-
+    ELEMENT_COST = 208
     #: Pairs in one part at most: to insert moves that many, to find a rank looks at each part.
     PART = 1000
 
@@ -850,10 +779,6 @@ class SortedSet:
 
     def __len__(self) -> int:
         return len(self.scores)
-
-    @property
-    def cost(self) -> int:
-        return COLLECTION_COST + self.payload + len(self) * RANKED_ELEMENT_COST
 
     def put(self, member: bytes, score: float) -> None:
         """Set the score of a member, which keeps its place in a walk."""
@@ -928,6 +853,10 @@ class SortedSet:
 
 Value = TypeVar("Value")
 
+# What a pattern of Redis is made of: a class such as [^a-z], or one character; and such a class.
+_GLOB = re.compile(rb"\[(?P<negated>\^?)(?P<members>(?:\\.|[^\]]-.|[^\]])*)\]?|\\?.", re.DOTALL)
+_GLOB_MEMBER = re.compile(rb"\\(.)|(.)-(.)|(.)", re.DOTALL)
+
 
 @functools.lru_cache(maxsize=256)
 def glob(pattern: bytes) -> Callable[[bytes], object]:
@@ -940,24 +869,16 @@ def glob(pattern: bytes) -> Callable[[bytes], object]:
     """
     if len(pattern) > MAX_PATTERN:
         raise CommandError(f"ERR the pattern is longer than {MAX_PATTERN} bytes")
-    parts: list[bytes] = [b""]
-    position = 0
-    while position < len(pattern):
-        char = pattern[position : position + 1]
-        position += 1
-        if char == b"*":
+    parts = [b""]
+    for match in _GLOB.finditer(pattern):
+        if match[0] == b"*":
             parts.append(b"")
-            continue
-        if char == b"?":
-            char = b"."
-        elif char == b"[":
-            char, position = _glob_class(pattern, position)
+        elif match[0] == b"?":
+            parts[-1] += b"."
+        elif match["members"] is not None:
+            parts[-1] += _glob_class(match["negated"], match["members"])
         else:
-            if char == b"\\" and position < len(pattern):
-                char = pattern[position : position + 1]
-                position += 1
-            char = re.escape(char)
-        parts[-1] += char
+            parts[-1] += re.escape(match[0][-1:])
     first, *others = parts
     if not others:
         return re.compile(first, re.DOTALL).fullmatch
@@ -969,23 +890,14 @@ def glob(pattern: bytes) -> Callable[[bytes], object]:
     return re.compile(b"%b%b.*%b" % (first, middle, others[-1]), re.DOTALL).fullmatch
 
 
-def _glob_class(pattern: bytes, position: int) -> tuple[bytes, int]:
-    negated = pattern.startswith(b"^", position)
-    position += negated
-    members = b""
-    while position < len(pattern) and pattern[position] != ord("]"):
-        low = high = pattern[position]
-        if low == ord("\\") and position + 1 < len(pattern):
-            position += 1
-            low = high = pattern[position]
-        elif pattern.startswith(b"-", position + 1) and position + 2 < len(pattern):
-            position += 2
-            low, high = sorted((low, pattern[position]))
-        members += b"\\x%02x-\\x%02x" % (low, high)
-        position += 1
-    if not members:
-        return b"." if negated else b"(?!)", position + 1
-    return b"[%b%b]" % (b"^" if negated else b"", members), position + 1
+def _glob_class(negated: bytes, members: bytes) -> bytes:
+    ranges = b""
+    for escaped, low, high, single in _GLOB_MEMBER.findall(members):
+        first, last = sorted(((low or escaped or single)[0], (high or escaped or single)[0]))
+        ranges += b"\\x%02x-\\x%02x" % (first, last)
+    if not ranges:
+        return b"." if negated else b"(?!)"
+    return b"[%b%b]" % (negated, ranges)
 
 
 class Watch:
@@ -1133,7 +1045,7 @@ class Store:
         elif value.__class__ is bytes:
             self.used += BYTES_COST + len(value)
         else:
-            value.counted = value.cost
+            value.counted = cost_of(value)
             self.used += value.counted
 
     def _tell(self, key: bytes) -> None:
@@ -1142,9 +1054,7 @@ class Store:
 
     def cost(self, key: bytes) -> int:
         """The bytes a key takes with its value."""
-        value = self._values[key]
-        own = BYTES_COST + len(value) if type(value) is bytes else value.cost
-        return self._key_cost + len(key) + own
+        return self._key_cost + len(key) + cost_of(self._values[key])
 
     def delete(self, key: bytes) -> bool:
         """Take a key away and tell whether it was there."""
@@ -1166,8 +1076,7 @@ class Store:
         self._deadlines[key] = deadline
         heapq.heappush(self._queue, (deadline, key))
         self._shorten_queue()
-        if self._watches:
-            self._tell(key)
+        self._tell(key)
 
     def expire(self, key: bytes, deadline: int) -> None:
         """The same, at once if that has passed."""
@@ -1184,8 +1093,7 @@ class Store:
         """Let a key stay, and tell whether it would have expired."""
         if key not in self or not self._forget_deadline(key):
             return False
-        if self._watches:
-            self._tell(key)
+        self._tell(key)
         return True
 
     def _forget_deadline(self, key: bytes) -> bool:
@@ -1317,8 +1225,7 @@ class Store:
             return
         self._forget_deadline(key)
         self._count(key, value, None)
-        if self._watches:
-            self._tell(key)
+        self._tell(key)
         if self._uses is not None:
             self._uses.pop(key, None)
 
@@ -1348,39 +1255,30 @@ class Context:
     """
 
     def __init__(
-        self,
-        store: Store,
-        settings: Settings,
-        statistics: Statistics,
-        password: bytes | None = None,
-        address: str = "",
-        local_address: str = "",
+        self, store: Store, settings: Settings, statistics: Statistics,
+        password: bytes | None = None, address: str = "", local_address: str = "",
         hang_up: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.store = store
-        self.settings = settings
-        self.statistics = statistics
-        self.password = password
-        self.address = address
-        self.local_address = local_address
-        self.hang_up = hang_up
+    ) -> None:  # fmt: skip
+        self.store, self.settings, self.statistics = store, settings, statistics
+        self.password, self.hang_up = password, hang_up
+        self.address, self.local_address = address, local_address
+        self.id = 0
         #: Set by a command after whose reply the connection ends.
         self.closing = False
         #: The version of RESP the client has chosen by HELLO.
         self.protocol = 2
-        #: What the client calls itself and its library.
+        #: What the client calls itself ("name") and its library ("lib-name", "lib-ver").
         self.names: dict[str, str] = {}
         #: When the client came, and when it last asked for something.
         self.connected = self.active = time.monotonic()
-        self.id = 0
-        #: Whether only AUTH and the like are carried out, because no password was given yet.
-        self.locked_out = password is not None
         #: The commands since MULTI, or None; and whether one of them could not be accepted.
         self.queue: list[tuple[Command, list[bytes]]] | None = None
         self.spoiled = False
         self.watch: Watch | None = None
         #: How CLIENT REPLY wants it: "ON", "OFF", or "SKIP" and then "SKIPPING" for one reply.
         self.replying = "ON"
+        #: Whether only AUTH and the like are carried out, because no password was given yet.
+        self.locked_out = password is not None
         #: Whether any of these asks for more than to carry out a command and reply.
         self.guarded = self.locked_out
 
@@ -1417,7 +1315,8 @@ PARSERS: dict[str, Callable[[bytes], Any]] = {}
 class Options:
     """The options a usage names in brackets, as in ``[NX|XX] [EX seconds|KEEPTTL] [GET]``.
 
-    Of those in one bracket only one may be given; the last of several equal ones holds.
+    Of those in one bracket only one may be given; the last of several equal ones holds. The
+    methods raise CommandError for words that break these rules.
     """
 
     #: Those that may not be repeated; Redis is not of one mind here.
@@ -1434,10 +1333,7 @@ class Options:
         return bool(self._options)
 
     def split(self, words: Sequence[bytes]) -> tuple[dict[str, Any], Sequence[bytes]]:
-        """The options that words begin with, by name (True, if without value), and the rest.
-
-        :raises CommandError: for two that exclude each other, and for a missing value.
-        """
+        """The options that words begin with, by name (True, if without value), and the rest."""
         found: dict[str, Any] = {}
         chosen: dict[int, str] = {}
         while words:
@@ -1454,10 +1350,7 @@ class Options:
         return found, words
 
     def parse(self, words: Sequence[bytes]) -> dict[str, Any]:
-        """The options by name, when there is to be nothing else.
-
-        :raises CommandError: see :meth:`split`, and for any other word.
-        """
+        """The options by name, when there is to be nothing else."""
         found, rest = self.split(words)
         if rest:
             raise CommandError(SYNTAX_ERROR)
@@ -1474,21 +1367,15 @@ class Command:
     """
 
     __slots__ = (
-        "_options", "_paired", "fewest", "group", "grows", "most", "name", "plain", "run",
+        "_options", "_paired", "fewest", "group", "grows", "items", "most", "name", "plain", "run",
         "summary", "usage", "words", "writes",
     )  # fmt: skip
 
     def __init__(
-        self,
-        group: str,
-        access: str,
-        usage: str,
-        summary: str,
-        run: Callable[..., Reply],
-        raw: bool = False,
-        loose: bool = False,
-    ) -> None:
-        items = re.findall(r"\[[^\]]*\]|\S+", usage)
+        self, group: str, access: str, usage: str, summary: str, run: Callable[..., Reply],
+        raw: bool = False, loose: bool = False,
+    ) -> None:  # fmt: skip
+        self.items = items = re.findall(r"\[[^\]]*\]|\S+", usage)
         subcommand = len(items) > 1 and re.fullmatch("[A-Z]+", items[1]) is not None
         #: Words of the name, and the name.
         self.words = 2 if subcommand else 1
@@ -1505,8 +1392,10 @@ class Command:
         self.fewest = sum(not item.startswith("[") for item in items)
         self.most = sys.maxsize if endless or self._options is not None else len(positional)
         self.plain = self.fewest if self._paired else self.most if endless else len(positional)
-        parsers = [PARSERS.get(name) for name in positional[self.words :]]
-        self.run = run if raw or not any(parsers) else _parsing(run, parsers)
+        # Behind what may be repeated no argument has a place of its own.
+        placed = itertools.takewhile(lambda name: "..." not in name, positional[self.words :])
+        parsers = [PARSERS.get(name, bytes) for name in placed]
+        self.run = run if raw or set(parsers) <= {bytes} else _parsing(run, parsers)
 
     def call(self, context: Context, arguments: list[bytes]) -> Reply:
         """Carry it out.
@@ -1522,14 +1411,9 @@ class Command:
         return self.run(context, *arguments[self.words : self.plain], **options)
 
 
-def _parsing(
-    run: Callable[..., Reply], parsers: Sequence[Callable[[bytes], Any] | None]
-) -> Callable[..., Reply]:
+def _parsing(run: Callable[..., Reply], parsers: list[Callable[[bytes], Any]]) -> Any:
     def parse_and_run(context: Context, *arguments: bytes, **options: Any) -> Reply:
-        parsed = [
-            argument if parser is None else parser(argument)
-            for argument, parser in zip(arguments, parsers)
-        ]
+        parsed = [parser(argument) for parser, argument in zip(parsers, arguments)]
         return run(context, *parsed, *arguments[len(parsed) :], **options)
 
     return parse_and_run
@@ -1564,17 +1448,12 @@ class Family:
         self.grows = functools.partial(self._declare, "grows")
 
     def _declare(
-        self,
-        access: str,
-        usage: str,
-        summary: str,
-        wrap: Callable[[Any], Any] = lambda function: function,
-        raw: bool = False,
-        loose: bool = False,
-        **fixed: Any,
-    ) -> Declaration:
+        self, access: str, usage: str, summary: str, wrap: Callable[[Any], Any] | None = None,
+        raw: bool = False, loose: bool = False, **fixed: Any,
+    ) -> Declaration:  # fmt: skip
         def declare(function: Callable[..., Reply]) -> Callable[..., Reply]:
-            run = wrap(functools.partial(function, **fixed) if fixed else function)
+            run = functools.partial(function, **fixed) if fixed else function
+            run = wrap(run) if wrap else run
             entry = Command(self._group, access, usage, summary, run, raw, loose)
             name, *subcommand = entry.name.encode().split()
             if subcommand:
@@ -1592,16 +1471,7 @@ class Family:
 
     def views(self, usage: str, summary: str, **more: Any) -> Declaration:
         """Declare a command that looks at one value."""
-        kind = self.kind
-
-        def wrap(function: Callable[..., Reply]) -> Callable[..., Reply]:
-            def view(context: Context, key: bytes, *arguments: Any, **options: Any) -> Reply:
-                value = context.store.read(key, kind)
-                return function(kind() if value is None else value, *arguments, **options)
-
-            return view
-
-        return self._declare("reads", usage, summary, wrap, **more)
+        return self._declare("reads", usage, summary, self._viewing, **more)
 
     def edits(
         self, usage: str, summary: str, access: str = "grows", always: bool = False, **more: Any
@@ -1610,21 +1480,31 @@ class Family:
 
         :param always: whether it does so even when the reply is None, 0, -1 or an empty list.
         """
+        wrap = functools.partial(self._editing, always=always)
+        return self._declare(access, usage, summary, wrap, **more)
+
+    def _viewing(self, function: Callable[..., Reply]) -> Callable[..., Reply]:
         kind = self.kind
 
-        def wrap(function: Callable[..., Reply]) -> Callable[..., Reply]:
-            def edit(context: Context, key: bytes, *arguments: Any, **options: Any) -> Reply:
-                value = context.store.read(key, kind)
-                if value is None:
-                    value = kind()
-                reply = function(value, *arguments, **options)
-                if always or reply not in (None, 0, -1, []):
-                    context.store.write(key, value)
-                return reply
+        def view(context: Context, key: bytes, *arguments: Any, **options: Any) -> Reply:
+            value = context.store.read(key, kind)
+            return function(kind() if value is None else value, *arguments, **options)
 
-            return edit
+        return view
 
-        return self._declare(access, usage, summary, wrap, **more)
+    def _editing(self, function: Callable[..., Reply], always: bool) -> Callable[..., Reply]:
+        kind = self.kind
+
+        def edit(context: Context, key: bytes, *arguments: Any, **options: Any) -> Reply:
+            value = context.store.read(key, kind)
+            if value is None:
+                value = kind()
+            reply = function(value, *arguments, **options)
+            if always or reply not in (None, 0, -1, []):
+                context.store.write(key, value)
+            return reply
+
+        return edit
 
 
 def find_command(arguments: list[bytes]) -> Command:
@@ -1640,7 +1520,8 @@ def find_command(arguments: list[bytes]) -> Command:
         if entry is None and len(arguments) < 2:
             raise wrong_arity(name)
         if entry is None:
-            raise unknown_subcommand(name, subcommand)
+            shown = f"'{_shown(subcommand[:ERROR_EXCERPT])}'. Try {_shown(name)} HELP."
+            raise CommandError(f"ERR unknown subcommand {shown}")
     if entry is None:
         raise UnknownCommand(arguments[0], arguments[1:])
     # As far as Redis looks before it queues a command; call() does the rest.
@@ -1735,76 +1616,60 @@ _INTEGER = re.compile(rb"0|-?[1-9][0-9]{0,18}")
 _FLOAT = re.compile(rb"[+-]?(?:(\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,4})?|inf(?:inity)?)", re.IGNORECASE)
 
 
-def parse_integer(argument: bytes, error: str = NOT_AN_INTEGER) -> int:
+# Every function of this section raises CommandError for an argument that is not what it says,
+# with the text given where one is.
+
+
+def parse_integer(
+    argument: bytes,
+    error: str = NOT_AN_INTEGER,
+    least: int = INTEGER_MIN,
+    most: int = INTEGER_MAX,
+    beyond: str | None = None,
+) -> int:
     """An integer as Redis accepts it: no blanks, no plus, no leading zeros, 64 bits.
 
-    :raises CommandError: for anything else.
+    :param beyond: the text for one that is not from ``least`` to ``most``, if another one.
     """
-    if _INTEGER.fullmatch(argument):
-        number = int(argument)
-        if INTEGER_MIN <= number <= INTEGER_MAX:
-            return number
-    raise CommandError(error)
+    number = int(argument) if _INTEGER.fullmatch(argument) else None
+    if number is None or not INTEGER_MIN <= number <= INTEGER_MAX:
+        raise CommandError(error)
+    if not least <= number <= most:
+        raise CommandError(beyond or error)
+    return number
 
 
 def add_integer(number: int, increment: int) -> int:
-    """Their sum.
-
-    :raises CommandError: if it does not fit 64 bits.
-    """
+    """Their sum, which must fit 64 bits."""
     if not INTEGER_MIN <= number + increment <= INTEGER_MAX:
         raise CommandError(OVERFLOW)
     return number + increment
 
 
-def at_least(least: int, argument: bytes, error: str) -> int:
-    """An integer from ``least`` on.
-
-    :raises CommandError: for anything else, with the text given.
-    """
-    with contextlib.suppress(CommandError):
-        number = parse_integer(argument)
-        if number >= least:
-            return number
-    raise CommandError(error)
-
-
-def parse_count(argument: bytes) -> int:
-    """How many of something.
-
-    :raises CommandError: for anything but an integer from 0 on.
-    """
-    return at_least(0, argument, "ERR value is out of range, must be positive")
-
-
-def parse_float(argument: bytes, error: str = NOT_A_FLOAT) -> float:
-    """A number in decimal, with or without an exponent; infinite ones too.
-
-    :raises CommandError: with the text given, for anything else.
-    """
+def match_number(argument: bytes, error: str = NOT_A_FLOAT) -> re.Match[bytes]:
+    """A number in decimal, with or without an exponent; infinite ones too."""
     match = _FLOAT.fullmatch(argument) if len(argument) <= MAX_NUMBER else None
-    number = math.nan if match is None else float(argument)
-    # Nor one too great, or too small, to be told from what it is not.
-    if match is None or (
-        match[1] and (math.isinf(number) or (not number and match[1].strip(b"0.")))
-    ):
+    if match is None:
         raise CommandError(error)
+    return match
+
+
+def parse_float(argument: bytes) -> float:
+    """The same as a float, neither too great nor too small to be told from what it is not."""
+    digits, number = match_number(argument)[1], float(argument)
+    if digits and (math.isinf(number) or (not number and digits.strip(b"0."))):
+        raise CommandError(NOT_A_FLOAT)
     return number
 
 
 def add_decimal(value: bytes, error: str, increment: bytes) -> bytes:
     """The sum of two numbers, with 17 places after the point at most, none of them a last 0.
 
-    Redis calculates with 64 significant bits, which are more than a Python float has.
-
-    :raises CommandError: with the text given, if the first is no number.
+    Redis calculates with 64 significant bits, which are more than a Python float has. The error
+    is for the first.
     """
-    numbers = []
-    for argument, message in ((value, error), (increment, NOT_A_FLOAT)):
-        if len(argument) > MAX_NUMBER or not _FLOAT.fullmatch(argument):
-            raise CommandError(message)
-        numbers.append(argument.lower())
-    if any(b"i" in number for number in numbers):
+    numbers = [match_number(value, error)[0], match_number(increment)[0]]
+    if any(b"i" in number.lower() for number in numbers):
         raise CommandError("ERR increment would produce NaN or Infinity")
     one, other = (_rounded(fractions.Fraction(number.decode())) for number in numbers)
     total = _rounded(one + other)
@@ -1814,14 +1679,9 @@ def add_decimal(value: bytes, error: str, increment: bytes) -> bytes:
 
 
 def _decimal(argument: bytes) -> bytes:
-    if len(argument) > MAX_NUMBER or not _FLOAT.fullmatch(argument):
-        raise CommandError(NOT_A_FLOAT)
-    if b"i" in argument.lower():
+    if b"i" in match_number(argument)[0].lower():
         raise CommandError("ERR value is NaN or Infinity")
     return argument
-
-
-PARSERS["decimal"] = _decimal
 
 
 def _rounded(number: fractions.Fraction) -> fractions.Fraction:
@@ -1835,10 +1695,8 @@ def _rounded(number: fractions.Fraction) -> fractions.Fraction:
 
 
 def _bounded(argument: bytes, least: int, most: int) -> int:
-    number = parse_integer(argument)
-    if not least <= number <= most:
-        raise CommandError(f"ERR value is out of range, value must between {least} and {most}")
-    return number
+    beyond = f"ERR value is out of range, value must between {least} and {most}"
+    return parse_integer(argument, NOT_AN_INTEGER, least, most, beyond)
 
 
 def _database(argument: bytes) -> int:
@@ -1857,35 +1715,37 @@ def _rank(argument: bytes) -> int:
     return rank
 
 
-def _page_size(argument: bytes) -> int:
-    if parse_integer(argument) < 1:
+def parse_bound(argument: bytes) -> tuple[float, bool]:
+    """A score that bounds a range, and whether it is left out itself, as in ``(5``."""
+    exclusive = argument.startswith(b"(")
+    number = argument[exclusive:].lstrip() if argument[exclusive:] else b"0"
+    return float(match_number(number, "ERR min or max is not a float")[0]), exclusive
+
+
+def _choice(words: str, argument: bytes) -> str:
+    word = argument.decode("latin-1").upper()
+    if word not in words.split("|"):
         raise CommandError(SYNTAX_ERROR)
-    return parse_integer(argument)
+    return word
 
 
+for _name in ("LEFT|RIGHT", "BEFORE|AFTER", "ON|OFF|SKIP"):
+    PARSERS[_name] = functools.partial(_choice, _name)
+for _name in ("decrement", "end", "increment", "occurrences", "offset", "size", "start", "stop"):
+    PARSERS[_name] = parse_integer
 PARSERS.update(
     {
-        **dict.fromkeys(
-            (
-                "decrement",
-                "end",
-                "increment",
-                "occurrences",
-                "offset",
-                "size",
-                "start",
-                "stop",
-            ),
-            parse_integer,
-        ),
-        "count": parse_count,
+        "count": lambda word: parse_integer(word, "ERR value is out of range, must be positive", 0),
         "database": _database,
-        "len": lambda argument: at_least(0, argument, "ERR MAXLEN can't be negative"),
-        "limit": lambda argument: at_least(0, argument, "ERR LIMIT can't be negative"),
-        "num-matches": lambda argument: at_least(0, argument, "ERR COUNT can't be negative"),
-        "page-size": _page_size,
+        "decimal": _decimal,
+        "len": lambda word: parse_integer(word, "ERR MAXLEN can't be negative", 0),
+        "limit": lambda word: parse_integer(word, "ERR LIMIT can't be negative", 0),
+        "max": parse_bound,
+        "min": parse_bound,
+        "num-matches": lambda word: parse_integer(word, "ERR COUNT can't be negative", 0),
+        "page-size": lambda word: parse_integer(word, least=1, beyond=SYNTAX_ERROR),
         "rank": _rank,
-        "signed-count": lambda argument: _bounded(argument, -INTEGER_MAX, INTEGER_MAX),
+        "signed-count": lambda word: _bounded(word, -INTEGER_MAX, INTEGER_MAX),
     }
 )
 
@@ -1898,14 +1758,9 @@ def positions(start: int, stop: int, length: int) -> tuple[int, int]:
 
 
 def deadline_of(context: Context, name: str, argument: bytes, unit: int, absolute: bool) -> int:
-    """The deadline so many units (of ``unit`` milliseconds) from now, or from 1970.
-
-    :raises CommandError: if the argument is no integer, or the deadline does not fit 64 bits.
-    """
+    """The deadline so many units (of ``unit`` milliseconds) from now, or from 1970."""
     duration = parse_integer(argument) * unit
-    store = context.store
-    now = store.now()
-    epoch = store.unix_time(0)
+    now, epoch = context.store.now(), context.store.unix_time(0)
     latest = INTEGER_MAX if absolute else INTEGER_MAX - epoch - now
     if not INTEGER_MIN <= duration <= latest:
         raise invalid_expire(name)
@@ -1917,10 +1772,7 @@ LIFETIMES = {"ex": (1000, False), "px": (1, False), "exat": (1000, True), "pxat"
 
 
 def lifetime(context: Context, name: str, options: dict[str, Any]) -> int | None:
-    """The deadline for a value yet to be set, by whichever of those options is given.
-
-    :raises CommandError: see :func:`deadline_of`; and if it is not above 0.
-    """
+    """The deadline for a value yet to be set, by whichever of those options is given."""
     for option, (unit, absolute) in LIFETIMES.items():
         if option in options:
             if parse_integer(options[option]) <= 0:
@@ -1930,25 +1782,18 @@ def lifetime(context: Context, name: str, options: dict[str, Any]) -> int | None
 
 
 def take_keys(numkeys: bytes, words: Sequence[bytes], many: str) -> tuple[Any, Sequence[bytes]]:
-    """The keys that a number stands before, and what comes after them.
-
-    :raises CommandError: for a number below 1; and with the text given if it is too large.
-    """
-    size = at_least(1, numkeys, "ERR numkeys should be greater than 0")
+    """The keys that a number stands before, and what comes after them; ``many``: the error."""
+    size = parse_integer(numkeys, "ERR numkeys should be greater than 0", 1)
     if size > len(words):
         raise CommandError(many)
     return words[:size], words[size:]
 
 
 def parse_cursor(argument: bytes) -> int:
-    """The cursor of SCAN and its like.
-
-    :raises CommandError: if it is none.
-    """
+    """The cursor of SCAN and its like."""
     # What strtoul() takes, which Redis leaves it to.
-    if len(argument) > 21 or not re.fullmatch(rb"([+-]?\d+)?", argument):
-        raise CommandError("ERR invalid cursor")
-    cursor = int(argument or b"0")
+    fits = len(argument) <= 21 and re.fullmatch(rb"([+-]?\d+)?", argument)
+    cursor = int(argument or b"0") if fits else 2**64
     if abs(cursor) >= 2**64:
         raise CommandError("ERR invalid cursor")
     return cursor % 2**64
@@ -1963,10 +1808,12 @@ def scan_page(
     return b"%d" % cursor, found if pattern == b"*" else list(filter(glob(pattern), found))
 
 
-def scans(family: Family, usage: str, summary: str, element: Callable[[Any, bytes], Any]) -> None:
-    """Declare HSCAN, SSCAN or ZSCAN; ``element`` gives what is told of a member, as a tuple."""
+def scans(family: Family, name: str, members: str, told: Callable[[Any, bytes], Any]) -> None:
+    """Declare HSCAN, SSCAN or ZSCAN; ``told`` gives what is told of a member, as a tuple."""
+    usage = f"{name} key cursor [MATCH pattern] [COUNT page-size]"
     options = Options(usage)
 
+    @family.reads(usage, f"Some of the {members}, and the cursor for more.", raw=True)
     def scan_value(context: Context, key: bytes, cursor: bytes, *words: bytes) -> Reply:
         start = parse_cursor(cursor)
         value: Any = context.store.read(key, family.kind)
@@ -1977,16 +1824,11 @@ def scans(family: Family, usage: str, summary: str, element: Callable[[Any, byte
         # As Redis does it, a short one comes whole.
         walk = table.walk if len(table) > SCAN_WHOLE else lambda *_: (0, list(table))
         following, found = scan_page(walk, start, chosen)
-        return [following, [each for member in found for each in element(value, member)]]
-
-    family.reads(usage, summary, raw=True)(scan_value)
+        return [following, [each for member in found for each in told(value, member)]]
 
 
 def pick(members: Sequence[bytes], count: int) -> list[bytes]:
-    """So many members by chance; of a negative number each may come more than once.
-
-    :raises CommandError: for more than can be.
-    """
+    """So many members by chance; of a negative number each may come more than once."""
     if count >= 0:
         return random.sample(members, min(count, len(members)))
     if -count > MAX_ARGUMENTS:
@@ -2012,6 +1854,7 @@ def get(context: Context, key: bytes) -> Reply:
     f"SET key value [NX|XX|IFEQ comparison-value] [GET] [{_EXPIRY}|KEEPTTL]",
     "Set a key; in text everything after the key is the value.",
 )
+@strings.grows("GETSET key value", "Set a key and return the value it had.", get=True)
 def set_(context: Context, key: bytes, value: bytes, **options: Any) -> Reply:
     store = context.store
     if not options:
@@ -2033,9 +1876,9 @@ def set_(context: Context, key: bytes, value: bytes, **options: Any) -> Reply:
     return OK if done else None
 
 
-@strings.grows("SETNX key value", "Set a key that does not exist: 1 if set, 0 if it exists.")
-def setnx(context: Context, key: bytes, value: bytes) -> Reply:
-    return int(set_(context, key, value, nx=True) is OK)
+strings.grows("SETNX key value", "Set a key that does not exist: 1 if set, 0 if it exists.")(
+    lambda context, key, value: int(set_(context, key, value, nx=True) is OK)
+)
 
 
 @strings.grows("SETEX key seconds value", "Set a key with a time to live.", unit="ex")
@@ -2046,11 +1889,6 @@ def setex(context: Context, key: bytes, duration: bytes, value: bytes, unit: str
     return OK
 
 
-@strings.grows("GETSET key value", "Set a key and return the value it had.")
-def getset(context: Context, key: bytes, value: bytes) -> Reply:
-    return set_(context, key, value, get=True)
-
-
 @strings.writes("GETDEL key", "Delete a key and return the value it had.")
 def getdel(context: Context, key: bytes) -> Reply:
     old = context.store.read(key, bytes)
@@ -2058,9 +1896,7 @@ def getdel(context: Context, key: bytes) -> Reply:
     return old
 
 
-@strings.writes(
-    f"GETEX key [{_EXPIRY}|PERSIST]", "The value of a key, with another time to live from now on."
-)
+@strings.writes(f"GETEX key [{_EXPIRY}|PERSIST]", "The value of a key; changes its time to live.")
 def getex(context: Context, key: bytes, **options: Any) -> Reply:
     value = context.store.read(key, bytes)
     if value is not None:
@@ -2112,9 +1948,9 @@ def getrange(value: bytes, start: int, end: int) -> Reply:
     return b""
 
 
-@strings.reads("MGET key [key ...]", "The values of several keys.")
-def mget(context: Context, *names: bytes) -> Reply:
-    return context.store.strings(names)
+strings.reads("MGET key [key ...]", "The values of several keys.")(
+    lambda context, *names: context.store.strings(names)
+)
 
 
 @strings.grows("MSET key value [key value ...]", "Set several keys at once.")
@@ -2175,34 +2011,31 @@ def delex(context: Context, key: bytes, **options: bytes) -> Reply:
     return int(value != options.get("ifne") and context.store.delete(key))
 
 
-@keys.writes("DELIFEQ key value", "Delete a key if its value is this: 1 if deleted.")
-def delifeq(context: Context, key: bytes, value: bytes) -> Reply:
-    return int(context.store.read(key, bytes) == value and context.store.delete(key))
+keys.reads("EXISTS key [key ...]", "How many of the keys exist.")(
+    lambda context, *names: sum(key in context.store for key in names)
+)
+keys.reads("TOUCH key [key ...]", "EXISTS that counts as a use of the keys.")(
+    lambda context, *names: sum(context.store.look(key) is not None for key in names)
+)
+keys.reads("RANDOMKEY", "Any key.")(lambda context: context.store.draw())
+keys.writes("PERSIST key", "Take away a key's time to live: 1 if it had one.")(
+    lambda context, key: int(context.store.persist(key))
+)
+keys.writes("DELIFEQ key value", "Delete a key if its value is this: 1 if deleted.")(
+    lambda context, key, value: int(
+        context.store.read(key, bytes) == value and context.store.delete(key)
+    )
+)
 
-
-@keys.reads("EXISTS key [key ...]", "How many of the keys exist.")
-def exists(context: Context, *names: bytes) -> Reply:
-    return sum(key in context.store for key in names)
-
-
-@keys.reads("TOUCH key [key ...]", "EXISTS that counts as a use of the keys.")
-def touch(context: Context, *names: bytes) -> Reply:
-    return sum(context.store.look(key) is not None for key in names)
-
-
+# fmt: off
 TYPE_NAMES = {
-    type(None): b"none",
-    bytes: b"string",
-    ListValue: b"list",
-    Hash: b"hash",
-    Set: b"set",
-    SortedSet: b"zset",
+    type(None): b"none", bytes: b"string", ListValue: b"list",
+    Hash: b"hash", Set: b"set", SortedSet: b"zset",
 }
-
-
-@keys.reads("TYPE key", "The kind of a key's value: string, list, hash, set, zset or none.")
-def type_(context: Context, key: bytes) -> Reply:
-    return Status(TYPE_NAMES[type(context.store.peek(key))])
+# fmt: on
+keys.reads("TYPE key", "The kind of a key's value: string, list, hash, set, zset or none.")(
+    lambda context, key: Status(TYPE_NAMES[type(context.store.peek(key))])
+)
 
 
 @keys.writes("RENAME key newkey", "Give a key another name.")
@@ -2230,11 +2063,6 @@ def copy(
     return 1
 
 
-@keys.reads("RANDOMKEY", "Any key.")
-def randomkey(context: Context) -> Reply:
-    return context.store.draw()
-
-
 @keys.reads("KEYS pattern", "The keys that match a pattern such as user:*.")
 def keys_(context: Context, pattern: bytes) -> Reply:
     everything = context.store.keys()
@@ -2254,29 +2082,18 @@ def scan(context: Context, cursor: bytes, *words: bytes) -> Reply:
     return [following, found]
 
 
+_IF = "[NX] [XX] [GT] [LT]"
+
+
 @keys.writes(
-    "EXPIRE key seconds [NX] [XX] [GT] [LT]",
-    "Give a key a time to live: 1 if done.",
-    raw=True, name="expire", unit=1000, absolute=False,
-)  # fmt: skip
-@keys.writes(
-    "PEXPIRE key milliseconds [NX] [XX] [GT] [LT]",
-    "EXPIRE in milliseconds.",
-    raw=True, name="pexpire", unit=1, absolute=False,
-)  # fmt: skip
-@keys.writes(
-    "EXPIREAT key unix-time-seconds [NX] [XX] [GT] [LT]",
-    "Let a key expire at a time, in seconds since 1970: 1 if done.",
-    raw=True, name="expireat", unit=1000, absolute=True,
-)  # fmt: skip
-@keys.writes(
-    "PEXPIREAT key unix-time-milliseconds [NX] [XX] [GT] [LT]",
-    "EXPIREAT in milliseconds.",
-    raw=True, name="pexpireat", unit=1, absolute=True,
-)  # fmt: skip
-def expire(
-    context: Context, key: bytes, time: bytes, *words: bytes, name: str, unit: int, absolute: bool
-) -> Reply:
+    f"EXPIRE key seconds {_IF}", "Give a time to live: 1 if done.", raw=True, name="expire"
+)
+@keys.writes(f"PEXPIRE key milliseconds {_IF}", "EXPIRE in milliseconds.", raw=True, name="pexpire")
+@keys.writes(f"EXPIREAT key unix-time-seconds {_IF}", "Let a key expire at a time, in seconds since"
+             " 1970: 1 if done.", raw=True, name="expireat")  # fmt: skip
+@keys.writes(f"PEXPIREAT key unix-time-milliseconds {_IF}", "EXPIREAT in milliseconds.",
+             raw=True, name="pexpireat")  # fmt: skip
+def expire(context: Context, key: bytes, time: bytes, *words: bytes, name: str) -> Reply:
     conditions = {word.upper() for word in words}
     for word in words:
         if word.upper() not in (b"NX", b"XX", b"GT", b"LT"):
@@ -2285,19 +2102,20 @@ def expire(
         raise CommandError("ERR NX and XX, GT or LT options at the same time are not compatible")
     if {b"GT", b"LT"} <= conditions:
         raise CommandError("ERR GT and LT options at the same time are not compatible")
-    deadline = deadline_of(context, name, time, unit, absolute)
+    unit = 1 if name.startswith("p") else 1000
+    deadline = deadline_of(context, name, time, unit, absolute=name.endswith("at"))
     if key not in context.store:
         return 0
     # A key without a time to live has an endless one.
     current = context.store.deadline(key)
-    endless = current is None
     end = math.inf if current is None else current
-    if (
-        (b"NX" in conditions and not endless)
-        or (b"XX" in conditions and endless)
-        or (b"GT" in conditions and deadline <= end)
-        or (b"LT" in conditions and deadline >= end)
-    ):
+    met = {
+        b"NX": current is None,
+        b"XX": current is not None,
+        b"GT": deadline > end,
+        b"LT": deadline < end,
+    }
+    if not all(met[condition] for condition in conditions):
         return 0
     context.store.expire(key, deadline)
     return 1
@@ -2315,11 +2133,6 @@ def ttl(context: Context, key: bytes, *, unit: int, at: bool = False) -> Reply:
         return -1
     left = context.store.unix_time(deadline) if at else deadline - context.store.now()
     return (left + unit // 2) // unit
-
-
-@keys.writes("PERSIST key", "Take away a key's time to live: 1 if it had one.")
-def persist(context: Context, key: bytes) -> Reply:
-    return int(context.store.persist(key))
 
 
 @keys.reads("OBJECT ENCODING key", "How Redis would hold a value such as this.")
@@ -2382,9 +2195,9 @@ def pop(value: ListValue, count: int | None = None, *, left: bool) -> Reply:
 lists.views("LLEN key", "The length of a list.")(len)
 
 
-@lists.views("LRANGE key start stop", "The elements between two positions.")
-def lrange(value: ListValue, start: int, stop: int) -> Reply:
-    return list(itertools.islice(value, *positions(start, stop, len(value))))
+lists.views("LRANGE key start stop", "The elements between two positions.")(
+    lambda value, start, stop: list(itertools.islice(value, *positions(start, stop, len(value))))
+)
 
 
 def _position(value: ListValue, index: bytes) -> int | None:
@@ -2410,24 +2223,18 @@ def lset(value: ListValue, index: bytes, element: bytes) -> Reply:
     return OK
 
 
-@lists.grows(
-    "LINSERT key BEFORE|AFTER pivot element",
-    "Add beside the first element that equals pivot; the length, or -1 without one.",
-)
-def linsert(context: Context, key: bytes, where: bytes, pivot: bytes, element: bytes) -> Reply:
-    if where.upper() not in (b"BEFORE", b"AFTER"):
-        raise CommandError(SYNTAX_ERROR)
+@lists.grows("LINSERT key BEFORE|AFTER pivot element", "Add beside a pivot; the length, or -1.")
+def linsert(context: Context, key: bytes, where: str, pivot: bytes, element: bytes) -> Reply:
     value = context.store.read(key, ListValue)
     if value is None or pivot not in value:
         return 0 if value is None else -1
-    value.insert(value.index(pivot) + (where.upper() == b"AFTER"), element)
+    value.insert(value.index(pivot) + (where == "AFTER"), element)
     value.payload += len(element)
     context.store.write(key, value)
     return len(value)
 
 
-@lists.edits("LREM key occurrences element", "Delete equal elements; below 0: from the tail.",
-             "writes")  # fmt: skip
+@lists.edits("LREM key occurrences element", "Delete equal ones; below 0: from the tail.", "writes")
 def lrem(value: ListValue, count: int, element: bytes) -> Reply:
     before = len(value)
     most = abs(count) or before
@@ -2467,43 +2274,31 @@ def lpos(
     return found if count is not None else found[0] if found else None
 
 
-def _is_left(word: bytes) -> bool:
-    if word.upper() not in (b"LEFT", b"RIGHT"):
-        raise CommandError(SYNTAX_ERROR)
-    return word.upper() == b"LEFT"
-
-
-@lists.grows(
-    "LMOVE source destination LEFT|RIGHT LEFT|RIGHT",
-    "Take from an end of one list, add to an end of another; the element.",
-)
+@lists.grows("LMOVE source destination LEFT|RIGHT LEFT|RIGHT", "Move an element; the element.")
 @lists.grows("RPOPLPUSH source destination", "LMOVE source destination RIGHT LEFT.")
 def lmove(
-    context: Context, source: bytes, target: bytes, taken: bytes = b"RIGHT", put: bytes = b"LEFT"
+    context: Context, source: bytes, target: bytes, taken: str = "RIGHT", put: str = "LEFT"
 ) -> Reply:
-    from_left, to_left = _is_left(taken), _is_left(put)
     value = context.store.read(source, ListValue)
     if value is None:
         return None
     other = value if source == target else context.store.read(target, ListValue) or ListValue()
-    element = value.take(from_left)
-    other.push([element], to_left)
+    element = value.take(taken == "LEFT")
+    other.push([element], put == "LEFT")
     context.store.write(source, value)
     context.store.write(target, other)
     return element
 
 
-@lists.writes(
-    "LMPOP numkeys key [key ...] LEFT|RIGHT [COUNT count]",
-    "Take from the first of the lists that has something; its key and the elements.",
-)
+@lists.writes("LMPOP numkeys key [key ...] LEFT|RIGHT [COUNT count]", "LPOP from the first list"
+              " that has something; its key and the elements.")  # fmt: skip
 def lmpop(context: Context, numkeys: bytes, *words: bytes) -> Reply:
     names, rest = take_keys(numkeys, words, SYNTAX_ERROR)
     if not rest:
         raise CommandError(SYNTAX_ERROR)
-    left = _is_left(rest[0])
+    left = _choice("LEFT|RIGHT", rest[0]) == "LEFT"
     options, more = Options("[COUNT number]").split(rest[1:3])
-    count = at_least(1, options.get("count", b"1"), "ERR count should be greater than 0")
+    count = parse_integer(options.get("count", b"1"), "ERR count should be greater than 0", 1)
     if more or len(rest) > 3:
         raise CommandError(SYNTAX_ERROR)
     for key in names:
@@ -2522,9 +2317,7 @@ def lmpop(context: Context, numkeys: bytes, *words: bytes) -> Reply:
 hashes = Family("hash", Hash)
 
 
-@hashes.edits(
-    "HSET key field value [field value ...]", "Set fields; how many are new.", always=True
-)
+@hashes.edits("HSET key field value [field value ...]", "Set fields; the new ones.", always=True)
 def hset(value: Hash, *pairs: bytes) -> Reply:
     return sum(map(value.put, pairs[::2], pairs[1::2]))
 
@@ -2535,11 +2328,9 @@ def hmset(value: Hash, *pairs: bytes) -> Reply:
     return OK
 
 
-@hashes.edits("HSETNX key field value", "Set a field that does not exist: 1 if set.")
-def hsetnx(value: Hash, field: bytes, content: bytes) -> Reply:
-    return int(field not in value and value.put(field, content))
-
-
+hashes.edits("HSETNX key field value", "Set a field that does not exist: 1 if set.")(
+    lambda value, field, content: int(field not in value and value.put(field, content))
+)
 hashes.views("HGET key field", "The value of a field.")(lambda value, field: value.get(field))
 hashes.views("HMGET key field [field ...]", "The values of several fields.")(
     lambda value, *fields: list(map(value.get, fields))
@@ -2548,9 +2339,7 @@ hashes.views("HGETALL key", "Every field and its value.")(dict)
 hashes.views("HKEYS key", "Every field.")(list)
 hashes.views("HVALS key", "The value of every field.")(lambda value: list(value.values()))
 hashes.views("HLEN key", "How many fields there are.")(len)
-hashes.views("HEXISTS key field", "1 if the field exists.")(
-    lambda value, field: int(field in value)
-)
+hashes.views("HEXISTS key field", "1 if it exists.")(lambda value, field: int(field in value))
 hashes.views("HSTRLEN key field", "The length of a field's value in bytes.")(
     lambda value, field: len(value.get(field, b""))
 )
@@ -2573,11 +2362,8 @@ def hincrbyfloat(value: Hash, field: bytes, increment: bytes) -> Reply:
     return total
 
 
-@hashes.reads(
-    "HRANDFIELD key [count] [WITHVALUES]",
-    "A field by chance, or several: different ones, or any if the count is below 0.",
-    raw=True,
-)
+@hashes.reads("HRANDFIELD key [count] [WITHVALUES]", "A field by chance, or several; different"
+              " ones if the count is above 0.", raw=True)  # fmt: skip
 def hrandfield(context: Context, key: bytes, *words: bytes) -> Reply:
     count = PARSERS["signed-count"](words[0]) if words else 1
     options = Options("[WITHVALUES]").parse(words[1:])
@@ -2590,12 +2376,7 @@ def hrandfield(context: Context, key: bytes, *words: bytes) -> Reply:
     return Pairs((field, value[field]) for field in fields) if options else fields
 
 
-scans(
-    hashes,
-    "HSCAN key cursor [MATCH pattern] [COUNT page-size]",
-    "Some of the fields with their values, and the cursor for more.",
-    lambda value, field: (field, value[field]),
-)
+scans(hashes, "HSCAN", "fields with their values", lambda value, field: (field, value[field]))
 
 
 # ----------------------------------------------------------------------------
@@ -2611,9 +2392,7 @@ sets.edits("SREM key member [member ...]", "Delete members; how many there were.
     lambda value, *members: sum(map(value.take, members))
 )
 sets.views("SCARD key", "How many members there are.")(len)
-sets.views("SISMEMBER key member", "1 if it is a member.")(
-    lambda value, member: int(member in value)
-)
+sets.views("SISMEMBER key member", "1 if it is one.")(lambda value, member: int(member in value))
 sets.views("SMISMEMBER key member [member ...]", "For each: 1 if it is a member.")(
     lambda value, *members: [int(member in value) for member in members]
 )
@@ -2645,42 +2424,29 @@ def spop(value: Set, count: int | None = None) -> Reply:
     return taken[0] if count is None else Members(taken)
 
 
-@sets.views(
-    "SRANDMEMBER key [signed-count]",
-    "A member by chance, or several: different ones, or any if the count is below 0.",
-    loose=True,
-)
+@sets.views("SRANDMEMBER key [signed-count]", "A member by chance, or several; different ones if"
+            " the count is above 0.", loose=True)  # fmt: skip
 def srandmember(value: Set, count: int | None = None) -> Reply:
     if count is None:
         return value.draw() if value else None
     return pick(list(value), count)
 
 
-def _combine(
-    context: Context, operation: Callable[[Any, Any], Any], names: Sequence[bytes]
-) -> list[bytes]:
-    values = [context.store.read(key, Set) or Set() for key in names]
-    combined: Any = values[0].keys()
-    for value in values[1:]:
-        combined = operation(combined, value.keys())
-    return Members(combined)
-
-
 @sets.reads("SINTER key [key ...]", "The members common to all sets.", operation=operator.and_)
 @sets.reads("SUNION key [key ...]", "The members of any of the sets.", operation=operator.or_)
 @sets.reads("SDIFF key [key ...]", "The members of the first set alone.", operation=operator.sub)
-def sinter(context: Context, *names: bytes, operation: Callable[[Any, Any], Any]) -> Reply:
-    return _combine(context, operation, names)
+def sinter(context: Context, *names: bytes, operation: Callable[[Any, Any], Any]) -> Members:
+    values = [context.store.read(key, Set) or Set() for key in names]
+    return Members(functools.reduce(operation, (value.keys() for value in values)))
 
 
 @sets.grows("SINTERSTORE destination key [key ...]", "Store SINTER.", operation=operator.and_)
 @sets.grows("SUNIONSTORE destination key [key ...]", "Store SUNION.", operation=operator.or_)
 @sets.grows("SDIFFSTORE destination key [key ...]", "Store SDIFF.", operation=operator.sub)
-def sinterstore(
-    context: Context, target: bytes, *names: bytes, operation: Callable[[Any, Any], Any]
-) -> Reply:
+def sinterstore(context: Context, target: bytes, *names: bytes, **operation: Any) -> Reply:
     value = Set()
-    for member in _combine(context, operation, names):
+    members: Any = sinter(context, *names, **operation)
+    for member in members:
         value.put(member)
     if value:
         context.store.replace(target, value)
@@ -2689,24 +2455,16 @@ def sinterstore(
     return len(value)
 
 
-@sets.reads(
-    "SINTERCARD numkeys key [key ...] [LIMIT limit]",
-    "How many members are common to all sets, up to a limit.",
-)
+@sets.reads("SINTERCARD numkeys key [key ...] [LIMIT limit]", "How many SINTER has, to a limit.")
 def sintercard(context: Context, numkeys: bytes, *words: bytes) -> Reply:
     many = "ERR Number of keys can't be greater than number of args"
     names, rest = take_keys(numkeys, words, many)
     options = Options("[LIMIT limit]").parse(rest)
-    size = len(_combine(context, operator.and_, names))
-    return min(size, options.get("limit") or size)
+    common: Any = sinter(context, *names, operation=operator.and_)
+    return min(len(common), options.get("limit") or len(common))
 
 
-scans(
-    sets,
-    "SSCAN key cursor [MATCH pattern] [COUNT page-size]",
-    "Some of the members, and the cursor for more.",
-    lambda value, member: (member,),
-)
+scans(sets, "SSCAN", "members", lambda value, member: (member,))
 
 
 # ----------------------------------------------------------------------------
@@ -2714,12 +2472,11 @@ scans(
 # ----------------------------------------------------------------------------
 
 zsets = Family("sorted-set", SortedSet)
+_ZADD = "[NX] [XX] [GT] [LT] [CH] [INCR]"
+_ZADD_OPTIONS = Options(_ZADD)
 
 
-@zsets.grows(
-    "ZADD key [NX] [XX] [GT] [LT] [CH] [INCR] score member [score member ...]",
-    "Set scores; how many members are new, or with CH new or changed.",
-)
+@zsets.grows(f"ZADD key {_ZADD} score member [score member ...]", "Set scores; the new ones.")
 def zadd(context: Context, key: bytes, *words: bytes) -> Reply:
     options, pairs = _ZADD_OPTIONS.split(words)
     if not pairs or len(pairs) % 2:
@@ -2735,16 +2492,15 @@ def zadd(context: Context, key: bytes, *words: bytes) -> Reply:
     added = changed = 0
     for score, member in zip(scores, pairs[1::2]):
         old = value.scores.get(member)
+        new = score + old if "incr" in options and old is not None else score
         if ("nx" in options and old is not None) or ("xx" in options and old is None):
             new = None
-        else:
-            new = score + old if "incr" in options and old is not None else score
-            if math.isnan(new):
-                raise CommandError("ERR resulting score is not a number (NaN)")
-            if old is not None and (
-                ("gt" in options and new <= old) or ("lt" in options and new >= old)
-            ):
-                new = None
+        elif math.isnan(new):
+            raise CommandError("ERR resulting score is not a number (NaN)")
+        elif old is not None and (
+            ("gt" in options and new <= old) or ("lt" in options and new >= old)
+        ):
+            new = None
         if new is not None and new != old:
             value.put(member, new + 0.0)  # not -0
             added += old is None
@@ -2756,14 +2512,9 @@ def zadd(context: Context, key: bytes, *words: bytes) -> Reply:
     return changed if "ch" in options else added
 
 
-_ZADD_OPTIONS = Options("[NX] [XX] [GT] [LT] [CH] [INCR]")
-
-
-@zsets.grows("ZINCRBY key number member", "Add to a member's score and return it.")
-def zincrby(context: Context, key: bytes, increment: bytes, member: bytes) -> Reply:
-    return zadd(context, key, b"INCR", increment, member)
-
-
+zsets.grows("ZINCRBY key number member", "Add to a member's score and return it.")(
+    lambda context, key, number, member: zadd(context, key, b"INCR", number, member)
+)
 zsets.views("ZSCORE key member", "The score of a member.")(
     lambda value, member: value.scores.get(member)
 )
@@ -2792,43 +2543,19 @@ def _between(value: SortedSet, low: Any, high: Any) -> tuple[int, int]:
     return first, max(value.rank(high[:1] if high[1] else (high[0], LAST)), first)
 
 
-def parse_bound(argument: bytes) -> tuple[float, bool]:
-    """A score that bounds a range, and whether it is left out itself, as in ``(5``.
-
-    :raises CommandError: if it is neither.
-    """
-    exclusive = argument.startswith(b"(")
-    number = argument[exclusive:].lstrip() if argument[exclusive:] else b"0"
-    if len(number) > MAX_NUMBER or not _FLOAT.fullmatch(number):
-        raise CommandError("ERR min or max is not a float")
-    return float(number), exclusive
-
-
-PARSERS["min"] = PARSERS["max"] = parse_bound
-
-
 @zsets.views("ZCOUNT key min max", "How many members have scores between these.")
 def zcount(value: SortedSet, low: Any, high: Any) -> Reply:
     first, last = _between(value, low, high)
     return last - first
 
 
-@zsets.reads(
-    "ZRANGE key low high [BYSCORE] [REV] [LIMIT offset size] [WITHSCORES]",
-    "The members between two places, or between two scores.",
-)
+@zsets.reads("ZRANGE key low high [BYSCORE] [REV] [LIMIT offset size] [WITHSCORES]",
+             "The members between two places, or between two scores.")  # fmt: skip
 @zsets.reads("ZREVRANGE key low high [WITHSCORES]", "ZRANGE with REV.", rev=True)
-@zsets.reads(
-    "ZRANGEBYSCORE key low high [WITHSCORES] [LIMIT offset size]",
-    "ZRANGE with BYSCORE.",
-    byscore=True,
-)
-@zsets.reads(
-    "ZREVRANGEBYSCORE key high low [WITHSCORES] [LIMIT offset size]",
-    "ZRANGE with BYSCORE and REV.",
-    byscore=True,
-    rev=True,
-)
+@zsets.reads("ZRANGEBYSCORE key low high [WITHSCORES] [LIMIT offset size]",
+             "ZRANGE with BYSCORE.", byscore=True)  # fmt: skip
+@zsets.reads("ZREVRANGEBYSCORE key high low [WITHSCORES] [LIMIT offset size]",
+             "ZRANGE with BYSCORE and REV.", byscore=True, rev=True)  # fmt: skip
 def zrange(
     context: Context, key: bytes, start: bytes, stop: bytes, byscore: bool = False,
     rev: bool = False, limit: Sequence[int] | None = None, withscores: bool = False,
@@ -2878,22 +2605,15 @@ def zpopmin(value: SortedSet, count: int | None = None, *, highest: bool) -> Rep
     return list(itertools.chain.from_iterable(found)) if count is None else Pairs(found)
 
 
-@zsets.edits("ZREMRANGEBYRANK key start stop", "Delete members between two places.", "writes")
-def zremrangebyrank(value: SortedSet, start: int, stop: int) -> Reply:
-    return len(_remove(value, *positions(start, stop, len(value))))
-
-
-@zsets.edits("ZREMRANGEBYSCORE key min max", "Delete members between two scores.", "writes")
-def zremrangebyscore(value: SortedSet, low: Any, high: Any) -> Reply:
-    return len(_remove(value, *_between(value, low, high)))
-
-
-scans(
-    zsets,
-    "ZSCAN key cursor [MATCH pattern] [COUNT page-size]",
-    "Some of the members with their scores, and the cursor for more.",
-    lambda value, member: (member, encode_double(value.scores[member])),
+zsets.edits("ZREMRANGEBYRANK key start stop", "Delete members between two places.", "writes")(
+    lambda value, start, stop: len(_remove(value, *positions(start, stop, len(value))))
 )
+zsets.edits("ZREMRANGEBYSCORE key min max", "Delete members between two scores.", "writes")(
+    lambda value, low, high: len(_remove(value, *_between(value, low, high)))
+)
+scans(zsets, "ZSCAN", "members with their scores", lambda value, member: (
+    member, encode_double(value.scores[member])
+))  # fmt: skip
 
 
 # ----------------------------------------------------------------------------
@@ -2912,9 +2632,7 @@ def multi(context: Context) -> Reply:
     return OK
 
 
-@transactions.reads(
-    "EXEC", "Carry out the queued commands as one step, if no watch is broken.", raw=True
-)
+@transactions.reads("EXEC", "Carry out the queue as one step, if no watch is broken.", raw=True)
 def exec_(context: Context, *words: bytes) -> Reply:
     if words:
         raise cannot_execute(context, wrong_arity(b"exec"))
@@ -2969,28 +2687,28 @@ def unwatch(context: Context) -> Reply:
 connection = Family("connection")
 
 
-@connection.reads("PING [message]", "PONG, or the message.")
-def ping(context: Context, message: bytes = PONG) -> Reply:
-    return message
-
-
-@connection.reads("ECHO message", "The message.")
-def echo(context: Context, message: bytes) -> Reply:
-    return message
-
-
-@connection.reads(
-    "HELLO [protover] [AUTH username password] [SETNAME clientname]",
-    "Choose the version of RESP, 2 or 3, and be told about the server.",
-    raw=True,
+connection.reads("PING [message]", "PONG, or the message.")(lambda _, message=PONG: message)
+connection.reads("ECHO message", "The message.")(lambda _, message: message)
+connection.reads("SELECT database", "Choose a database; there is one, 0.")(lambda _, database: OK)
+connection.reads("CLIENT ID", "The number of this connection.")(lambda context: context.id)
+connection.reads("CLIENT GETNAME", "The name the client has given itself.")(
+    lambda context: context.names.get("name", "").encode() or None
 )
+connection.reads("CLIENT INFO", "What is known of this connection.")(
+    lambda context: Verbatim(_describe(context).encode())
+)
+
+
+@connection.reads("HELLO [protover] [AUTH username password] [SETNAME clientname]", "Choose the"
+                  " version of RESP, 2 or 3, and be told about the server.", raw=True)  # fmt: skip
 def hello(context: Context, *options: bytes) -> Reply:
     protocol = context.protocol
     if options:
-        error = "ERR Protocol version is not an integer or out of range"
-        protocol = parse_integer(options[0], error)
-        if protocol not in (2, 3):
-            raise CommandError("NOPROTO unsupported protocol version")
+        error, beyond = (
+            "ERR Protocol version is not an integer or out of range",
+            "NOPROTO unsupported protocol version",
+        )
+        protocol = parse_integer(options[0], error, 2, 3, beyond)
     words = iter(options[1:])
     for word in words:
         values = list(itertools.islice(words, {b"AUTH": 2, b"SETNAME": 1}.get(word.upper(), 0)))
@@ -3030,11 +2748,6 @@ def auth(context: Context, *credentials: bytes) -> Reply:
         raise CommandError("WRONGPASS invalid username-password pair or user is disabled.")
     context.locked_out = False
     context.guard()
-    return OK
-
-
-@connection.reads("SELECT database", "Choose a database; there is one, 0.")
-def select_(context: Context, database: int) -> Reply:
     return OK
 
 
@@ -3081,17 +2794,6 @@ def _describe(context: Context) -> str:
     return " ".join(f"{name}={value}" for name, value in facts.items()) + "\n"
 
 
-@connection.reads("CLIENT ID", "The number of this connection.")
-def client_id(context: Context) -> Reply:
-    return context.id
-
-
-@connection.reads("CLIENT GETNAME", "The name the client has given itself.")
-def client_getname(context: Context) -> Reply:
-    name = context.names.get("name")
-    return name.encode() if name else None
-
-
 @connection.reads("CLIENT SETNAME name", "Give the connection a name.")
 def client_setname(context: Context, name: bytes) -> Reply:
     context.names["name"] = _client_name("Client names", name)
@@ -3105,15 +2807,6 @@ def client_setinfo(context: Context, attribute: bytes, value: bytes) -> Reply:
         raise CommandError(f"ERR Unrecognized option '{_shown(attribute)}'")
     context.names[what] = _client_name(what, value)
     return OK
-
-
-@connection.reads("CLIENT INFO", "What is known of this connection.")
-def client_info(context: Context) -> Reply:
-    return Verbatim(_describe(context).encode())
-
-
-def _is_id(client: Context, value: bytes) -> bool:
-    return client.id == at_least(1, value, "ERR client-id should be greater than 0")
 
 
 def _is_type(client: Context, value: bytes) -> bool:
@@ -3130,7 +2823,9 @@ def _is_user(client: Context, value: bytes) -> bool:
 
 #: What CLIENT KILL chooses connections by.
 CLIENT_FILTERS: dict[bytes, Callable[[Context, bytes], bool]] = {
-    b"ID": _is_id,
+    b"ID": lambda client, value: (
+        client.id == parse_integer(value, "ERR client-id should be greater than 0", 1)
+    ),
     b"ADDR": lambda client, value: client.address.encode() == value,
     b"LADDR": lambda client, value: client.local_address.encode() == value,
     b"TYPE": _is_type,
@@ -3138,26 +2833,22 @@ CLIENT_FILTERS: dict[bytes, Callable[[Context, bytes], bool]] = {
 }
 
 
-@connection.reads(
-    "CLIENT LIST [TYPE type|ID client-id ...]", "What is known of each connection, one a line."
-)
+@connection.reads("CLIENT LIST [TYPE type|ID client-id ...]", "The connections, one a line.")
 def client_list(context: Context, *words: bytes) -> Reply:
     chosen = list(context.statistics.clients.values())
     what = words[0].upper() if words else b""
     if what == b"TYPE" and len(words) == 2:
         chosen = [client for client in chosen if _is_type(client, words[1])]
     elif what == b"ID" and len(words) > 1:
-        numbers = {at_least(1, word, "ERR Invalid client ID") for word in words[1:]}
+        numbers = {parse_integer(word, "ERR Invalid client ID", 1) for word in words[1:]}
         chosen = [client for client in chosen if client.id in numbers]
     elif words:
         raise CommandError(SYNTAX_ERROR)
     return Verbatim("".join(map(_describe, chosen)).encode())
 
 
-@connection.reads(
-    "CLIENT KILL filter [value ...]",
-    "End connections: by address, or by ID, ADDR, LADDR, TYPE, USER, and SKIPME no.",
-)
+@connection.reads("CLIENT KILL filter [value ...]", "End connections: by address, or by ID, ADDR,"
+                  " LADDR, TYPE, USER, and SKIPME no.")  # fmt: skip
 def client_kill(context: Context, *words: bytes) -> Reply:
     alone = len(words) == 1
     if alone:
@@ -3186,12 +2877,9 @@ def client_kill(context: Context, *words: bytes) -> Reply:
 
 
 @connection.reads("CLIENT REPLY ON|OFF|SKIP", "Whether commands are answered; SKIP: the next one.")
-def client_reply(context: Context, mode: bytes) -> Reply:
-    chosen = mode.decode("latin-1").upper()
-    if chosen not in ("ON", "OFF", "SKIP"):
-        raise CommandError(SYNTAX_ERROR)
-    if chosen != "SKIP" or context.replying != "OFF":
-        context.replying = chosen
+def client_reply(context: Context, mode: str) -> Reply:
+    if mode != "SKIP" or context.replying != "OFF":
+        context.replying = mode
     context.guard()
     return OK if context.replying == "ON" else NOTHING
 
@@ -3203,9 +2891,7 @@ def client_reply(context: Context, mode: bytes) -> Reply:
 server = Family("server")
 
 
-@server.reads("DBSIZE", "How many keys there are.")
-def dbsize(context: Context) -> Reply:
-    return len(context.store)
+server.reads("DBSIZE", "How many keys there are.")(lambda context: len(context.store))
 
 
 @server.writes("FLUSHALL [ASYNC|SYNC]", "Delete every key.")
@@ -3217,8 +2903,7 @@ def flushall(context: Context, **mode: bool) -> Reply:
 
 @server.reads("TIME", "The seconds since 1970, and the microseconds beyond.")
 def time_(context: Context) -> Reply:
-    seconds, rest = divmod(time.time_ns() // 1000, 1_000_000)
-    return [b"%d" % seconds, b"%d" % rest]
+    return [b"%d" % part for part in divmod(time.time_ns() // 1000, 1_000_000)]
 
 
 @server.reads("MEMORY USAGE key [SAMPLES size]", "The bytes a key takes with its value.")
@@ -3250,26 +2935,28 @@ def _memory_policy(context: Context, text: str) -> None:
     context.store.policy = text.lower()
 
 
-def _message_limit(context: Context, text: str) -> None:
-    context.settings.set_max_message(parse_size(text))
-
-
-#: What CONFIG tells of, and how that which can be set while the server runs is set.
-_PARAMETERS: dict[
-    str, tuple[Callable[[Context], object], Callable[[Context, str], None] | None]
-] = {
-    "appendonly": (lambda context: "no", None),
-    "bind": (lambda context: "127.0.0.1", None),
-    "databases": (lambda context: 1, None),
-    "maxclients": (lambda context: context.settings.max_clients, None),
-    "maxmemory": (lambda context: _finite(context.store.limit), _memory_limit),
-    "maxmemory-policy": (lambda context: context.store.policy, _memory_policy),
-    "maxmemory-samples": (lambda context: LRU_SAMPLES, None),
-    "port": (lambda context: context.settings.tcp or 0, None),
-    "proto-max-bulk-len": (lambda context: context.settings.max_message, _message_limit),
-    "save": (lambda context: "", None),
-    "timeout": (lambda context: 0, None),
+#: How that which CONFIG SET can change is changed.
+_CHANGES: dict[str, Callable[[Context, str], None]] = {
+    "maxmemory": _memory_limit,
+    "maxmemory-policy": _memory_policy,
+    "proto-max-bulk-len": lambda context, text: context.settings.set_max_message(parse_size(text)),
 }
+
+
+def _parameters(context: Context) -> dict[str, object]:
+    return {
+        "appendonly": "no",
+        "bind": "127.0.0.1",
+        "databases": 1,
+        "maxclients": context.settings.max_clients,
+        "maxmemory": _finite(context.store.limit),
+        "maxmemory-policy": context.store.policy,
+        "maxmemory-samples": LRU_SAMPLES,
+        "port": context.settings.tcp or 0,
+        "proto-max-bulk-len": context.settings.max_message,
+        "save": "",
+        "timeout": 0,
+    }
 
 
 def _finite(limit: float) -> int:
@@ -3279,52 +2966,38 @@ def _finite(limit: float) -> int:
 @server.reads("CONFIG GET parameter [parameter ...]", "The settings that match a pattern.")
 def config_get(context: Context, *patterns: bytes) -> Reply:
     tests = [glob(pattern.lower()) for pattern in patterns]
-    return {
-        name.encode(): str(value(context)).encode()
-        for name, (value, _) in _PARAMETERS.items()
-        if any(test(name.encode()) for test in tests)
-    }
+    facts = {name.encode(): str(value).encode() for name, value in _parameters(context).items()}
+    return {name: value for name, value in facts.items() if any(test(name) for test in tests)}
 
 
 @server.reads("CONFIG SET parameter value [parameter value ...]", "Change settings.")
 def config_set(context: Context, *words: bytes) -> Reply:
-    names = [_shown(word).lower() for word in words[::2]]
+    names, known = [_shown(word).lower() for word in words[::2]], _parameters(context)
     for name in names:
-        if name not in _PARAMETERS:
-            raise CommandError(
-                f"ERR Unknown option or number of arguments for CONFIG SET - '{name}'"
-            )
+        if name not in known:
+            what = "Unknown option or number of arguments for CONFIG SET"
+            raise CommandError(f"ERR {what} - '{name}'")
     for name, value in zip(names, words[1::2]):
-        change = _PARAMETERS[name][1]
         try:
-            if change is None:
+            if name not in _CHANGES:
                 raise ValueError("can't set immutable config")
-            change(context, _shown(value))
+            _CHANGES[name](context, _shown(value))
         except ValueError as error:
-            raise CommandError(
-                f"ERR CONFIG SET failed (possibly related to argument '{name}') - {error}"
-            ) from None
+            what = f"CONFIG SET failed (possibly related to argument '{name}')"
+            raise CommandError(f"ERR {what} - {error}") from None
     return OK
 
 
-@server.reads("COMMAND", "Every command: arity, flags, and where its keys are.")
-def command(context: Context) -> Reply:
-    return list(map(_command_facts, _every_command()))
-
-
+server.reads("COMMAND", "Every command: arity, flags, and where its keys are.")(
+    lambda context: list(map(_command_facts, _every_command()))
+)
 # Not where execute() would find it, whatever comes after it.
 SUBCOMMANDS[b"COMMAND", b""] = COMMANDS.pop(b"COMMAND")
 del COMMANDS[b"command"]
-
-
-@server.reads("COMMAND COUNT", "How many commands there are.")
-def command_count(context: Context) -> Reply:
-    return len(_every_command())
-
-
-@server.reads("COMMAND LIST", "The names of the commands.")
-def command_list(context: Context) -> Reply:
-    return [entry.name.lower().replace(" ", "|").encode() for entry in _every_command()]
+server.reads("COMMAND COUNT", "How many commands there are.")(lambda context: len(_every_command()))
+server.reads("COMMAND LIST", "The names of the commands.")(
+    lambda context: list(map(_listed_name, _every_command()))
+)
 
 
 @server.reads("COMMAND DOCS [command ...]", "How commands are used.")
@@ -3332,14 +3005,13 @@ def command_docs(context: Context, *names: bytes) -> Reply:
     wanted = {name.lower() for name in names}
     chosen: dict[bytes, Any] = {}
     for entry in _every_command():
-        container, _, subcommand = entry.name.lower().encode().partition(b" ")
+        name = _listed_name(entry)
+        container, _, subcommand = name.partition(b"|")
         if wanted and container not in wanted:
             continue
         if subcommand:
-            top = chosen.setdefault(
-                container, {b"summary": b"See its subcommands.", b"group": entry.group.encode()}
-            )
-            top.setdefault(b"subcommands", {})[b"|".join([container, subcommand])] = _docs(entry)
+            top = {b"summary": b"See its subcommands.", b"group": entry.group.encode()}
+            chosen.setdefault(container, top).setdefault(b"subcommands", {})[name] = _docs(entry)
         else:
             chosen[container] = {**_docs(entry), **chosen.get(container, {})}
     return chosen
@@ -3347,6 +3019,10 @@ def command_docs(context: Context, *names: bytes) -> Reply:
 
 def _every_command() -> list[Command]:
     return [*dict.fromkeys(COMMANDS.values()), *SUBCOMMANDS.values()]
+
+
+def _listed_name(entry: Command) -> bytes:
+    return entry.name.lower().replace(" ", "|").encode()
 
 
 def _command_facts(entry: Command) -> Reply:
@@ -3358,10 +3034,9 @@ def _command_facts(entry: Command) -> Reply:
     if "[key" in words:
         last = -1
     arity = entry.fewest if entry.most == entry.fewest else -entry.fewest
-    name = entry.name.lower().replace(" ", "|").encode()
     none = Members()  # ACL categories, tips, key specifications, subcommands
-    positions_ = [first, last, step if first else 0]
-    return [name, arity, Members(map(Status, flags)), *positions_, none, none, none, []]
+    places = [first, last, step if first else 0]
+    return [_listed_name(entry), arity, Members(map(Status, flags)), *places, none, none, none, []]
 
 
 def _docs(entry: Command) -> dict[bytes, Any]:
@@ -3369,10 +3044,7 @@ def _docs(entry: Command) -> dict[bytes, Any]:
         b"summary": entry.summary.encode(),
         b"since": __version__.encode(),
         b"group": entry.group.encode(),
-        b"arguments": [
-            _argument_docs(item)
-            for item in re.findall(r"\[[^\]]*\]|\S+", entry.usage)[entry.words :]
-        ],
+        b"arguments": list(map(_argument_docs, entry.items[entry.words :])),
     }
 
 
@@ -3394,75 +3066,61 @@ def _argument_docs(item: str) -> dict[bytes, Any]:
 
 
 @server.reads("INFO [section ...]", "The state of the server, all of it or the sections named.")
-def info(context: Context, *sections: bytes) -> Reply:
-    wanted = {section.decode("latin-1").lower() for section in sections}
-    if not wanted or wanted & {"all", "default", "everything"}:
-        wanted = {title.lower() for title in _INFO_SECTIONS}
-    blocks = []
-    for title, facts in _INFO_SECTIONS.items():
-        if title.lower() in wanted:
-            lines = [f"{name}:{value}\r\n" for name, value in facts(context).items()]
-            blocks.append(f"# {title}\r\n" + "".join(lines))
+def info(context: Context, *names: bytes) -> Reply:
+    sections = _sections(context)
+    wanted = {name.decode("latin-1").lower() for name in names}
+    everything = not wanted or wanted & {"all", "default", "everything"}
+    blocks = [
+        f"# {title}\r\n" + "".join(f"{name}:{value}\r\n" for name, value in facts.items())
+        for title, facts in sections.items()
+        if everything or title.lower() in wanted
+    ]
     return Verbatim("\r\n".join(blocks).encode("utf-8", "replace"))
 
 
-def _server_facts(context: Context) -> dict[str, object]:
-    uptime = int(time.monotonic() - context.statistics.started)
+def _sections(context: Context) -> dict[str, dict[str, object]]:
+    store, settings, statistics = context.store, context.settings, context.statistics
+    uptime, times = int(time.monotonic() - statistics.started), os.times()
+    keyspace = {"db0": f"keys={len(store)},expires={store.expiring}"} if len(store) else {}
     return {
-        "redis_version": REDIS_VERSION,
-        "redis_mode": "standalone",
-        "pipecache_version": __version__,
-        "python_version": ".".join(map(str, sys.version_info[:3])),
-        "os": sys.platform,
-        "arch_bits": struct.calcsize("P") * 8,
-        "process_id": os.getpid(),
-        "tcp_port": context.settings.tcp or 0,
-        "address": context.statistics.address,
-        "uptime_in_seconds": uptime,
-        "uptime_in_days": uptime // 86400,
+        "Server": {
+            "redis_version": REDIS_VERSION,
+            "redis_mode": "standalone",
+            "pipecache_version": __version__,
+            "python_version": ".".join(map(str, sys.version_info[:3])),
+            "os": sys.platform,
+            "arch_bits": struct.calcsize("P") * 8,
+            "process_id": os.getpid(),
+            "tcp_port": settings.tcp or 0,
+            "address": statistics.address,
+            "uptime_in_seconds": uptime,
+            "uptime_in_days": uptime // 86400,
+        },
+        "Clients": {
+            "connected_clients": len(statistics.clients),
+            "blocked_clients": 0,
+            "maxclients": settings.max_clients,
+            "max_message_bytes": settings.max_message,
+        },
+        "Memory": {
+            "used_memory": store.used,
+            "used_memory_human": f"{store.used / 1024**2:.2f}M",
+            "maxmemory": _finite(store.limit),
+            "maxmemory_human": f"{_finite(store.limit) / 1024**2:.2f}M",
+            "maxmemory_policy": store.policy,
+        },
+        "Persistence": {"loading": 0},
+        "Stats": {
+            "total_connections_received": statistics.connections,
+            "total_commands_processed": statistics.commands,
+            "expired_keys": store.expired,
+            "evicted_keys": store.evicted,
+        },
+        "Replication": {"role": "master", "connected_slaves": 0},
+        "CPU": {"used_cpu_sys": f"{times.system:.6f}", "used_cpu_user": f"{times.user:.6f}"},
+        "Cluster": {"cluster_enabled": 0},
+        "Keyspace": dict(keyspace),
     }
-
-
-def _memory_facts(context: Context) -> dict[str, object]:
-    return {
-        "used_memory": context.store.used,
-        "used_memory_human": f"{context.store.used / 1024**2:.2f}M",
-        "maxmemory": _finite(context.store.limit),
-        "maxmemory_human": f"{_finite(context.store.limit) / 1024**2:.2f}M",
-        "maxmemory_policy": context.store.policy,
-    }
-
-
-def _keyspace_facts(context: Context) -> dict[str, object]:
-    if not len(context.store):
-        return {}
-    return {"db0": f"keys={len(context.store)},expires={context.store.expiring}"}
-
-
-_INFO_SECTIONS: dict[str, Callable[[Context], dict[str, object]]] = {
-    "Server": _server_facts,
-    "Clients": lambda context: {
-        "connected_clients": len(context.statistics.clients),
-        "blocked_clients": 0,
-        "maxclients": context.settings.max_clients,
-        "max_message_bytes": context.settings.max_message,
-    },
-    "Memory": _memory_facts,
-    "Persistence": lambda context: {"loading": 0},
-    "Stats": lambda context: {
-        "total_connections_received": context.statistics.connections,
-        "total_commands_processed": context.statistics.commands,
-        "expired_keys": context.store.expired,
-        "evicted_keys": context.store.evicted,
-    },
-    "Replication": lambda context: {"role": "master", "connected_slaves": 0},
-    "CPU": lambda context: {
-        "used_cpu_sys": f"{os.times().system:.6f}",
-        "used_cpu_user": f"{os.times().user:.6f}",
-    },
-    "Cluster": lambda context: {"cluster_enabled": 0},
-    "Keyspace": _keyspace_facts,
-}
 
 
 @server.reads("HELP [command]", "The commands, or how one is used.")
@@ -3604,10 +3262,7 @@ if sys.platform == "win32":
     # fmt: on
 
     def current_user_sid() -> str:
-        """The security identifier of the account this process runs as, ``S-1-5-...``.
-
-        :raises OSError: if Windows does not tell.
-        """
+        """The account this process runs as, ``S-1-5-...``; OSError if Windows does not tell."""
         token = wintypes.HANDLE()
         OpenProcessToken(GetCurrentProcess(), TOKEN_QUERY, ctypes.byref(token))
         try:
@@ -3627,7 +3282,7 @@ if sys.platform == "win32":
             CloseHandle(token)
 
     def security_attributes(sddl: str) -> SECURITY_ATTRIBUTES:
-        """Attributes with the descriptor that an SDDL string describes; free it with LocalFree.
+        """Attributes with the descriptor, to be freed by LocalFree, that an SDDL string tells of.
 
         :raises OSError: if the string is not one.
         """
@@ -3677,13 +3332,12 @@ class Connection:
     end_of_message = True
 
     def __init__(self, peer: str) -> None:
-        #: The client's address, as CLIENT LIST shows it.
-        self.peer = peer
+        self.peer = peer  #: The client's address, as CLIENT LIST shows it.
         # Chunks that came while a reply was not taken, each with its end_of_message.
         self._backlog: collections.deque[tuple[bytes, bool]] = collections.deque()
         self._backlog_size = 0
         self._lock = threading.Lock()
-        self._closed = False
+        self._closed = self._interrupted = False
 
     def receive(self) -> bytes | None:
         """The next chunk; b"" for an empty message; None when no more will come."""
@@ -3731,7 +3385,11 @@ class Connection:
 
 
 class Listener:
-    """Where clients connect. accept() may be called by several threads at once."""
+    """Where clients connect. accept() may be called by several threads at once.
+
+    :raises AddressInUse: if another program serves the address.
+    :raises TransportError: if it cannot be served, or on Windows not be made safe.
+    """
 
     #: Whether the system lets other accounts of this machine connect.
     open_to_all = False
@@ -3755,12 +3413,13 @@ class Listener:
         raise NotImplementedError
 
 
-def _reply_not_taken() -> str:
-    return f"the client did not take its reply within {SEND_TIMEOUT:g} s"
+def _reply_not_taken() -> ConnectionLost:
+    return ConnectionLost(f"the client did not take its reply within {SEND_TIMEOUT:g} s")
 
 
-def _in_use(address: str, what: str = "name") -> str:
-    return f"{address} is served by another program already; stop that one or choose another {what}"
+def _in_use(address: str, what: str = "name") -> AddressInUse:
+    advice = f"stop that one or choose another {what}"
+    return AddressInUse(f"{address} is served by another program already; {advice}")
 
 
 # What keeps one call from waiting. Where there is no such thing (Windows), the socket never waits.
@@ -3785,7 +3444,6 @@ class SocketConnection(Connection):
         self._socket.setblocking(bool(_DONTWAIT))
         self._size = SHORT_CHUNK_SIZE
         self._woken = False
-        self._interrupted = False
         self._ended = False  # the client sends no more
         self._waker: tuple[socket.socket, socket.socket] | None = None
 
@@ -3838,7 +3496,7 @@ class SocketConnection(Connection):
                 events |= selectors.EVENT_READ
             happened = _ready({self._socket: events}, deadline - time.monotonic())
             if not happened:
-                raise ConnectionLost(_reply_not_taken())
+                raise _reply_not_taken()
             try:
                 if happened[self._socket] & selectors.EVENT_READ:
                     chunk = self._socket.recv(CHUNK_SIZE, _DONTWAIT)
@@ -3901,14 +3559,10 @@ class SocketListener(Listener):
             # Windows: WSAEACCES, for a port that another program holds for itself.
             held = sys.platform == "win32" and isinstance(error, PermissionError)
             if held or error.errno == errno.EADDRINUSE:
-                what = "name" if address.startswith("/") else "port"
-                raise AddressInUse(_in_use(address, what)) from None
+                raise _in_use(address, "name" if address.startswith("/") else "port") from None
             raise TransportError(f"Cannot serve {address}: {error}") from error
 
     def _bind(self) -> None:
-        raise NotImplementedError
-
-    def _peer(self, address: Any) -> str:
         raise NotImplementedError
 
     def accept(self) -> Connection | None:
@@ -3921,8 +3575,9 @@ class SocketListener(Listener):
                     return None
                 # A client may have left again.
                 with contextlib.suppress(BlockingIOError, ConnectionError):
-                    client, address = self._socket.accept()
-                    return SocketConnection(client, self._peer(address))
+                    client, peer = self._socket.accept()
+                    host, port = peer if isinstance(peer, tuple) else (self.address, 0)
+                    return SocketConnection(client, f"{host}:{port}")
 
     def interrupt(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -3935,11 +3590,7 @@ class SocketListener(Listener):
 
 
 class TCPListener(SocketListener):
-    """A port of 127.0.0.1, which any account of this machine can connect to.
-
-    :raises AddressInUse: if another program serves this port.
-    :raises TransportError: if it cannot be served.
-    """
+    """A port of 127.0.0.1, which any account of this machine can connect to."""
 
     open_to_all = True
 
@@ -3953,9 +3604,6 @@ class TCPListener(SocketListener):
         option = socket.SO_REUSEADDR if exclusive is None else exclusive
         self._socket.setsockopt(socket.SOL_SOCKET, option, 1)
         self._socket.bind(("127.0.0.1", self._port))
-
-    def _peer(self, address: Any) -> str:
-        return f"{address[0]}:{address[1]}"
 
 
 if sys.platform == "win32":
@@ -3981,10 +3629,8 @@ if sys.platform == "win32":
             CancelIoEx(self.handle, ctypes.byref(overlapped))
             # Until this has returned, the system may write to the buffer and the structure.
             count = wintypes.DWORD()
-            done = GetOverlappedResult(
-                self.handle, ctypes.byref(overlapped), ctypes.byref(count), True
-            )
-            return bool(done)
+            operation, counted = ctypes.byref(overlapped), ctypes.byref(count)
+            return bool(GetOverlappedResult(self.handle, operation, counted, True))
 
         def close(self) -> None:
             for handle in (self.handle, self.reading.hEvent, self.writing.hEvent, self.wake):
@@ -3998,22 +3644,17 @@ if sys.platform == "win32":
 
         def __init__(self, instance: _PipeInstance, listener: PipeListener) -> None:
             super().__init__(f"{listener.address}:0")
-            self._instance = instance
-            self._listener = listener
-            self._handle = instance.handle
+            self._instance, self._listener, self._handle = instance, listener, instance.handle
             self._reading = ctypes.byref(instance.reading)
             self._writing = ctypes.byref(instance.writing)
-            self._read_or_wake = (wintypes.HANDLE * 2)(instance.reading.hEvent, instance.wake)
-            self._write_or_read = (wintypes.HANDLE * 2)(
-                instance.writing.hEvent, instance.reading.hEvent
-            )
+            read, written = instance.reading.hEvent, instance.writing.hEvent
+            self._read_or_wake = (wintypes.HANDLE * 2)(read, instance.wake)
+            self._write_or_read = (wintypes.HANDLE * 2)(written, read)
             self._counted = ctypes.byref(wintypes.DWORD())
             self._buffer = ctypes.create_string_buffer(CHUNK_SIZE)
             self._view = memoryview(self._buffer)
             self._begun = False  # a ReadFile was called whose outcome was not fetched yet
-            self._gone = False
-            self._interrupted = False
-            self._aborted = False
+            self._gone = self._aborted = False
 
         def receive(self) -> bytes | None:
             if self._backlog:
@@ -4102,7 +3743,7 @@ if sys.platform == "win32":
                 elif self._instance.cancel(self._instance.writing):
                     return
                 else:
-                    raise ConnectionLost(_reply_not_taken())
+                    raise _reply_not_taken()
 
         def close(self) -> None:
             with self._lock:
@@ -4130,11 +3771,7 @@ if sys.platform == "win32":
                     CancelIoEx(self._handle, self._writing)
 
     class PipeListener(Listener):
-        """A named pipe for one user's account and SYSTEM, on this machine alone.
-
-        :raises AddressInUse: if another program serves this name.
-        :raises TransportError: if the pipe cannot be made, or not be made safe.
-        """
+        """A named pipe for one user's account and SYSTEM, on this machine alone."""
 
         def __init__(self, address: str) -> None:
             super().__init__(address)
@@ -4143,13 +3780,11 @@ if sys.platform == "win32":
             self._idle: list[_PipeInstance] = []
             try:
                 sid = current_user_sid()
-                self._security = security_attributes(
-                    f"O:{sid}G:{sid}D:P(A;;GA;;;SY)(A;;GA;;;{sid})"
-                )
+                sddl = f"O:{sid}G:{sid}D:P(A;;GA;;;SY)(A;;GA;;;{sid})"
+                self._security = security_attributes(sddl)
             except OSError as error:
-                raise TransportError(
-                    f"Cannot restrict {address} to this user, so it is not opened: {error}"
-                ) from error
+                what = f"Cannot restrict {address} to this user, so it is not opened: {error}"
+                raise TransportError(what) from error
             self._interruption = CreateEventW(None, True, False, None)
             try:
                 self._idle.append(self._create_first())
@@ -4161,12 +3796,12 @@ if sys.platform == "win32":
             # FILE_FLAG_FIRST_PIPE_INSTANCE is the guard; Wine ignores it, so look first.
             taken = WaitNamedPipeW(self.address, NMPWAIT_NOWAIT)
             if taken or ctypes.get_last_error() == ERROR_SEM_TIMEOUT:
-                raise AddressInUse(_in_use(self.address))
+                raise _in_use(self.address)
             try:
                 return _PipeInstance(self._create(FILE_FLAG_FIRST_PIPE_INSTANCE))
             except OSError as error:
                 if error.winerror == ERROR_ACCESS_DENIED:
-                    raise AddressInUse(_in_use(self.address)) from None
+                    raise _in_use(self.address) from None
                 raise TransportError(f"Cannot serve {self.address}: {error}") from error
 
         def _create(self, first: int = 0) -> int:
@@ -4174,12 +3809,8 @@ if sys.platform == "win32":
                 self.address,
                 PIPE_ACCESS_DUPLEX | FILE_FLAG_OVERLAPPED | first,
                 PIPE_TYPE_MESSAGE | PIPE_READMODE_MESSAGE | PIPE_REJECT_REMOTE_CLIENTS,
-                PIPE_UNLIMITED_INSTANCES,
-                CHUNK_SIZE,
-                CHUNK_SIZE,
-                0,
-                ctypes.byref(self._security),
-            )
+                PIPE_UNLIMITED_INSTANCES, CHUNK_SIZE, CHUNK_SIZE, 0, ctypes.byref(self._security),
+            )  # fmt: skip
             return handle
 
         def accept(self) -> Connection | None:
@@ -4249,11 +3880,7 @@ if sys.platform == "win32":
 else:
 
     class UnixListener(SocketListener):
-        """A Unix domain socket for the user alone.
-
-        :raises AddressInUse: if another program serves this path.
-        :raises TransportError: if the socket cannot be made there.
-        """
+        """A Unix domain socket for the user alone."""
 
         def __init__(self, address: str) -> None:
             super().__init__(address, socket.socket(socket.AF_UNIX))
@@ -4274,9 +3901,8 @@ else:
             except OSError:
                 return
             if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
-                raise AddressInUse(
-                    f"{self.address} exists and is not a socket of this user; choose another name"
-                )
+                what = "exists and is not a socket of this user; choose another name"
+                raise AddressInUse(f"{self.address} {what}")
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.settimeout(STOP_GRACE)
                 try:
@@ -4288,10 +3914,7 @@ else:
                     return
                 except OSError as error:
                     log.debug("Probing %s: %s", self.address, error)
-            raise AddressInUse(_in_use(self.address))
-
-        def _peer(self, address: Any) -> str:
-            return f"{self.address}:0"
+            raise _in_use(self.address)
 
         def close(self) -> None:
             super().close()
@@ -4312,8 +3935,7 @@ class Session:
     """One client from connecting to leaving: requests in, replies out."""
 
     def __init__(self, connection: Connection, context: Context, suspicious: bool) -> None:
-        self.connection = connection
-        self._context = context
+        self.connection, self._context = connection, context
         self._suspicious = suspicious
 
     def run(self) -> None:
@@ -4321,8 +3943,7 @@ class Session:
 
         :raises ConnectionLost: if a reply could not be delivered.
         """
-        connection = self.connection
-        context = self._context
+        connection, context = self.connection, self._context
         parser = RequestParser(connection.framed, context.settings.max_message)
         receive, feed, answer = connection.receive, parser.feed, self._answer
         while not context.closing:
@@ -4357,8 +3978,7 @@ class Session:
         more = True
         while more and not context.closing:
             output = []
-            size = 0
-            more = False
+            size, more = 0, False
             # The lock once a turn rather than once a command, and one message for all replies.
             with context.store.lock:
                 for arguments, terminator in pending:
@@ -4385,9 +4005,7 @@ class _Desk:
     # A listener, with the number of workers it has and of those that wait for a client.
 
     def __init__(self, listener: Listener) -> None:
-        self.listener = listener
-        self.workers = 0
-        self.spare = 0
+        self.listener, self.workers, self.spare = listener, 0, 0
 
 
 class Server:
@@ -4410,17 +4028,13 @@ class Server:
         self._store.policy = self._settings.policy
         self._statistics = Statistics(self.address)
         self._desks: list[_Desk] = []
-        self._pool = concurrent.futures.ThreadPoolExecutor(
-            self._settings.max_clients * (1 if self._settings.tcp is None else 2),
-            thread_name_prefix="pipecache",
-        )
-        self._process = 0
+        most = self._settings.max_clients * (1 if self._settings.tcp is None else 2)
+        self._pool = concurrent.futures.ThreadPoolExecutor(most, "pipecache")
+        self._process = self._workers = 0
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._stopping = threading.Event()
-        self._stopped = threading.Event()
+        self._stopping, self._stopped = threading.Event(), threading.Event()
         self._sessions: set[Session] = set()
-        self._workers = 0
 
     def start(self) -> None:
         """Open the pipe and serve it on background threads.
@@ -4444,13 +4058,8 @@ class Server:
         # Python 3.9), so a host program that ends without stop() would hang there.
         this = weakref.ref(self)
         getattr(threading, "_register_atexit", atexit.register)(lambda: _stop_left(this()))
-        log.info(
-            "Serving %s (process %d, pipecache %s, Python %d.%d)",
-            self.address,
-            os.getpid(),
-            __version__,
-            *sys.version_info[:2],
-        )
+        facts = (self.address, os.getpid(), __version__, *sys.version_info[:2])
+        log.info("Serving %s (process %d, pipecache %s, Python %d.%d)", *facts)
         for desk in desks[1:]:
             asked = "no password" if self._settings.password is None else "a password"
             log.info("Serving %s, to any account here, with %s", desk.listener.address, asked)
@@ -4492,10 +4101,7 @@ class Server:
             while self._workers and time.monotonic() - started < STOP_TIMEOUT:
                 late = time.monotonic() - started > STOP_GRACE
                 for session in self._sessions:
-                    if late:
-                        session.connection.abort()
-                    else:
-                        session.connection.interrupt()
+                    (session.connection.abort if late else session.connection.interrupt)()
                 self._changed.wait(0.1)
         if self._workers:
             log.error("Stopped, but %d clients' commands did not end", self._workers)
@@ -4503,11 +4109,8 @@ class Server:
         self._pool.shutdown()
         for desk in self._desks:
             desk.listener.close()
-        log.info(
-            "Stopped after %d commands of %d clients",
-            self._statistics.commands,
-            self._statistics.connections,
-        )
+        counts = self._statistics.commands, self._statistics.connections
+        log.info("Stopped after %d commands of %d clients", *counts)
 
     def serve_forever(self) -> None:
         """Start, and serve until stop() is called by another thread or an exception such as
@@ -4632,59 +4235,28 @@ def _argument_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="A key-value cache on a named pipe, for the programs of one user.",
     )
-    parser.add_argument(
-        "--pipe", metavar="NAME", default=DEFAULT_PIPE, help="name of the pipe (%(default)s)"
-    )
-    parser.add_argument(
-        "--max-clients",
-        metavar="N",
-        type=int,
-        default=MAX_CLIENTS,
-        help="clients served at once; one more waits (%(default)s)",
-    )
-    parser.add_argument(
-        "--max-message",
-        metavar="SIZE",
-        type=_size,
-        default=MAX_MESSAGE,
-        help="longest command or value, such as 10mb (512mb)",
-    )
-    parser.add_argument(
-        "--max-memory",
-        metavar="SIZE",
-        type=_size,
-        default=0,
-        help="what keys and values may take together, such as 256mb (no limit)",
-    )
-    parser.add_argument(
-        "--max-memory-policy",
-        metavar="POLICY",
-        default=POLICIES[0],
-        choices=POLICIES,
-        help=f"what gives way beyond that: {', '.join(POLICIES)} (%(default)s)",
-    )
-    parser.add_argument(
-        "--tcp",
-        metavar="PORT",
-        type=int,
-        help="serve this port of 127.0.0.1 too, which any account of this machine can reach",
-    )
-    parser.add_argument(
-        "--password-file", metavar="FILE", help="its first line is asked of clients of --tcp"
-    )
-    parser.add_argument(
-        "--tcp-no-password", action="store_true", help="let any account of this machine in"
-    )
-    parser.add_argument(
-        "--log-level",
-        metavar="LEVEL",
-        type=str.upper,
-        default="INFO",
-        choices=["DEBUG", "INFO", "WARNING", "ERROR"],
-        help="DEBUG, INFO, WARNING or ERROR (%(default)s)",
-    )
-    parser.add_argument("--log-file", metavar="FILE", help="log there, not to the console")
-    parser.add_argument("--version", action="version", version=f"pipecache {__version__}")
+    option = parser.add_argument
+    # fmt: off
+    option("--pipe", metavar="NAME", default=DEFAULT_PIPE, help="name of the pipe (%(default)s)")
+    option("--max-clients", metavar="N", type=int, default=MAX_CLIENTS,
+           help="clients served at once; one more waits (%(default)s)")
+    option("--max-message", metavar="SIZE", type=_size, default=MAX_MESSAGE,
+           help="longest command or value, such as 10mb (512mb)")
+    option("--max-memory", metavar="SIZE", type=_size, default=0,
+           help="what keys and values may take together, such as 256mb (no limit)")
+    option("--max-memory-policy", metavar="POLICY", default=POLICIES[0], choices=POLICIES,
+           help=f"what gives way beyond that: {', '.join(POLICIES)} (%(default)s)")
+    option("--tcp", metavar="PORT", type=int,
+           help="serve this port of 127.0.0.1 too, which any account of this machine can reach")
+    option("--password-file", metavar="FILE",
+           help="its first line is asked of clients of --tcp")
+    option("--tcp-no-password", action="store_true", help="let any account of this machine in")
+    option("--log-level", metavar="LEVEL", type=str.upper, default="INFO",
+           choices=["DEBUG", "INFO", "WARNING", "ERROR"],
+           help="DEBUG, INFO, WARNING or ERROR (%(default)s)")
+    option("--log-file", metavar="FILE", help="log there, not to the console")
+    option("--version", action="version", version=f"pipecache {__version__}")
+    # fmt: on
     return parser
 
 
@@ -4734,13 +4306,13 @@ def _password(options: argparse.Namespace) -> bytes | None:
             "--tcp lets every account of this machine connect: add --password-file FILE,"
             " or --tcp-no-password if you mean that (one of them)"
         )
-    if options.password_file is None:
+    name = options.password_file
+    if name is None:
         return None
     try:
-        with open(options.password_file, "rb") as file:
+        with open(name, "rb") as file:
             text = file.read(MAX_LOCKED_OUT_ARGUMENT)
     except OSError as error:
-        name = options.password_file
         raise ValueError(f"cannot read --password-file {name!r}: {error.strerror}") from error
     # Windows' own tools begin a file with such marks.
     if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
