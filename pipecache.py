@@ -617,20 +617,19 @@ class RequestParser:
 # ----------------------------------------------------------------------------
 
 # What CPython takes for things beside their bytes, to keep count of memory: a key with its place
-# in the dict, a time to live, a time of use, a bytes object, an empty collection; the collections
-# say what one of their elements takes.
+# in the dict, a time to live, a time of use, a bytes object. The collections say what they take
+# themselves, and each of their elements.
 KEY_COST = 88
 DEADLINE_COST = 144
 USE_COST = 80
 BYTES_COST = 40
-COLLECTION_COST = 320
 
 
 class ListValue(Deque[bytes]):
     """A list; a push or a pop at either end costs the same however long it is."""
 
     __slots__ = ("counted", "payload")
-    ELEMENT_COST = 48
+    COST, ELEMENT_COST = 800, 48
 
     def __init__(self, elements: Iterable[bytes] = ()) -> None:
         super().__init__(elements)
@@ -714,7 +713,7 @@ class Hash(Table):
     """A hash: values by their fields."""
 
     __slots__ = ("counted", "payload")
-    ELEMENT_COST = 104
+    COST, ELEMENT_COST = 320, 104
 
     def __init__(self) -> None:
         super().__init__()
@@ -746,13 +745,14 @@ class Set(Hash):
     """A set: its members are fields without a value."""
 
     __slots__ = ()
+    ELEMENT_COST = 64
 
 
 def cost_of(value: Any) -> int:
     """The bytes that a value takes, without its key."""
     if value.__class__ is bytes:
         return BYTES_COST + len(value)
-    return COLLECTION_COST + int(value.payload) + len(value) * int(value.ELEMENT_COST)
+    return int(value.COST + value.payload + len(value) * value.ELEMENT_COST)
 
 
 class _Last:
@@ -768,7 +768,7 @@ class SortedSet:
     """Members in the order of their scores, and of their bytes where scores are equal."""
 
     __slots__ = ("_parts", "counted", "payload", "scores")
-    ELEMENT_COST = 208
+    COST, ELEMENT_COST = 560, 160
     #: Pairs in one part at most: to insert moves that many, to find a rank looks at each part.
     PART = 1000
 
@@ -1171,6 +1171,7 @@ class Store:
 
         :raises CommandError: if the policy has none left to take.
         """
+        self.sweep(len(self._queue))
         while self.used > self.limit:
             key = self._victim()
             if key is None:
@@ -1179,7 +1180,6 @@ class Store:
             self.evicted += 1
 
     def _victim(self) -> bytes | None:
-        self.sweep(SWEEP_KEYS)
         table = self._values if self._policy.startswith("allkeys") else self._deadlines
         if not table or self._policy == "noeviction":
             return None
@@ -1386,7 +1386,7 @@ class Command:
         endless = raw or "..." in usage
         self._options = Options(usage) if (Options(usage) or loose) and not endless else None
         # Whether further arguments come in pairs only.
-        self._paired = re.fullmatch(r"[^\[]*\[[a-z]+ [a-z]+ \.\.\.\]", usage) is not None
+        self._paired = not raw and bool(re.fullmatch(r"[^\[]*\[[a-z]+ [a-z]+ \.\.\.\]", usage))
         #: Bounds of the number of arguments, the name included: the fewest, the most that need
         #: no further look, the most of all.
         self.fewest = sum(not item.startswith("[") for item in items)
@@ -1542,6 +1542,7 @@ def execute(context: Context, arguments: Any) -> Reply:
         if entry is None or context.guarded:
             return _execute_guarded(context, arguments)
         if entry.grows and context.store.used > context.store.limit:
+            find_command(arguments)  # what is wrong anyway frees nothing
             context.store.make_room()
         if entry.fewest <= len(arguments) <= entry.plain:
             return entry.run(context, *arguments[entry.words :])
@@ -1586,8 +1587,12 @@ def _accept(context: Context, arguments: list[bytes]) -> Reply:
         entry = find_command(arguments)
         if context.locked_out and entry.name not in _BEFORE_AUTH:
             raise CommandError("NOAUTH Authentication required.")
-        queued = (each.grows for each, _ in context.queue or ())
-        grows = any(queued) if entry.name == "EXEC" else entry.grows
+        if context.queue is None:
+            grows = entry.grows
+        elif entry.name == "EXEC":
+            grows = any(each.grows for each, _ in context.queue)
+        else:
+            grows = entry.name not in _NOT_QUEUED  # to be queued takes memory as well
         if grows and context.store.used > context.store.limit:
             context.store.make_room()
     except CommandError as error:
@@ -2840,7 +2845,7 @@ def client_list(context: Context, *words: bytes) -> Reply:
     if what == b"TYPE" and len(words) == 2:
         chosen = [client for client in chosen if _is_type(client, words[1])]
     elif what == b"ID" and len(words) > 1:
-        numbers = {parse_integer(word, "ERR Invalid client ID", 1) for word in words[1:]}
+        numbers = {parse_integer(word, "ERR Invalid client ID") for word in words[1:]}
         chosen = [client for client in chosen if client.id in numbers]
     elif words:
         raise CommandError(SYNTAX_ERROR)
@@ -2853,7 +2858,6 @@ def client_kill(context: Context, *words: bytes) -> Reply:
     alone = len(words) == 1
     if alone:
         words = (b"ADDR", words[0], b"SKIPME", b"no")
-    chosen = list(context.statistics.clients.values())
     filters = {word.upper(): value for word, value in zip(words[::2], words[1::2])}
     skip_me = filters.pop(b"SKIPME", b"yes").lower()
     if (
@@ -2862,10 +2866,12 @@ def client_kill(context: Context, *words: bytes) -> Reply:
         or not filters.keys() <= CLIENT_FILTERS.keys()
     ):
         raise CommandError(SYNTAX_ERROR)
-    for name, value in filters.items():
-        chosen = [client for client in chosen if CLIENT_FILTERS[name](client, value)]
-    if skip_me == b"yes" and context in chosen:
-        chosen.remove(context)
+    chosen = []
+    for client in context.statistics.clients.values():
+        # Each is asked, as each may raise an error.
+        answers = [CLIENT_FILTERS[name](client, value) for name, value in filters.items()]
+        if all(answers) and not (client is context and skip_me == b"yes"):
+            chosen.append(client)
     if alone and not chosen:
         raise CommandError("ERR No such client")
     for client in chosen:
@@ -2922,25 +2928,34 @@ def debug_sleep(context: Context, seconds: bytes) -> Reply:
     return OK
 
 
-def _memory_limit(context: Context, text: str) -> None:
-    context.store.limit = parse_size(text) or math.inf
+def _set_memory_limit(context: Context, size: int) -> None:
+    context.store.limit = size or math.inf
     # As Redis does it, at once; what cannot be evicted stays, and commands that write are refused.
     with contextlib.suppress(CommandError):
         context.store.make_room()
 
 
-def _memory_policy(context: Context, text: str) -> None:
+def _memory_size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError:
+        raise ValueError("argument must be a memory value") from None
+
+
+def _policy(text: str) -> str:
     if text.lower() not in POLICIES:
-        raise ValueError(f"argument must be one of {', '.join(POLICIES)}")
-    context.store.policy = text.lower()
+        raise ValueError(f"argument(s) must be one of the following: {', '.join(POLICIES)}")
+    return text.lower()
 
 
-#: How that which CONFIG SET can change is changed.
-_CHANGES: dict[str, Callable[[Context, str], None]] = {
-    "maxmemory": _memory_limit,
-    "maxmemory-policy": _memory_policy,
-    "proto-max-bulk-len": lambda context, text: context.settings.set_max_message(parse_size(text)),
-}
+#: What CONFIG SET can change: how its value is read, and how it is set.
+_CHANGES: dict[str, tuple[Callable[[str], Any], Callable[[Context, Any], None]]] = {
+    "maxmemory": (_memory_size, _set_memory_limit),
+    "maxmemory-policy": (_policy, lambda context, policy: setattr(context.store, "policy", policy)),
+    "proto-max-bulk-len": (
+        _memory_size, lambda context, size: context.settings.set_max_message(size)
+    ),
+}  # fmt: skip
 
 
 def _parameters(context: Context) -> dict[str, object]:
@@ -2970,33 +2985,43 @@ def config_get(context: Context, *patterns: bytes) -> Reply:
     return {name: value for name, value in facts.items() if any(test(name) for test in tests)}
 
 
-@server.reads("CONFIG SET parameter value [parameter value ...]", "Change settings.")
+@server.reads("CONFIG SET parameter value [parameter value ...]", "Change settings.", raw=True)
 def config_set(context: Context, *words: bytes) -> Reply:
-    names, known = [_shown(word).lower() for word in words[::2]], _parameters(context)
-    for name in names:
+    if len(words) % 2:
+        raise CommandError(SYNTAX_ERROR)
+    known, changes = _parameters(context), {}
+    for word, value in zip(words[::2], words[1::2]):
+        name = _shown(word).lower()
         if name not in known:
             what = "Unknown option or number of arguments for CONFIG SET"
             raise CommandError(f"ERR {what} - '{name}'")
-    for name, value in zip(names, words[1::2]):
         try:
             if name not in _CHANGES:
                 raise ValueError("can't set immutable config")
-            _CHANGES[name](context, _shown(value))
+            if name in changes:
+                raise ValueError("duplicate parameter")
+            read, _ = _CHANGES[name]
+            changes[name] = read(_shown(value))
+            if name == "proto-max-bulk-len" and changes[name] < MIN_MESSAGE:
+                raise ValueError(f"argument must be {MIN_MESSAGE} or more")
         except ValueError as error:
             what = f"CONFIG SET failed (possibly related to argument '{name}')"
             raise CommandError(f"ERR {what} - {error}") from None
+    # All of them, or, after an error, none.
+    for name, changed in changes.items():
+        _CHANGES[name][1](context, changed)
     return OK
 
 
 server.reads("COMMAND", "Every command: arity, flags, and where its keys are.")(
-    lambda context: list(map(_command_facts, _every_command()))
+    lambda context: list(map(_command_facts, _listed_names()))
 )
 # Not where execute() would find it, whatever comes after it.
 SUBCOMMANDS[b"COMMAND", b""] = COMMANDS.pop(b"COMMAND")
 del COMMANDS[b"command"]
-server.reads("COMMAND COUNT", "How many commands there are.")(lambda context: len(_every_command()))
+server.reads("COMMAND COUNT", "How many commands there are.")(lambda context: len(_listed_names()))
 server.reads("COMMAND LIST", "The names of the commands.")(
-    lambda context: list(map(_listed_name, _every_command()))
+    lambda context: list({*_listed_names(), *map(_listed_name, _every_command())})
 )
 
 
@@ -3007,9 +3032,11 @@ def command_docs(context: Context, *names: bytes) -> Reply:
     for entry in _every_command():
         name = _listed_name(entry)
         container, _, subcommand = name.partition(b"|")
-        if wanted and container not in wanted:
+        if name in wanted:
+            chosen[name] = {**_docs(entry), **chosen.get(name, {})}
+        elif wanted and container not in wanted:
             continue
-        if subcommand:
+        elif subcommand:
             top = {b"summary": b"See its subcommands.", b"group": entry.group.encode()}
             chosen.setdefault(container, top).setdefault(b"subcommands", {})[name] = _docs(entry)
         else:
@@ -3025,18 +3052,28 @@ def _listed_name(entry: Command) -> bytes:
     return entry.name.lower().replace(" ", "|").encode()
 
 
-def _command_facts(entry: Command) -> Reply:
+def _listed_names() -> list[bytes]:
+    return list(dict.fromkeys(_listed_name(entry).split(b"|")[0] for entry in _every_command()))
+
+
+def _command_facts(name: bytes) -> Reply:
+    entry = COMMANDS.get(name)
+    nothing = Members()  # ACL categories, tips, key specifications
+    if entry is None:
+        return [name, -2, nothing, 0, 0, 0, nothing, nothing, nothing, []]
     flags = [b"write" if entry.writes else b"readonly"] + [b"denyoom"] * entry.grows
     words = entry.usage.split()
-    first = next((words.index(word) for word in ("key", "source") if word in words), 0)
+    first = 0 if "numkeys" in words else _first_key(words)
     step = 2 if "value" in words[first + 1 :][:1] and "..." in entry.usage else 1
-    last = first + ("destination" in words or "newkey" in words)
-    if "[key" in words:
-        last = -1
+    last = first + ("source" in words or "newkey" in words)
+    places = [first, -1 if "[key" in words else last, step] if first else [0, 0, 0]
     arity = entry.fewest if entry.most == entry.fewest else -entry.fewest
-    none = Members()  # ACL categories, tips, key specifications, subcommands
-    places = [first, last, step if first else 0]
-    return [_listed_name(entry), arity, Members(map(Status, flags)), *places, none, none, none, []]
+    return [name, arity, Members(map(Status, flags)), *places, nothing, nothing, nothing, []]
+
+
+def _first_key(words: list[str]) -> int:
+    return min((words.index(word) for word in ("key", "source", "destination") if word in words),
+               default=0)  # fmt: skip
 
 
 def _docs(entry: Command) -> dict[bytes, Any]:
@@ -3062,7 +3099,7 @@ def _argument_docs(item: str) -> dict[bytes, Any]:
         if token:
             docs[b"token"] = token.encode()
     flags = [b"optional"] * item.startswith("[") + [b"multiple"] * ("..." in item)
-    return {**docs, b"flags": list(map(Status, flags))} if flags else docs
+    return {**docs, b"flags": Members(map(Status, flags))} if flags else docs
 
 
 @server.reads("INFO [section ...]", "The state of the server, all of it or the sections named.")
