@@ -3037,7 +3037,8 @@ def command_docs(context: Context, *names: bytes) -> Reply:
         elif wanted and container not in wanted:
             continue
         elif subcommand:
-            top = {b"summary": b"See its subcommands.", b"group": entry.group.encode()}
+            top = {**_docs(entry), b"summary": b"See its subcommands."}
+            del top[b"arguments"]
             chosen.setdefault(container, top).setdefault(b"subcommands", {})[name] = _docs(entry)
         else:
             chosen[container] = {**_docs(entry), **chosen.get(container, {})}
