@@ -657,9 +657,6 @@ class ListValue(Deque[bytes]):
         self.payload = 0
         self.push(elements, left=False)
 
-    def copy(self) -> ListValue:
-        return ListValue(self)
-
 
 class Table(Dict[bytes, Any]):
     """A dict that can be walked through in parts, and asked for any one of its keys."""
@@ -1855,10 +1852,8 @@ def get(context: Context, key: bytes) -> Reply:
     return context.store.read(key, bytes)
 
 
-@strings.grows(
-    f"SET key value [NX|XX|IFEQ comparison-value] [GET] [{_EXPIRY}|KEEPTTL]",
-    "Set a key; in text everything after the key is the value.",
-)
+@strings.grows(f"SET key value [NX|XX|IFEQ comparison-value] [GET] [{_EXPIRY}|KEEPTTL]",
+               "Set a key; in text everything after the key is the value.")  # fmt: skip
 @strings.grows("GETSET key value", "Set a key and return the value it had.", get=True)
 def set_(context: Context, key: bytes, value: bytes, **options: Any) -> Reply:
     store = context.store
@@ -2090,9 +2085,7 @@ def scan(context: Context, cursor: bytes, *words: bytes) -> Reply:
 _IF = "[NX] [XX] [GT] [LT]"
 
 
-@keys.writes(
-    f"EXPIRE key seconds {_IF}", "Give a time to live: 1 if done.", raw=True, name="expire"
-)
+@keys.writes(f"EXPIRE key seconds {_IF}", "Give a time to live.", raw=True, name="expire")
 @keys.writes(f"PEXPIRE key milliseconds {_IF}", "EXPIRE in milliseconds.", raw=True, name="pexpire")
 @keys.writes(f"EXPIREAT key unix-time-seconds {_IF}", "Let a key expire at a time, in seconds since"
              " 1970: 1 if done.", raw=True, name="expireat")  # fmt: skip
@@ -2263,10 +2256,8 @@ def ltrim(value: ListValue, start: int, stop: int) -> Reply:
     return OK
 
 
-@lists.views(
-    "LPOS key element [RANK rank] [COUNT num-matches] [MAXLEN len]",
-    "The position of the first equal element, or of several with COUNT.",
-)
+@lists.views("LPOS key element [RANK rank] [COUNT num-matches] [MAXLEN len]",
+             "The position of the first equal element, or of several with COUNT.")  # fmt: skip
 def lpos(
     value: ListValue, element: bytes, rank: int = 1, count: int | None = None, maxlen: int = 0
 ) -> Reply:
@@ -3119,7 +3110,6 @@ def info(context: Context, *names: bytes) -> Reply:
 def _sections(context: Context) -> dict[str, dict[str, object]]:
     store, settings, statistics = context.store, context.settings, context.statistics
     uptime, times = int(time.monotonic() - statistics.started), os.times()
-    keyspace = {"db0": f"keys={len(store)},expires={store.expiring}"} if len(store) else {}
     return {
         "Server": {
             "redis_version": REDIS_VERSION,
@@ -3157,7 +3147,7 @@ def _sections(context: Context) -> dict[str, dict[str, object]]:
         "Replication": {"role": "master", "connected_slaves": 0},
         "CPU": {"used_cpu_sys": f"{times.system:.6f}", "used_cpu_user": f"{times.user:.6f}"},
         "Cluster": {"cluster_enabled": 0},
-        "Keyspace": dict(keyspace),
+        "Keyspace": {"db0": f"keys={len(store)},expires={store.expiring}"} if len(store) else {},
     }
 
 
@@ -4282,7 +4272,8 @@ def _argument_parser() -> argparse.ArgumentParser:
            help="longest command or value, such as 10mb (512mb)")
     option("--max-memory", metavar="SIZE", type=_size, default=0,
            help="what keys and values may take together, such as 256mb (no limit)")
-    option("--max-memory-policy", metavar="POLICY", default=POLICIES[0], choices=POLICIES,
+    option("--max-memory-policy", dest="policy", metavar="POLICY", default=POLICIES[0],
+           choices=POLICIES,
            help=f"what gives way beyond that: {', '.join(POLICIES)} (%(default)s)")
     option("--tcp", metavar="PORT", type=int,
            help="serve this port of 127.0.0.1 too, which any account of this machine can reach")
@@ -4305,18 +4296,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :returns: the exit status: 0, or 1 if the server could not start.
     """
     parser = _argument_parser()
-    options = parser.parse_args(arguments)
+    options = vars(parser.parse_args(arguments))
+    log_file, log_level = options.pop("log_file"), options.pop("log_level")
+    file, no_password = options.pop("password_file"), options.pop("tcp_no_password")
     try:
-        server = Server(
-            options.pipe,
-            max_clients=options.max_clients,
-            max_message=options.max_message,
-            max_memory=options.max_memory,
-            policy=options.max_memory_policy,
-            tcp=options.tcp,
-            password=_password(options),
-        )
-        _log_to(options.log_file, options.log_level)
+        server = Server(password=_password(options["tcp"], file, no_password), **options)
+        _log_to(log_file, log_level)
     except ValueError as error:
         parser.error(str(error))
     for number in _stop_signals():
@@ -4334,17 +4319,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _password(options: argparse.Namespace) -> bytes | None:
-    if options.tcp is None:
-        if options.password_file is not None or options.tcp_no_password:
+def _password(tcp: int | None, name: str | None, none: bool) -> bytes | None:
+    if tcp is None:
+        if name is not None or none:
             raise ValueError("--password-file and --tcp-no-password are about --tcp PORT")
         return None
-    if (options.password_file is None) != options.tcp_no_password:
+    if (name is None) != none:
         raise ValueError(
             "--tcp lets every account of this machine connect: add --password-file FILE,"
             " or --tcp-no-password if you mean that (one of them)"
         )
-    name = options.password_file
     if name is None:
         return None
     try:
