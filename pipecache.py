@@ -1623,12 +1623,9 @@ _FLOAT = re.compile(rb"[+-]?(?:(\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,4})?|inf(?:inity)?
 
 
 def parse_integer(
-    argument: bytes,
-    error: str = NOT_AN_INTEGER,
-    least: int = INTEGER_MIN,
-    most: int = INTEGER_MAX,
-    beyond: str | None = None,
-) -> int:
+    argument: bytes, error: str = NOT_AN_INTEGER, least: int = INTEGER_MIN,
+    most: int = INTEGER_MAX, beyond: str | None = None,
+) -> int:  # fmt: skip
     """An integer as Redis accepts it: no blanks, no plus, no leading zeros, 64 bits.
 
     :param beyond: the text for one that is not from ``least`` to ``most``, if another one.
@@ -2682,7 +2679,6 @@ def unwatch(context: Context) -> Reply:
 
 connection = Family("connection")
 
-
 connection.reads("PING [message]", "PONG, or the message.")(lambda _, message=PONG: message)
 connection.reads("ECHO message", "The message.")(lambda _, message: message)
 connection.reads("SELECT database", "Choose a database; there is one, 0.")(lambda _, database: OK)
@@ -2700,11 +2696,8 @@ connection.reads("CLIENT INFO", "What is known of this connection.")(
 def hello(context: Context, *options: bytes) -> Reply:
     protocol = context.protocol
     if options:
-        error, beyond = (
-            "ERR Protocol version is not an integer or out of range",
-            "NOPROTO unsupported protocol version",
-        )
-        protocol = parse_integer(options[0], error, 2, 3, beyond)
+        error = "ERR Protocol version is not an integer or out of range"
+        protocol = parse_integer(options[0], error, 2, 3, "NOPROTO unsupported protocol version")
     words = iter(options[1:])
     for word in words:
         values = list(itertools.islice(words, {b"AUTH": 2, b"SETNAME": 1}.get(word.upper(), 0)))
@@ -2851,11 +2844,8 @@ def client_kill(context: Context, *words: bytes) -> Reply:
         words = (b"ADDR", words[0], b"SKIPME", b"no")
     filters = {word.upper(): value for word, value in zip(words[::2], words[1::2])}
     skip_me = filters.pop(b"SKIPME", b"yes").lower()
-    if (
-        len(words) % 2
-        or skip_me not in (b"yes", b"no")
-        or not filters.keys() <= CLIENT_FILTERS.keys()
-    ):
+    known = filters.keys() <= CLIENT_FILTERS.keys()
+    if len(words) % 2 or skip_me not in (b"yes", b"no") or not known:
         raise CommandError(SYNTAX_ERROR)
     chosen = []
     for client in context.statistics.clients.values():
@@ -2886,7 +2876,6 @@ def client_reply(context: Context, mode: str) -> Reply:
 # ----------------------------------------------------------------------------
 
 server = Family("server")
-
 
 server.reads("DBSIZE", "How many keys there are.")(lambda context: len(context.store))
 
