@@ -918,9 +918,7 @@ class Store:
     """
 
     def __init__(
-        self,
-        clock: Callable[[], float] = time.monotonic,
-        wall: Callable[[], float] = time.time,
+        self, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
     ) -> None:
         self.lock = threading.RLock()
         #: Keys that expired, and that were evicted, since the start.
@@ -928,11 +926,8 @@ class Store:
         #: Bytes that the keys and values take; above the limit, make_room() evicts some.
         self.used = 0
         self.limit = math.inf
-        self._clock = clock
-        self._wall = wall
-        self._offset = 0
-        self._values = Table()
-        self._deadlines = Table()
+        self._clock, self._wall, self._offset = clock, wall, 0
+        self._values, self._deadlines = Table(), Table()
         # The deadlines in order. A deadline that was moved or taken away stays in the heap
         # until it comes up, or until such entries are the majority.
         self._queue: list[tuple[int, bytes]] = []
@@ -2310,7 +2305,7 @@ def lmpop(context: Context, numkeys: bytes, *words: bytes) -> Reply:
 hashes = Family("hash", Hash)
 
 
-@hashes.edits("HSET key field value [field value ...]", "Set fields; the new ones.", always=True)
+@hashes.edits("HSET key field value [field value ...]", "Set fields: how many new.", always=True)
 def hset(value: Hash, *pairs: bytes) -> Reply:
     return sum(map(value.put, pairs[::2], pairs[1::2]))
 
@@ -2469,7 +2464,7 @@ _ZADD = "[NX] [XX] [GT] [LT] [CH] [INCR]"
 _ZADD_OPTIONS = Options(_ZADD)
 
 
-@zsets.grows(f"ZADD key {_ZADD} score member [score member ...]", "Set scores; the new ones.")
+@zsets.grows(f"ZADD key {_ZADD} score member [score member ...]", "Set scores: how many new.")
 def zadd(context: Context, key: bytes, *words: bytes) -> Reply:
     options, pairs = _ZADD_OPTIONS.split(words)
     if not pairs or len(pairs) % 2:
@@ -3053,8 +3048,8 @@ def _command_facts(name: bytes) -> Reply:
 
 
 def _first_key(words: list[str]) -> int:
-    return min((words.index(word) for word in ("key", "source", "destination") if word in words),
-               default=0)  # fmt: skip
+    named = [words.index(word) for word in ("key", "source", "destination") if word in words]
+    return min(named, default=0)
 
 
 def _docs(entry: Command) -> dict[bytes, Any]:
