@@ -119,7 +119,6 @@ SCAN_WHOLE = 128
 LRU_SAMPLES = 5  #: Keys of which an LRU policy evicts the one not used for longest.
 CLOCK_STEP = 500  #: Milliseconds by which the wall clock must be off to have been set.
 
-DRAWN_EXACTLY = 1000  #: Keys or members up to which each is as likely as any other to be drawn.
 MAX_PATTERN = 4096  #: Bytes of a pattern: to prepare one takes time in which nobody is served.
 MAX_NUMBER = 4000  #: Bytes of a decimal number.
 MAX_SLEEP = 3600.0  #: Seconds that DEBUG SLEEP sleeps at most.
@@ -448,7 +447,7 @@ class RequestParser:
 
     def __init__(self, framed: bool, max_message: int = MAX_MESSAGE) -> None:
         self._framed = framed
-        self._max_message = max_message
+        self.max_message = max_message
         self._buffer = bytearray()
         self._arguments: list[bytes] = []
         self._missing = 0  # arguments of the command half read
@@ -554,7 +553,7 @@ class RequestParser:
             if header is None:
                 return None
             size = _parse_length(header[0])
-            if size is None or not 0 <= size <= self._max_message:
+            if size is None or not 0 <= size <= self.max_message:
                 raise ProtocolError("ERR Protocol error: invalid bulk length")
             if self.restricted and size > MAX_LOCKED_OUT_ARGUMENT:
                 raise ProtocolError("ERR Protocol error: unauthenticated bulk length")
@@ -584,7 +583,7 @@ class RequestParser:
             complete = end > 0
             end = end or len(buffer)
             self._scanned = 0 if complete else end - position
-        limit = MAX_LOCKED_OUT_ARGUMENT if self.restricted else self._max_message
+        limit = MAX_LOCKED_OUT_ARGUMENT if self.restricted else self.max_message
         if end - position > limit + 2:
             self._speaks_resp = False
             raise ProtocolError(f"ERR the command is longer than the limit of {limit} bytes")
@@ -596,7 +595,7 @@ class RequestParser:
     def _is_line(self, chunk: bytes, end_of_message: bool) -> bool:
         # Whether a chunk is one whole text command, as nearly all of them come.
         whole = end_of_message if self._framed else chunk.find(b"\n") == len(chunk) - 1 >= 0
-        return whole and len(chunk) <= self._max_message and not self.restricted
+        return whole and len(chunk) <= self.max_message and not self.restricted
 
     def _take_line(self, line: bytes, requests: list[Request]) -> None:
         terminator = b""
@@ -661,13 +660,14 @@ class ListValue(Deque[bytes]):
 class Table(Dict[bytes, Any]):
     """A dict that can be walked through in parts, and asked for any one of its keys."""
 
-    __slots__ = ("_drawn", "_misses", "_walked")
+    __slots__ = ("_drawn", "_places", "_walked")
 
     def __init__(self) -> None:
         super().__init__()
         self._walked: list[bytes] | None = None
+        # What draw() takes from, once it was asked: every key, and its place there.
         self._drawn: list[bytes] = []
-        self._misses = 0
+        self._places: dict[bytes, int] = {}
 
     def walk(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
         """The next keys of a walk that begins and ends with cursor 0, and its next cursor.
@@ -686,24 +686,29 @@ class Table(Dict[bytes, Any]):
         return start, found
 
     def draw(self) -> bytes:
-        """One of the keys, of which there must be one, by chance.
+        """One of the keys, of which there must be one, by chance."""
+        if not self._drawn:
+            self._drawn = list(self)
+            self._places = dict(zip(self._drawn, range(len(self._drawn))))
+        return random.choice(self._drawn)
 
-        Of many keys one that is new may have to wait until others have come or gone as well.
-        """
-        if len(self) <= DRAWN_EXACTLY:
-            return next(itertools.islice(self, random.randrange(len(self)), None))
-        tolerated = len(self) // 32
-        while True:
-            if abs(len(self._drawn) - len(self)) > tolerated or self._misses > tolerated:
-                self._drawn, self._misses = list(self), 0
-            key = random.choice(self._drawn)
-            if key in self:
-                return key
-            self._misses += 1
+    def added(self, key: bytes) -> None:
+        """Tell of a key that is new, so that it can be drawn too."""
+        if self._drawn:
+            self._places[key] = len(self._drawn)
+            self._drawn.append(key)
+
+    def removed(self, key: bytes) -> None:
+        """Tell of a key that is gone, so that it is drawn no more."""
+        if self._drawn:
+            place, last = self._places.pop(key), self._drawn.pop()
+            if place < len(self._drawn):
+                self._drawn[place] = last
+                self._places[last] = place
 
     def clear(self) -> None:
         super().clear()
-        self._walked, self._drawn = None, []
+        self._walked, self._drawn, self._places = None, [], {}
 
 
 class Hash(Table):
@@ -720,14 +725,19 @@ class Hash(Table):
         """Set a field and tell whether it is new."""
         old = self.get(field)
         self[field] = value
-        self.payload += len(value) + (len(field) if old is None else -len(old))
-        return old is None
+        if old is None:
+            self.payload += len(field) + len(value)
+            self.added(field)
+            return True
+        self.payload += len(value) - len(old)
+        return False
 
     def take(self, field: bytes) -> bool:
         """Take a field away and tell whether it was there."""
         value = self.pop(field, None)
         if value is None:
             return False
+        self.removed(field)
         self.payload -= len(field) + len(value)
         return True
 
@@ -924,7 +934,7 @@ class Store:
         #: Keys that expired, and that were evicted, since the start.
         self.expired = self.evicted = 0
         #: Bytes that the keys and values take; above the limit, make_room() evicts some.
-        self.used = 0
+        self.used = self._reserved = 0
         self.limit = math.inf
         self._clock, self._wall, self._offset = clock, wall, 0
         self._values, self._deadlines = Table(), Table()
@@ -1027,6 +1037,7 @@ class Store:
         # A collection may be changed and put back, so what it had cost is kept with it.
         if old is None:
             self.used += self._key_cost + len(key)
+            self._values.added(key)
         elif old.__class__ is bytes:
             self.used -= BYTES_COST + len(old)
         else:
@@ -1065,6 +1076,7 @@ class Store:
         """Let a key that exists expire at this millisecond of :meth:`now`."""
         if key not in self._deadlines:
             self.used += DEADLINE_COST
+            self._deadlines.added(key)
         self._deadlines[key] = deadline
         heapq.heappush(self._queue, (deadline, key))
         self._shorten_queue()
@@ -1091,6 +1103,7 @@ class Store:
     def _forget_deadline(self, key: bytes) -> bool:
         if self._deadlines.pop(key, None) is None:
             return False
+        self._deadlines.removed(key)
         self.used -= DEADLINE_COST
         return True
 
@@ -1120,7 +1133,7 @@ class Store:
         self._values.clear()
         self._deadlines.clear()
         self._queue.clear()
-        self.used = 0
+        self.used = self._reserved
         if self._uses is not None:
             self._uses.clear()
 
@@ -1157,6 +1170,11 @@ class Store:
     def idle(self, key: bytes) -> int | None:
         """The milliseconds since a key was used, or None if the policy does not ask for that."""
         return None if self._uses is None else self.now() - self._uses[key]
+
+    def reserve(self, size: int) -> None:
+        """Count memory that is used for something else; what is given back is below 0."""
+        self._reserved += size
+        self.used += size
 
     def make_room(self) -> None:
         """Evict keys until the limit is kept.
@@ -1215,6 +1233,7 @@ class Store:
         value = self._values.pop(key, None)
         if value is None:
             return
+        self._values.removed(key)
         self._forget_deadline(key)
         self._count(key, value, None)
         self._tell(key)
@@ -1266,6 +1285,8 @@ class Context:
         #: The commands since MULTI, or None; and whether one of them could not be accepted.
         self.queue: list[tuple[Command, list[bytes]]] | None = None
         self.spoiled = False
+        #: The memory that they take.
+        self.queued = 0
         self.watch: Watch | None = None
         #: How CLIENT REPLY wants it: "ON", "OFF", or "SKIP" and then "SKIPPING" for one reply.
         self.replying = "ON"
@@ -1292,6 +1313,8 @@ class Context:
     def end_transaction(self) -> bool:
         """Forget the queue and the watch, and tell whether the watch was broken."""
         self.queue, self.spoiled = None, False
+        self.store.reserve(-self.queued)
+        self.queued = 0
         self.guard()
         watch, self.watch = self.watch, None
         if watch is None:
@@ -1595,6 +1618,9 @@ def _accept(context: Context, arguments: list[bytes]) -> Reply:
     if context.queue is None or entry.name in _NOT_QUEUED:
         return entry.call(context, arguments)
     context.queue.append((entry, arguments))
+    size = sum(map(cost_of, arguments))
+    context.queued += size
+    context.store.reserve(size)
     return QUEUED
 
 
@@ -2745,8 +2771,8 @@ def reset(context: Context) -> Reply:
     return Status(b"RESET")
 
 
-@connection.reads("QUIT", "End the connection.")
-def quit_(context: Context) -> Reply:
+@connection.reads("QUIT", "End the connection.", raw=True)
+def quit_(context: Context, *words: bytes) -> Reply:
     context.closing = True
     return OK
 
@@ -3963,15 +3989,17 @@ class Session:
             if chunk is None:
                 return
             parser.restricted = context.locked_out
+            parser.max_message = context.settings.max_message
             requests = feed(chunk, connection.end_of_message)
             if self._suspicious:
                 requests = self._before_http(requests)
-            if requests:
+            while requests:
                 answer(requests)
-                while parser.restricted and parser.pending and not context.closing:
-                    # One at a time, as the next may be that of a client which is let in.
-                    parser.restricted = context.locked_out
-                    answer(self._before_http(feed(b"")))
+                if not parser.restricted or not parser.pending or context.closing:
+                    break
+                # One at a time, as the next may be that of a client which is let in.
+                parser.restricted = context.locked_out
+                requests = self._before_http(feed(b""))
 
     def _before_http(self, requests: list[Request]) -> list[Request]:
         # A web page can make a browser send a form to a port, with commands in it.

@@ -26,6 +26,14 @@ startup
     interpreter with the same flags gets as far as its first statement.
 crowd
     256 clients connected at once, all of which have asked before the first reads its reply.
+bench1, bench50, bench50x16
+    redis-benchmark, as the redis-tools package has it and with its own defaults (one key, values
+    of 3 bytes), SET and then GET: by 1 client, by 50, and by 50 that have 16 commands under way
+    each.  The clients are one loop of C, so that what is seen is the servers.
+shares
+    Whether all of 50 clients get their turn, which redis-benchmark does not tell: they are one
+    loop over bare sockets, each asks again as soon as it is answered, and after a second it is
+    counted how many replies the least served got, and how many the median client.
 
 The same worker processes (``peers/worker.py``) are the clients of every contender of a half,
 servers run side by side and idle while others are measured, every visit is warmed up and the
@@ -41,6 +49,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import itertools
 import json
 import os
@@ -83,6 +92,10 @@ PATIENCE = 60.0
 CLIENT_COUNTS = (1, 8, 32)
 FILL = 1_000_000
 CROWD = 256
+#: Clients between whom a server is shared, and when one is starved: when it gets less than so much
+#: of what the median client gets.
+SHARERS = 50
+STARVED = 0.25
 #: Bytes by which a server's memory may still move when it is read.
 STILL = 65536
 
@@ -100,6 +113,13 @@ class Metric:
     unit: str
     more_is_better: bool = False
 
+    @property
+    def head(self) -> str:
+        return f"{self.title}, {self.unit}" if self.unit else self.title
+
+
+#: What redis-benchmark is run with.
+BENCHES = ("bench1", "bench50", "bench50x16")
 
 METRICS: dict[str, Metric] = {
     "get": Metric("GET", "µs"),
@@ -125,12 +145,29 @@ METRICS: dict[str, Metric] = {
     "startup": Metric("more than bare", "s"),
     "connect": Metric(f"{CROWD} connect", "s"),
     "answer": Metric(f"{CROWD} are answered", "s"),
+    **{
+        f"{bench}_{name}": metric
+        for bench in BENCHES
+        for name, metric in (
+            ("get", Metric("GET", "1/s", True)),
+            ("set", Metric("SET", "1/s", True)),
+            ("get_p99", Metric("GET: 99 % within", "µs")),
+            ("set_p99", Metric("SET: 99 % within", "µs")),
+            ("longest", Metric("longest", "µs")),
+        )
+    },
+    "shares_least": Metric("least served", "1/s", True),
+    "shares_median": Metric("median client", "1/s", True),
+    "shares_ratio": Metric("least / median", "", True),
+    "shares_longest": Metric("longest wait", "µs"),
 }
 
 
-#: What a contender with a server takes part in, this project's own, and one without a server.
+#: What a contender with a server takes part in, a server with no client of its own (those of the
+#: measurement ask it), this project's own, and a contender without a server.
 SERVED = ("trips", "together", "apart", "clients")
-MINE = (*SERVED, "memory", "startup", "crowd")
+ASKED = (*BENCHES, "shares")
+MINE = (*SERVED, "memory", "startup", "crowd", *ASKED)
 FILE = ("trips", "clients")
 
 
@@ -138,8 +175,9 @@ FILE = ("trips", "clients")
 class Contender:
     """Something to measure.
 
-    *client* names a way of opening in ``peers/clients.py`` and *options* go to it; *service* names
-    what its half starts for it (nothing for a file); *via* is how it is reached.
+    *client* names a way of opening in ``peers/clients.py`` (nothing for a server that only other
+    programs ask) and *options* go to it; *service* names what its half starts for it (nothing for
+    a file); *via* is how it is reached.
     """
 
     name: str
@@ -153,10 +191,12 @@ class Contender:
 
 @dataclass(frozen=True)
 class Target:
-    """The median over rounds of ``ours / peer`` for *metric* is to stay within *bound*.
+    """The median over rounds of ``ours / peer`` for *metric* is to be at most *bound*, or at least
+    *bound* where more of the metric is better.
 
     With several *peers* the best of them in each round counts; with none, *metric* itself.
-    *ours* is the contender held against them.
+    *ours* is the contender held against them.  *over* is the metric of the peers, or with none of
+    *ours* itself, where it is to be another than *metric*.
     """
 
     half: str
@@ -165,8 +205,22 @@ class Target:
     title: str
     peers: tuple[str, ...] = ()
     ours: str = "pipecache"
+    over: str = ""
+
+    @property
+    def at_least(self) -> bool:
+        return METRICS[self.metric].more_is_better
+
+    @property
+    def text(self) -> str:
+        title = METRICS[self.metric].title
+        return f"{title}, of {self.title}" if self.peers or self.over else self.title
+
+    def met(self, value: float) -> bool:
+        return value >= self.bound if self.at_least else value <= self.bound
 
 
+REDIS = ("redis-server",)
 TARGETS = (
     Target("wine", "get", 0.60, "pywin32 server and client", ("pywin32",)),
     Target(
@@ -179,10 +233,23 @@ TARGETS = (
     ),
     Target("wine", "get", 0.55, "SyncManager over AF_PIPE", ("manager",)),
     Target("wine", "get", 1.15, "bare pipe echo", ("pipe-echo", "pipe-echo-overlapped")),
+    Target("wine", "pipeline", 0.06, "a GET round trip", over="get"),
     Target("linux", "get", 0.45, "redis-py on redis-server, Unix socket", ("redis-unix",)),
     Target("linux", "get", 1.50, "bare socket echo", ("socket-echo",)),
+    Target("linux", "pipeline", 0.60, "redis-py with hiredis", ("redis-unix-hiredis",)),
+    Target("linux", "mget", 1.50, "redis-py with hiredis", ("redis-unix-hiredis",)),
+    Target("linux", "mget", 1.50, "redis-py without", ("redis-unix",)),
     Target("linux", "memory", 1.60, "redis-server", ("redis-unix-hiredis",)),
     Target("linux", "startup", 0.15, "seconds more than a bare interpreter"),
+    Target("linux", "bench1_get", 1.00, "redis-server's rate, 1 client", REDIS),
+    Target("linux", "bench1_set", 1.00, "redis-server's rate, 1 client", REDIS),
+    Target("linux", "bench50_get", 0.45, "redis-server's rate, 50 clients", REDIS),
+    Target("linux", "bench50_set", 0.45, "redis-server's rate, 50 clients", REDIS),
+    Target("linux", "bench50_get_p99", 12.0, "redis-server's time, 50 clients", REDIS),
+    Target("linux", "bench50_set_p99", 12.0, "redis-server's time, 50 clients", REDIS),
+    Target("linux", "bench50x16_get", 0.20, "redis-server's rate, 50 clients x 16", REDIS),
+    Target("linux", "bench50x16_set", 0.20, "redis-server's rate, 50 clients x 16", REDIS),
+    Target("linux", "shares_ratio", STARVED, f"least served of {SHARERS} clients, of the median"),
 )
 
 
@@ -212,12 +279,14 @@ class Results:
         return statistics.median(values) if values else None
 
     def ratios(
-        self, half: str, metric: str, peers: Sequence[str], ours: str = "pipecache"
+        self, half: str, metric: str, peers: Sequence[str], ours: str = "pipecache", over: str = ""
     ) -> list[float]:
-        """``ours / best of peers``, for each round that has both."""
-        better = max if METRICS[metric].more_is_better else min
+        """``ours / best of peers``, for each round that has both; *over* is the metric of the
+        peers where it is another."""
+        over = over or metric
+        better = max if METRICS[over].more_is_better else min
         mine = self.samples.get((half, ours, metric), [])
-        theirs = [self.samples.get((half, peer, metric), []) for peer in peers]
+        theirs = [self.samples.get((half, peer, over), []) for peer in peers]
         found = []
         for own, *others in itertools.zip_longest(mine, *theirs):
             present = [other for other in others if other is not None]
@@ -226,8 +295,9 @@ class Results:
         return found
 
     def reached(self, target: Target) -> list[float]:
-        if target.peers:
-            return self.ratios(target.half, target.metric, target.peers, target.ours)
+        if target.peers or target.over:
+            peers = target.peers or (target.ours,)
+            return self.ratios(target.half, target.metric, peers, target.ours, target.over)
         return self.values(target.half, target.ours, target.metric)
 
     def held(self, target: Target, layout: str) -> float | None:
@@ -388,6 +458,8 @@ class Half:
     contenders: tuple[Contender, ...] = ()
     #: The measurements that can be made there.
     possible: tuple[str, ...] = ()
+    #: The path of that program, where it can reach the servers.
+    redis_benchmark = ""
 
     def __init__(self, rivals: Sequence[Path]) -> None:
         #: Checkouts by service name: this one, and those that it is measured against.
@@ -539,6 +611,7 @@ class Linux(Half):
             "tcp",
             {"hiredis": "yes"},
         ),
+        Contender("redis-server", "redis-server, Unix socket", "", "redis-server", measured=ASKED),
         Contender("memcached", "memcached, pymemcache, Unix socket", "memcached", "memcached"),
         Contender("manager", "SyncManager, AF_UNIX", "manager", "manager"),
         Contender("diskcache", "diskcache", "diskcache", via="file", measured=FILE),
@@ -551,6 +624,7 @@ class Linux(Half):
     def set_up(self) -> None:
         self.python = str(provision.environment("benchmark", REQUIREMENTS))
         self.redis_server = str(provision.redis_server())
+        self.redis_benchmark = str(provision.redis_benchmark())
         self.memcached = str(provision.memcached())
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -789,19 +863,27 @@ class Together(Trips):
         client = [worker.process.pid]
         server = half.carriers(half.services[contender.service].process.pid)
         everywhere = os.sched_getaffinity(0)
+        before: dict[int, set[int]] = {}
         try:
             for programs, processors in zip((client, server), self.processors()):
-                self._keep_on(programs, processors)
+                for thread in self._threads(programs):
+                    with contextlib.suppress(ProcessLookupError):
+                        before[thread] = os.sched_getaffinity(thread)
+                        os.sched_setaffinity(thread, processors)
             yield
         finally:
-            self._keep_on([*client, *server], everywhere)
+            # A server may have chosen itself where its threads are to be.
+            for thread in self._threads([*client, *server]):
+                with contextlib.suppress(ProcessLookupError):
+                    os.sched_setaffinity(thread, before.get(thread, everywhere))
 
-    def _keep_on(self, programs: Sequence[int], processors: set[int]) -> None:
+    def _threads(self, programs: Sequence[int]) -> list[int]:
+        # Thread by thread; those that a thread starts later stay where it is.
+        found: list[int] = []
         for program in programs:
-            # Thread by thread; those that a thread starts later stay where it is.
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                for thread in os.listdir(f"/proc/{program}/task"):
-                    os.sched_setaffinity(int(thread), processors)
+                found += map(int, os.listdir(f"/proc/{program}/task"))
+        return found
 
 
 class Apart(Together):
@@ -913,11 +995,104 @@ class Crowd(Measurement):
         return found
 
 
+class Bench1(Measurement):
+    """redis-benchmark; its subclasses run it with more clients."""
+
+    name = "bench1"
+    title = "redis-benchmark, 1 client"
+    clients = 1
+    #: Commands of one client under way at once.
+    in_flight = 1
+    #: Commands of a test, so that it takes a good half of a second.
+    requests = 25_000
+
+    def __init__(self, quick: bool) -> None:
+        super().__init__(quick)
+        self.columns = tuple(metric for metric in METRICS if metric.startswith(f"{self.name}_"))
+        self.compared = f"{self.name}_get"
+
+    def visit(self, half: Half, contender: Contender) -> dict[str, float]:
+        address = half.serve(contender)
+        requests = self.requests // 2 if self.quick else self.requests
+        self._run(half, address, requests // 10)
+        tests = self._run(half, address, requests)
+        found = {"longest": max(float(test["max_latency_ms"]) * 1e3 for test in tests.values())}
+        for name, test in tests.items():
+            found[name] = float(test["rps"])
+            found[f"{name}_p99"] = float(test["p99_latency_ms"]) * 1e3
+        return {f"{self.name}_{metric}": value for metric, value in found.items()}
+
+    def _run(self, half: Half, address: str, requests: int) -> dict[str, dict[str, str]]:
+        """What it says about each test.  It does not look at the replies, but an error ends it."""
+        argv = [half.redis_benchmark, "-s", address, "-t", "set,get", "--csv"]
+        argv += ["-c", str(self.clients), "-P", str(self.in_flight), "-n", str(requests)]
+        try:
+            done = subprocess.run(
+                argv,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=PATIENCE,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise Failure("redis-benchmark does not come to its end") from None
+        tests = {row["test"].lower(): row for row in csv.DictReader(done.stdout.splitlines())}
+        if done.returncode or set(tests) != {"set", "get"}:
+            # A warning comes first: not every server has the CONFIG that it would like to show.
+            raise Failure("redis-benchmark: " + (done.stderr.strip() or "?").rpartition("\n")[2])
+        return tests
+
+
+class Bench50(Bench1):
+    name = "bench50"
+    title = "redis-benchmark, 50 clients"
+    clients = 50
+    requests = 40_000
+
+
+class Bench50x16(Bench50):
+    name = "bench50x16"
+    title = "redis-benchmark, 50 clients with 16 commands under way each"
+    in_flight = 16
+    requests = 300_000
+
+
+class Shares(Measurement):
+    name = "shares"
+    title = f"{SHARERS} clients in one loop, and what each of them gets"
+    share = 0.6
+    columns = ("shares_least", "shares_median", "shares_ratio", "shares_longest")
+    compared = "shares_median"
+    note = f"starved: less than {STARVED} of what the median client gets"
+
+    def visit(self, half: Half, contender: Contender) -> dict[str, float]:
+        address = half.serve(contender)
+        (worker,) = half.crew(1)
+        seconds = 0.5 if self.quick else 1.0
+        found = worker.ask(
+            "shares", address=address, count=SHARERS, seconds=seconds, warm=seconds / 4
+        )
+        if not found["median"]:
+            raise Failure("most of the clients got no reply")
+        return {
+            "shares_least": found["least"],
+            "shares_median": found["median"],
+            "shares_ratio": found["least"] / found["median"],
+            "shares_longest": found["longest"] * 1e6,
+        }
+
+
 MEASUREMENTS: tuple[type[Measurement], ...] = (
     Trips,
     Together,
     Apart,
     Clients,
+    Bench1,
+    Bench50,
+    Bench50x16,
+    Shares,
     Startup,
     Crowd,
     Memory,
@@ -1068,7 +1243,7 @@ def table(half: type[Half], measurement: Measurement, results: Results) -> Itera
     if not columns:
         return
     compared = measurement.compared if measurement.compared in columns else ""
-    heads = [f"{METRICS[metric].title}, {METRICS[metric].unit}" for metric in columns]
+    heads = [METRICS[metric].head for metric in columns]
     rows = [["", *heads, *(["ours / this"] if compared else [])]]
     for name, title in titles.items():
         medians = [results.median(half.name, name, metric) for metric in columns]
@@ -1096,14 +1271,13 @@ def targets_table(results: Results) -> Iterator[str]:
     titles = {half.name: half.title for half in HALVES}
     rows = [["", "target", "reached", "middle half", "", "one processor", "two processors"]]
     for target in TARGETS:
-        metric = METRICS[target.metric]
-        what = f"{metric.title}, of {target.title}" if target.peers else target.title
-        row = [f"{titles[target.half]}: {what}", f"<= {target.bound:.2f}"]
+        sign = ">=" if target.at_least else "<="
+        row = [f"{titles[target.half]}: {target.text}", f"{sign} {target.bound:.2f}"]
         reached = results.reached(target)
         if reached:
             median = statistics.median(reached)
             low, high = middle(reached)
-            verdict = "yes" if median <= target.bound else "NO"
+            verdict = "yes" if target.met(median) else "NO"
             row += [f"{median:.3f}", f"{low:.3f} to {high:.3f}", verdict]
         else:
             row += ["-", "-", "not measured"]
@@ -1162,9 +1336,10 @@ def as_json(plan: Plan, results: Results) -> dict[str, Any]:
                 "half": target.half,
                 "metric": target.metric,
                 "of": list(target.peers),
-                "at_most": target.bound,
+                "over": target.over or None,
+                "at_least" if target.at_least else "at_most": target.bound,
                 "reached": median,
-                "met": None if median is None else median <= target.bound,
+                "met": None if median is None else target.met(median),
                 "on_one_processor": results.held(target, "together"),
                 "on_two_processors": results.held(target, "apart"),
             }
@@ -1187,6 +1362,8 @@ PANELS = (
     ("linux", "get", "One client, GET round trip, Linux"),
     ("wine", "rate8", "8 clients at once, Windows CPython under Wine"),
     ("linux", "rate8", "8 clients at once, Linux"),
+    ("linux", "bench50_get", "redis-benchmark, GET, 50 clients, Linux"),
+    ("linux", "bench50x16_get", "The same, each with 16 commands under way, Linux"),
     ("linux", "memory", "Memory for a million small keys, Linux"),
 )
 
@@ -1215,7 +1392,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Measure pipecache beside what one would use instead, in one run."
     )
     parser.add_argument("--rounds", type=int, metavar="N", help="default 10, with --quick 3")
-    parser.add_argument("--quick", action="store_true", help="about two minutes instead of ten")
+    parser.add_argument(
+        "--quick", action="store_true", help="about three minutes instead of twelve"
+    )
     parser.add_argument(
         "--only", nargs="+", choices=kinds, default=[], help="these halves, these measurements"
     )

@@ -164,6 +164,17 @@ def do_crowd(address: str, count: int) -> dict[str, Any]:
     return {"connect": connected - started, "answer": answered - connected}
 
 
+DO: dict[str, Callable[..., dict[str, Any]]] = {
+    "open": do_open,
+    "close": do_close,
+    "set": do_set,
+    "trips": do_trips,
+    "load": do_load,
+    "fill": do_fill,
+    "crowd": do_crowd,
+}
+
+
 if sys.platform == "win32":
     from tests.peers import bare_pipe
 
@@ -175,6 +186,7 @@ if sys.platform == "win32":
             self.close = self.pipe.close
 
 else:
+    import selectors
     import socket
 
     class _Client:
@@ -188,18 +200,52 @@ else:
         def receive(self) -> bytes:
             return self.socket.recv(4096)
 
+    def do_shares(address: str, count: int, seconds: float, warm: float) -> dict[str, Any]:
+        """Replies a second to the least served of *count* clients and to the median one, and the
+        longest that any of them waited.
+
+        They are one loop, so that nothing here prefers one of them, and speak RESP, so that Redis
+        can be asked too.
+        """
+        clients = [_connect(address) for _ in range(count)]
+        clients[0].send(b"*3\r\n$3\r\nSET\r\n$5\r\nshare\r\n$5\r\nvalue\r\n")
+        check("SET", clients[0].receive(), b"+OK\r\n")
+        counts = [0] * count
+        clock = time.perf_counter
+        longest = 0.0
+        with selectors.DefaultSelector() as selector:
+            for number, client in enumerate(clients):
+                selector.register(client.socket, selectors.EVENT_READ, number)
+            now = clock()
+            asked = [now] * count
+            begin = now + warm
+            end = begin + seconds
+            for client in clients:
+                client.send(b"*2\r\n$3\r\nGET\r\n$5\r\nshare\r\n")
+            while now < end:
+                for key, _ in selector.select(PATIENCE):
+                    number = key.data
+                    client = clients[number]
+                    check("GET", client.receive(), b"$5\r\nvalue\r\n")
+                    now = clock()
+                    if begin <= now < end:
+                        counts[number] += 1
+                        longest = max(longest, now - asked[number])
+                    asked[number] = now
+                    client.send(b"*2\r\n$3\r\nGET\r\n$5\r\nshare\r\n")
+        longest = max(longest, now - min(asked))
+        for client in clients:
+            client.close()
+        return {
+            "least": min(counts) / seconds,
+            "median": statistics.median(counts) / seconds,
+            "longest": longest,
+        }
+
+    DO["shares"] = do_shares
+
 
 _connect = _Client
-
-DO: dict[str, Callable[..., dict[str, Any]]] = {
-    "open": do_open,
-    "close": do_close,
-    "set": do_set,
-    "trips": do_trips,
-    "load": do_load,
-    "fill": do_fill,
-    "crowd": do_crowd,
-}
 
 
 def main() -> None:
