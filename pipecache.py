@@ -616,11 +616,12 @@ class RequestParser:
 # ----------------------------------------------------------------------------
 
 # What CPython takes for things beside their bytes, to keep count of memory: a key with its place
-# in the dict, a time to live, a time of use, a bytes object. The collections say what they take
-# themselves, and each of their elements.
+# in the dict, what policies keep of it (when it was used, its place among those to draw from), a
+# time to live, a bytes object. The collections say what they take themselves, and each of their
+# elements.
 KEY_COST = 88
 DEADLINE_COST = 144
-USE_COST = 80
+POLICY_COSTS = {"allkeys-lru": 80, "allkeys-random": 40, "volatile-lru": 80}
 BYTES_COST = 40
 
 
@@ -1164,7 +1165,7 @@ class Store:
             self._uses = None
         elif self._uses is None:
             self._uses = dict.fromkeys(self._values, self.now())
-        before, self._key_cost = self._key_cost, KEY_COST + (self._uses is not None) * USE_COST
+        before, self._key_cost = self._key_cost, KEY_COST + POLICY_COSTS.get(policy, 0)
         self.used += (self._key_cost - before) * len(self)
 
     def idle(self, key: bytes) -> int | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import itertools
 import gc
+import itertools
 import math
 import random
 import tracemalloc
