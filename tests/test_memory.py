@@ -272,6 +272,7 @@ class EvictionTests(MemoryCase):
         self.fill(1000)
         for key in range(500):
             self.ask(b"GET k%d" % key)
+        self.limit("allkeys-random", math.inf)
         self.limit("allkeys-random", self.store.used / 2)
         self.store.make_room()
         evicted = {b"k%d" % number for number in range(1000)} - self.keys()
@@ -562,8 +563,11 @@ class HonestyTests(unittest.TestCase):
                 message = f"{counted} bytes counted, {taken} taken: {counted / taken:.2f}"
                 self.assertLess(abs(counted / taken - 1), self.TOLERANCE, message)
 
-    def test_once_keys_are_evicted(self) -> None:
-        """What finds the keys to evict takes memory too, just where that is short."""
+    def test_while_keys_are_evicted(self) -> None:
+        """What finds the keys to evict takes memory too, just where that is short.
+
+        So does a dict that keys come and go in: it is never as full as one they only come in.
+        """
         fillings = {name: filling for name, _, filling in self.FILLINGS}
         for policy in POLICIES[1:]:
             name = "expiring keys" if policy.startswith("volatile") else "short strings"
@@ -571,7 +575,8 @@ class HonestyTests(unittest.TestCase):
                 pairs = self.measure(policy, fillings[name], evicting=True)
                 counted, taken = map(sum, zip(*pairs))
                 message = f"{counted} bytes counted, {taken} taken: {counted / taken:.2f}"
-                self.assertLess(abs(counted / taken - 1), self.TOLERANCE, message)
+                self.assertLess(taken, counted * 1.5, message)
+                self.assertGreater(taken, counted * 0.75, message)
 
     def measure(
         self, policy: str, filling: Filling, evicting: bool = False
@@ -584,12 +589,11 @@ class HonestyTests(unittest.TestCase):
             tracemalloc.start()
             try:
                 before, _ = tracemalloc.get_traced_memory()
-                for number in range(size):
+                for number in range(size * 3 if evicting else size):
+                    if number == size:
+                        store.limit = store.used
                     reply = execute(context, list(filling(number)))
                     self.assertNotIsInstance(reply, CommandError)
-                if evicting:
-                    store.limit = store.used - 1
-                    store.make_room()
                 gc.collect()
                 after, _ = tracemalloc.get_traced_memory()
             finally:
