@@ -90,8 +90,6 @@ SPARE_LISTENERS = 8
 
 #: Bytes asked of the system at a time, and the quota of a pipe in each direction.
 CHUNK_SIZE = 65536
-#: The same of a socket, as long as no more than that comes: room for less is quicker to find.
-SHORT_CHUNK_SIZE = 4096
 #: Bytes written at once to a pipe, which Windows keeps in memory it has little of.
 PIECE_SIZE = 1024 * 1024
 #: Bytes of further commands kept while a client does not take its replies, and what each chunk of
@@ -413,7 +411,12 @@ def encode_resp(reply: Reply, version: int = 2) -> bytes:
     if isinstance(reply, Pairs):
         reply = list(map(list, reply) if version == 3 else itertools.chain.from_iterable(reply))
     if isinstance(reply, list):
-        elements = [encode_resp(element, version) for element in reply]
+        elements = [
+            b"$%d\r\n%b\r\n" % (len(element), element)
+            if element.__class__ is bytes
+            else encode_resp(element, version)
+            for element in reply
+        ]
         kind = b"~" if version == 3 and isinstance(reply, Members) else b"*"
         return b"%b%d\r\n%b" % (kind, len(reply), b"".join(elements))
     return b"-%b\r\n" % str(reply).encode("latin-1", "replace")
@@ -460,7 +463,15 @@ class RequestParser:
     def feed(self, chunk: bytes, end_of_message: bool = True) -> list[Request]:
         """Take one chunk and return the requests it completes, in order."""
         requests: list[Request] = []
-        if not self._missing and not self._buffer:
+        try:
+            if self._missing or self._buffer:
+                # The command half read, and no further: what comes after it may go the quick way.
+                self._buffer += chunk
+                self._parse(requests, end_of_message, one=True)
+                if not requests or not self._buffer or self.restricted:
+                    return requests
+                chunk = bytes(self._buffer)
+                self._buffer.clear()
             if chunk.startswith(b"*") and not self.restricted:
                 chunk = self._split_pipeline(chunk, requests)
                 if not chunk:
@@ -468,19 +479,13 @@ class RequestParser:
             elif self._is_line(chunk, end_of_message):
                 self._take_line(chunk, requests)
                 return requests
-        self._buffer += chunk
-        try:
+            self._buffer += chunk
             self._parse(requests, end_of_message)
         except ProtocolError as error:
             self._buffer.clear()
             text_terminator = b"" if self._framed else b"\n"
             requests.append((error, None if self._speaks_resp else text_terminator))
         return requests
-
-    @property
-    def pending(self) -> bool:
-        """Whether a part of a command, or more, waits for what comes next."""
-        return bool(self._buffer)
 
     def _split_pipeline(self, chunk: bytes, requests: list[Request]) -> bytes:
         # The quick way for whole commands without line breaks in their arguments: one split at
@@ -501,11 +506,11 @@ class RequestParser:
             position = end
         return tokens[-1] if position == last else b"\r\n".join(tokens[position:])
 
-    def _parse(self, requests: list[Request], end_of_message: bool) -> None:
+    def _parse(self, requests: list[Request], end_of_message: bool, one: bool = False) -> None:
         buffer = self._buffer
         position = 0
         try:
-            while position < len(buffer) and not (requests and self.restricted):
+            while position < len(buffer) and not (requests and (one or self.restricted)):
                 if self._missing:
                     taken = self._parse_argument(position, requests)
                 elif buffer.startswith(b"*", position):
@@ -616,12 +621,11 @@ class RequestParser:
 # ----------------------------------------------------------------------------
 
 # What CPython takes for things beside their bytes, to keep count of memory: a key with its place
-# in the dict, what policies keep of it (when it was used, its place among those to draw from), a
-# time to live, a bytes object. The collections say what they take themselves, and each of their
-# elements.
+# in the dict, a time to live, a time of use, a bytes object. The collections say what they take
+# themselves, and each of their elements.
 KEY_COST = 88
 DEADLINE_COST = 144
-POLICY_COSTS = {"allkeys-lru": 80, "allkeys-random": 40, "volatile-lru": 80}
+USE_COST = 80
 BYTES_COST = 40
 
 
@@ -629,7 +633,7 @@ class ListValue(Deque[bytes]):
     """A list; a push or a pop at either end costs the same however long it is."""
 
     __slots__ = ("counted", "payload")
-    COST, ELEMENT_COST = 800, 48
+    COST, ELEMENT_COST = 700, 45
 
     def __init__(self, elements: Iterable[bytes] = ()) -> None:
         super().__init__(elements)
@@ -661,14 +665,13 @@ class ListValue(Deque[bytes]):
 class Table(Dict[bytes, Any]):
     """A dict that can be walked through in parts, and asked for any one of its keys."""
 
-    __slots__ = ("_drawn", "_places", "_walked")
+    __slots__ = ("_drawn", "_draws", "_walked")
 
     def __init__(self) -> None:
         super().__init__()
         self._walked: list[bytes] | None = None
-        # What draw() takes from, once it was asked: every key, and its place there.
         self._drawn: list[bytes] = []
-        self._places: dict[bytes, int] = {}
+        self._draws = 0
 
     def walk(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
         """The next keys of a walk that begins and ends with cursor 0, and its next cursor.
@@ -688,35 +691,21 @@ class Table(Dict[bytes, Any]):
 
     def draw(self) -> bytes:
         """One of the keys, of which there must be one, by chance."""
-        if not self._drawn:
-            self._drawn = list(self)
-            self._places = dict(zip(self._drawn, range(len(self._drawn))))
-        return random.choice(self._drawn)
-
-    def added(self, key: bytes) -> None:
-        """Tell of a key that is new, so that it can be drawn too."""
-        if self._drawn:
-            self._places[key] = len(self._drawn)
-            self._drawn.append(key)
-
-    def removed(self, key: bytes) -> None:
-        """Tell of a key that is gone, so that it is drawn no more."""
-        if self._drawn:
-            place, last = self._places.pop(key), self._drawn.pop()
-            if place < len(self._drawn):
-                self._drawn[place] = last
-                self._places[last] = place
-
-    def clear(self) -> None:
-        super().clear()
-        self._walked, self._drawn, self._places = None, [], {}
+        while True:
+            # A list of them serves for an eighth as many draws: so long a new one may wait.
+            if not self._draws:
+                self._drawn, self._draws = list(self), 1 + len(self) // 8
+            self._draws -= 1
+            key = random.choice(self._drawn)
+            if key in self:
+                return key
 
 
 class Hash(Table):
     """A hash: values by their fields."""
 
     __slots__ = ("counted", "payload")
-    COST, ELEMENT_COST = 320, 104
+    COST, ELEMENT_COST = 260, 100
 
     def __init__(self) -> None:
         super().__init__()
@@ -726,19 +715,14 @@ class Hash(Table):
         """Set a field and tell whether it is new."""
         old = self.get(field)
         self[field] = value
-        if old is None:
-            self.payload += len(field) + len(value)
-            self.added(field)
-            return True
-        self.payload += len(value) - len(old)
-        return False
+        self.payload += len(value) + (len(field) if old is None else -len(old))
+        return old is None
 
     def take(self, field: bytes) -> bool:
         """Take a field away and tell whether it was there."""
         value = self.pop(field, None)
         if value is None:
             return False
-        self.removed(field)
         self.payload -= len(field) + len(value)
         return True
 
@@ -753,7 +737,7 @@ class Set(Hash):
     """A set: its members are fields without a value."""
 
     __slots__ = ()
-    ELEMENT_COST = 64
+    COST, ELEMENT_COST = 250, 66
 
 
 def cost_of(value: Any) -> int:
@@ -776,7 +760,7 @@ class SortedSet:
     """Members in the order of their scores, and of their bytes where scores are equal."""
 
     __slots__ = ("_parts", "counted", "payload", "scores")
-    COST, ELEMENT_COST = 560, 160
+    COST, ELEMENT_COST = 440, 160
     #: Pairs in one part at most: to insert moves that many, to find a rank looks at each part.
     PART = 1000
 
@@ -835,6 +819,10 @@ class SortedSet:
             start -= len(part)
             stop -= len(part)
         return found
+
+    def members(self) -> list[bytes]:
+        """All of them, in their order."""
+        return [member for _, member in self.pairs(0, len(self))]
 
     def copy(self) -> SortedSet:
         twin = SortedSet()
@@ -1038,7 +1026,6 @@ class Store:
         # A collection may be changed and put back, so what it had cost is kept with it.
         if old is None:
             self.used += self._key_cost + len(key)
-            self._values.added(key)
         elif old.__class__ is bytes:
             self.used -= BYTES_COST + len(old)
         else:
@@ -1077,7 +1064,6 @@ class Store:
         """Let a key that exists expire at this millisecond of :meth:`now`."""
         if key not in self._deadlines:
             self.used += DEADLINE_COST
-            self._deadlines.added(key)
         self._deadlines[key] = deadline
         heapq.heappush(self._queue, (deadline, key))
         self._shorten_queue()
@@ -1104,7 +1090,6 @@ class Store:
     def _forget_deadline(self, key: bytes) -> bool:
         if self._deadlines.pop(key, None) is None:
             return False
-        self._deadlines.removed(key)
         self.used -= DEADLINE_COST
         return True
 
@@ -1131,8 +1116,7 @@ class Store:
         for key in self._watches:
             if key in self._values:
                 self._tell(key)
-        self._values.clear()
-        self._deadlines.clear()
+        self._values, self._deadlines = Table(), Table()
         self._queue.clear()
         self.used = self._reserved
         if self._uses is not None:
@@ -1165,7 +1149,7 @@ class Store:
             self._uses = None
         elif self._uses is None:
             self._uses = dict.fromkeys(self._values, self.now())
-        before, self._key_cost = self._key_cost, KEY_COST + POLICY_COSTS.get(policy, 0)
+        before, self._key_cost = self._key_cost, KEY_COST + (self._uses is not None) * USE_COST
         self.used += (self._key_cost - before) * len(self)
 
     def idle(self, key: bytes) -> int | None:
@@ -1218,7 +1202,7 @@ class Store:
         return True
 
     def _shorten_queue(self) -> None:
-        if len(self._queue) > 2 * len(self._deadlines) + 64:
+        if len(self._queue) > len(self._deadlines) * 5 // 4 + 64:
             self._queue = [(deadline, key) for key, deadline in self._deadlines.items()]
             heapq.heapify(self._queue)
 
@@ -1234,7 +1218,6 @@ class Store:
         value = self._values.pop(key, None)
         if value is None:
             return
-        self._values.removed(key)
         self._forget_deadline(key)
         self._count(key, value, None)
         self._tell(key)
@@ -1494,7 +1477,7 @@ class Family:
     ) -> Declaration:
         """Declare a command that changes one value.
 
-        :param always: whether it does so even when the reply is None, 0, -1 or an empty list.
+        :param always: whether it does so even when the reply is None, 0 or an empty list.
         """
         wrap = functools.partial(self._editing, always=always)
         return self._declare(access, usage, summary, wrap, **more)
@@ -1516,7 +1499,7 @@ class Family:
             if value is None:
                 value = kind()
             reply = function(value, *arguments, **options)
-            if always or reply not in (None, 0, -1, []):
+            if always or reply not in (None, 0, []):
                 context.store.write(key, value)
             return reply
 
@@ -1829,21 +1812,24 @@ def scan_page(
     return b"%d" % cursor, found if pattern == b"*" else list(filter(glob(pattern), found))
 
 
-def scans(family: Family, name: str, members: str, told: Callable[[Any, bytes], Any]) -> None:
+def scans(family: Family, name: str, what: str, told: Callable[[Any, bytes], Any]) -> None:
     """Declare HSCAN, SSCAN or ZSCAN; ``told`` gives what is told of a member, as a tuple."""
     usage = f"{name} key cursor [MATCH pattern] [COUNT page-size]"
     options = Options(usage)
 
-    @family.reads(usage, f"Some of the {members}, and the cursor for more.", raw=True)
+    @family.reads(usage, f"Some of the {what}, and the cursor for more.", raw=True)
     def scan_value(context: Context, key: bytes, cursor: bytes, *words: bytes) -> Reply:
         start = parse_cursor(cursor)
         value: Any = context.store.read(key, family.kind)
         if value is None:
             return [b"0", []]
         chosen = options.parse(words)
-        table = value.scores if isinstance(value, SortedSet) else value
+        table: Any = value
+        members: Any = list
+        if isinstance(value, SortedSet):
+            table, members = value.scores, SortedSet.members
         # As Redis does it, a short one comes whole.
-        walk = table.walk if len(table) > SCAN_WHOLE else lambda *_: (0, list(table))
+        walk = table.walk if len(value) > SCAN_WHOLE else lambda *_: (0, members(value))
         following, found = scan_page(walk, start, chosen)
         return [following, [each for member in found for each in told(value, member)]]
 
@@ -2732,8 +2718,8 @@ def hello(context: Context, *options: bytes) -> Reply:
     if context.locked_out:
         raise CommandError(
             "NOAUTH HELLO must be called with the client already authenticated, otherwise the"
-            " HELLO <proto> AUTH <user> <pass> option can be used to authenticate the client and"
-            " select the RESP protocol version at the same time"
+            " HELLO AUTH <user> <pass> option can be used to authenticate the client and select"
+            " the RESP protocol version at the same time"
         )
     context.protocol = protocol
     return {
@@ -3456,8 +3442,8 @@ def _reply_not_taken() -> ConnectionLost:
     return ConnectionLost(f"the client did not take its reply within {SEND_TIMEOUT:g} s")
 
 
-def _in_use(address: str, what: str = "name") -> AddressInUse:
-    advice = f"stop that one or choose another {what}"
+def _in_use(address: str) -> AddressInUse:
+    advice = "stop that one or choose another"
     return AddressInUse(f"{address} is served by another program already; {advice}")
 
 
@@ -3481,7 +3467,6 @@ class SocketConnection(Connection):
         super().__init__(peer)
         self._socket = client
         self._socket.setblocking(bool(_DONTWAIT))
-        self._size = SHORT_CHUNK_SIZE
         self._woken = False
         self._ended = False  # the client sends no more
         self._waker: tuple[socket.socket, socket.socket] | None = None
@@ -3491,9 +3476,7 @@ class SocketConnection(Connection):
             return self._kept()
         while not self._interrupted:
             try:
-                chunk = self._socket.recv(self._size)
-                self._size = CHUNK_SIZE if len(chunk) == self._size else SHORT_CHUNK_SIZE
-                return chunk or None
+                return self._socket.recv(CHUNK_SIZE) or None
             except BlockingIOError:
                 self.wait(None)
             except OSError as error:
@@ -3598,7 +3581,7 @@ class SocketListener(Listener):
             # Windows: WSAEACCES, for a port that another program holds for itself.
             held = sys.platform == "win32" and isinstance(error, PermissionError)
             if held or error.errno == errno.EADDRINUSE:
-                raise _in_use(address, "name" if address.startswith("/") else "port") from None
+                raise _in_use(address) from None
             raise TransportError(f"Cannot serve {address}: {error}") from error
 
     def _bind(self) -> None:
@@ -3970,6 +3953,14 @@ else:
 # ----------------------------------------------------------------------------
 
 
+def _is_http(request: Request) -> bool:
+    # A web page can make a browser send a form to a port, with commands in it.
+    words, terminator = request
+    if terminator is None or not isinstance(words, list):
+        return False
+    return words[0].upper() in (b"POST", b"HOST:")
+
+
 class Session:
     """One client from connecting to leaving: requests in, replies out."""
 
@@ -3992,25 +3983,15 @@ class Session:
             parser.restricted = context.locked_out
             parser.max_message = context.settings.max_message
             requests = feed(chunk, connection.end_of_message)
-            if self._suspicious:
-                requests = self._before_http(requests)
-            while requests:
+            while requests and not context.closing:
+                if self._suspicious and any(map(_is_http, requests)):
+                    log.warning("Closing a connection from %s: HTTP", connection.peer)
+                    return
                 answer(requests)
-                if not parser.restricted or not parser.pending or context.closing:
-                    break
-                # One at a time, as the next may be that of a client which is let in.
-                parser.restricted = context.locked_out
-                requests = self._before_http(feed(b""))
-
-    def _before_http(self, requests: list[Request]) -> list[Request]:
-        # A web page can make a browser send a form to a port, with commands in it.
-        for number, (arguments, terminator) in enumerate(requests):
-            name = arguments[0].upper() if terminator and isinstance(arguments, list) else b""
-            if name in (b"POST", b"HOST:"):
-                log.warning("Closing a connection from %s: HTTP", self.connection.peer)
-                self._context.closing = True
-                return requests[:number]
-        return requests
+                requests = []
+                if parser.restricted:  # one at a time: by the next the client may be let in
+                    parser.restricted = context.locked_out
+                    requests = feed(b"")
 
     def _answer(self, requests: list[Request]) -> None:
         context = self._context
@@ -4024,9 +4005,10 @@ class Session:
             with context.store.lock:
                 for arguments, terminator in pending:
                     reply = execute(context, arguments)
-                    if reply is NOTHING:
-                        continue
-                    if terminator is None:
+                    if reply.__class__ is bytes and terminator is None:
+                        # As encode_resp() does it, without the call.
+                        data = b"$%d\r\n%b\r\n" % (len(reply), reply)  # type: ignore[arg-type,str-format]
+                    elif terminator is None or reply is NOTHING:
                         data = encode_resp(reply, context.protocol)
                     else:
                         data = encode_text(reply, terminator)
@@ -4036,7 +4018,7 @@ class Session:
                         more = True
                         break
                 context.statistics.commands += len(output)
-            if output:
+            if output and (reply is not NOTHING or any(output)):
                 # Only RESP is a stream; a text client wants its reply in one message.
                 data = output[0] if len(output) == 1 else b"".join(output)
                 self.connection.send(data, terminator is not None)
@@ -4072,6 +4054,7 @@ class Server:
         most = self._settings.max_clients * (1 if self._settings.tcp is None else 2)
         self._pool = concurrent.futures.ThreadPoolExecutor(most, "pipecache")
         self._process = self._workers = 0
+        self._processor: set[int] = set()
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._stopping, self._stopped = threading.Event(), threading.Event()
@@ -4087,6 +4070,9 @@ class Server:
         if self._desks:
             raise RuntimeError("a Server can be started once")
         self._process = os.getpid()
+        if sys.platform == "linux":
+            usable = sorted(os.sched_getaffinity(0))
+            self._processor = {usable[self._process % len(usable)]}
         desks = [_Desk(make_listener(self.address))]
         if self._settings.tcp is not None:
             try:
@@ -4189,6 +4175,11 @@ class Server:
 
     def _work(self, desk: _Desk) -> None:
         # One worker: accepts a client, serves it to the end, goes back to accepting.
+        if sys.platform == "linux":
+            # The interpreter runs one thread at a time. On several processors those that wait for
+            # their turn wake each other across them, which takes longer than the commands do.
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(0, self._processor)
         try:
             while True:
                 connection = self._accept(desk.listener)
@@ -4352,7 +4343,9 @@ def _password(tcp: int | None, name: str | None, none: bool) -> bytes | None:
     # Windows' own tools begin a file with such marks.
     if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         text = text.decode("utf-16", "replace").encode()
-    password = text.replace(codecs.BOM_UTF8, b"", 1).partition(b"\n")[0].rstrip(b"\r")
+    if text.startswith(codecs.BOM_UTF8):
+        text = text[len(codecs.BOM_UTF8) :]
+    password = text.partition(b"\n")[0].rstrip(b"\r")
     if not password:
         raise ValueError("the first line of --password-file is empty: it is the password")
     return password

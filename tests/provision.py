@@ -547,6 +547,16 @@ done 2> /dev/null
 """
 
 
+def start_once_more(start: Callable[[], subprocess.CompletedProcess[bytes]]) -> Any:
+    """Run a program, twice if Wine fails to start it, as it does now and then."""
+    try:
+        return start()
+    except OSError as error:
+        if getattr(error, "winerror", None) != 1359:  # ERROR_INTERNAL_ERROR
+            raise
+        return start()
+
+
 def interrupt(process: subprocess.Popen[Any], mark: str) -> None:
     """Send Ctrl+C to a program of this system, on Windows started with `OWN_CONSOLE`.
 
@@ -559,12 +569,9 @@ def interrupt(process: subprocess.Popen[Any], mark: str) -> None:
         # The programs that carry this out must not be found: they see the mark in two halves.
         script = f'set -- \'{mark[:1]}\'"{mark[1:]}" "$WINEPREFIX"' + _SIGINT
         command = ["start.exe", "/unix", "/bin/sh", "-c", script]
-        try:
-            subprocess.run(command, stdin=subprocess.DEVNULL, check=True, timeout=10)
-        except OSError as error:
-            if error.winerror != 1359:  # ERROR_INTERNAL_ERROR, which Wine gives now and then
-                raise
-            subprocess.run(command, stdin=subprocess.DEVNULL, check=True, timeout=10)
+        start_once_more(
+            lambda: subprocess.run(command, stdin=subprocess.DEVNULL, check=True, timeout=10)
+        )
     else:
         command = [sys.executable, "-c", _CTRL_C, str(process.pid)]
         subprocess.run(command, stdin=subprocess.DEVNULL, check=True, timeout=10)

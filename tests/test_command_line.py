@@ -10,6 +10,7 @@ import unittest
 from unittest import mock
 
 import pipecache
+from tests import provision
 from tests.support import (
     DEADLINE,
     ROOT,
@@ -26,12 +27,11 @@ STAMP = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} "
 
 def run(*arguments: str, file: str = "pipecache.py") -> tuple[int, str, str]:
     """Run a program to its end: exit status, standard output, standard error."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / file), *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=DEADLINE,
-        check=False,
+    argv = [sys.executable, str(ROOT / file), *arguments]
+    done = provision.start_once_more(
+        lambda: subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=DEADLINE, check=False
+        )
     )
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 

@@ -278,7 +278,7 @@ class Terminal:
         fcntl, pty, termios = map(importlib.import_module, ("fcntl", "pty", "termios"))
         self._screen, keyboard = pty.openpty()
         try:
-            fcntl.ioctl(keyboard, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+            fcntl.ioctl(keyboard, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 200, 0, 0))
             self.process = subprocess.Popen(
                 args,
                 stdin=keyboard,

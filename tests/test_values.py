@@ -303,8 +303,6 @@ class DrawTests(ContextCase):
 
     def add(self, table: Table, keys: Iterable[bytes]) -> None:
         for key in keys:
-            if key not in table:
-                table.added(key)
             table[key] = None
 
     def drawn(self, table: Table, times: int) -> collections.Counter[bytes]:
@@ -334,7 +332,6 @@ class DrawTests(ContextCase):
                 self.drawn(table, 3)
                 for key in removed:
                     del table[key.encode()]
-                    table.removed(key.encode())
                 self.add(table, map(str.encode, added))
                 self.assertEqual(self.drawn(table, 1000).keys(), table.keys())
 
