@@ -3066,11 +3066,22 @@ def _first_key(words: list[str]) -> int:
 
 
 def _docs(entry: Command) -> dict[bytes, Any]:
+    arguments: list[dict[bytes, Any]] = []
+    for item in re.findall(r"\[[^\]]*\]|\S+", entry.usage)[entry.words :]:
+        names = item.strip("[]").encode().split()
+        again = arguments[len(arguments) - len(names) + 1 :]
+        if names[-1] == b"..." and [each[b"name"] for each in again] == names[:-1]:
+            # What has just been told of can be repeated.
+            block = {b"name": b"data", b"type": b"block", b"arguments": again}
+            repeated = again[0] if len(again) == 1 else block
+            arguments[-len(again) :] = [{**repeated, b"flags": Members([Status(b"multiple")])}]
+        else:
+            arguments.append(_argument_docs(item))
     return {
         b"summary": entry.summary.encode(),
         b"since": __version__.encode(),
         b"group": entry.group.encode(),
-        b"arguments": list(map(_argument_docs, entry.items[entry.words :])),
+        b"arguments": arguments,
     }
 
 

@@ -549,7 +549,7 @@ CALLS = {
         r.memory_usage("a") > 10
         r.memory_usage("a", samples=0) > 10
         r.memory_usage("none")
-        r.object("idletime", "a")
+        r.object("idletime", "a") < 60
         r.flushdb()
         r.flushdb(asynchronous=True)
         r.flushall()
