@@ -151,14 +151,15 @@ class Settings:
     :param max_memory: bytes that keys and values may take, 0 for no limit.
     :param policy: what happens beyond that, one of POLICIES.
     :param tcp: a port of 127.0.0.1 to serve too, or None.
-    :param password: what clients of that port must give by AUTH, or None if nothing.
+    :param password: what clients of that port must give by AUTH.
+    :param tcp_no_password: serve that port without a password, to every account of this machine.
     :raises ValueError: for a value that cannot be used.
     """
 
     def __init__(
         self, pipe: str = DEFAULT_PIPE, max_clients: int = MAX_CLIENTS,
         max_message: int = MAX_MESSAGE, max_memory: int = 0, policy: str = "noeviction",
-        tcp: int | None = None, password: bytes | None = None,
+        tcp: int | None = None, password: bytes | None = None, tcp_no_password: bool = False,
     ) -> None:  # fmt: skip
         for wrong, reason in (
             (
@@ -172,6 +173,11 @@ class Settings:
             (
                 password is not None and (tcp is None or not password),
                 "a password is for TCP, which needs a port, and cannot be empty",
+            ),
+            (
+                tcp is not None and (password is None) != tcp_no_password,
+                "every account of this machine can connect to a TCP port: it needs a password,"
+                " or tcp_no_password=True",
             ),
         ):
             if wrong:
@@ -494,6 +500,19 @@ class RequestParser:
         self._speaks_resp = True
         tokens = chunk.split(b"\r\n")
         position, last = 0, len(tokens) - 1
+        width = _ARRAY_TOKENS.get(tokens[0], last)
+        if width < last:
+            # Nearly every pipeline is of commands with as many arguments each: all their first
+            # arguments are compared at once, then all the second.
+            whole = last - last % width
+            columns = [tokens[first:whole:width] for first in range(2, width, 2)]
+            if tokens[:whole:width] == tokens[:1] * (whole // width) and all(
+                tokens[2 * number + 1 : whole : width]
+                == list(map(_BULK_HEADERS.get, map(len, column)))
+                for number, column in enumerate(columns)
+            ):
+                requests += [(list(arguments), None) for arguments in zip(*columns)]
+                position = whole
         while position < last:
             end = position + _ARRAY_TOKENS.get(tokens[position], last + 1)
             if end > last:
@@ -4313,7 +4332,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _argument_parser()
     options = vars(parser.parse_args(arguments))
     log_file, log_level = options.pop("log_file"), options.pop("log_level")
-    file, no_password = options.pop("password_file"), options.pop("tcp_no_password")
+    file, no_password = options.pop("password_file"), options["tcp_no_password"]
     try:
         server = Server(password=_password(options["tcp"], file, no_password), **options)
         _log_to(log_file, log_level)

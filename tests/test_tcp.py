@@ -225,7 +225,8 @@ class BothDoorsTests(unittest.TestCase):
 
     def serve(self, **options: Any) -> Server:
         self.port, self.name = free_port(), unique_name()
-        server = Server(self.name, tcp=self.port, **options)
+        alone = {"tcp_no_password": "password" not in options}
+        server = Server(self.name, tcp=self.port, **alone, **options)
         server.start()
         self.addCleanup(server.stop)
         return server
@@ -340,13 +341,22 @@ class BothDoorsTests(unittest.TestCase):
         with self.assertRaises(OSError):
             TCPConnection(str(self.port))
         if not WINDOWS:  # which can keep a port for a while
-            with Server(unique_name(), tcp=self.port):
+            with Server(unique_name(), tcp=self.port, tcp_no_password=True):
                 self.assertEqual(self.tcp().ask(b"PING\n"), b"PONG\n")
+
+    def test_no_door_is_left_open_by_mistake(self) -> None:
+        for options in (
+            {},
+            {"password": b"secret", "tcp_no_password": True},
+            {"password": b"", "tcp_no_password": False},
+        ):
+            with self.subTest(options=options), self.assertRaises(ValueError):
+                Server(unique_name(), tcp=free_port(), **options)
 
     def test_a_port_that_is_taken(self) -> None:
         self.serve()
         name = unique_name()
-        second = Server(name, tcp=self.port)
+        second = Server(name, tcp=self.port, tcp_no_password=True)
         with self.assertRaisesRegex(AddressInUse, rf"^127\.0\.0\.1:{self.port} is served by "):
             second.start()
         second.stop()
@@ -391,7 +401,7 @@ class BrowserTests(unittest.TestCase):
 
     def check(self, password: bytes | None) -> None:
         port, name = free_port(), unique_name()
-        with Server(name, tcp=port, password=password) as server:
+        with Server(name, tcp=port, password=password, tcp_no_password=password is None) as server:
             with new_client(name) as cache:
                 cache.set("stored", "before")
                 for pieces in self.REQUESTS:
