@@ -1440,7 +1440,7 @@ def _parsing(run: Callable[..., Reply], parsers: list[Callable[[bytes], Any]]) -
 #: Every command by its name in upper case, and in lower case too: clients send either.
 COMMANDS: dict[bytes, Command] = {}
 
-#: Those of two words, by both in upper case.
+#: Those of two words, by both in upper case; and COMMAND, which is one alone too, by b"".
 SUBCOMMANDS: dict[tuple[bytes, bytes], Command] = {}
 CONTAINERS: set[bytes] = set()
 
@@ -1474,13 +1474,13 @@ class Family:
             run = wrap(run) if wrap else run
             entry = Command(self._group, access, usage, summary, run, raw, loose)
             name, *subcommand = entry.name.encode().split()
-            if subcommand:
+            if subcommand or name in CONTAINERS:
                 if name not in CONTAINERS:
                     CONTAINERS.add(name)
                     self.reads(f"{name.decode()} HELP", "How these are used.")(
                         lambda context: help_(context, name)
                     )
-                SUBCOMMANDS[name, subcommand[0]] = entry
+                SUBCOMMANDS[name, b"".join(subcommand)] = entry
             else:
                 COMMANDS[name] = COMMANDS[name.lower()] = entry
             return function
@@ -3020,13 +3020,10 @@ def config_set(context: Context, *words: bytes) -> Reply:
     return OK
 
 
+server.reads("COMMAND COUNT", "How many commands there are.")(lambda context: len(_listed_names()))
 server.reads("COMMAND", "Every command: arity, flags, and where its keys are.")(
     lambda context: list(map(_command_facts, _listed_names()))
 )
-# Not where execute() would find it, whatever comes after it.
-SUBCOMMANDS[b"COMMAND", b""] = COMMANDS.pop(b"COMMAND")
-del COMMANDS[b"command"]
-server.reads("COMMAND COUNT", "How many commands there are.")(lambda context: len(_listed_names()))
 server.reads("COMMAND LIST", "The names of the commands.")(
     lambda context: list({*_listed_names(), *map(_listed_name, _every_command())})
 )
