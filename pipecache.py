@@ -1780,12 +1780,16 @@ def positions(start: int, stop: int, length: int) -> tuple[int, int]:
     return (first, last + 1) if first <= last else (0, 0)
 
 
-def deadline_of(context: Context, name: str, argument: bytes, unit: int, absolute: bool) -> int:
+def deadline_of(
+    context: Context, name: str, argument: bytes, unit: int, absolute: bool,
+    least: int = INTEGER_MIN,
+) -> int:  # fmt: skip
     """The deadline so many units (of ``unit`` milliseconds) from now, or from 1970."""
-    duration = parse_integer(argument) * unit
+    number = parse_integer(argument)
+    duration = number * unit
     now, epoch = context.store.now(), context.store.unix_time(0)
     latest = INTEGER_MAX if absolute else INTEGER_MAX - epoch - now
-    if not INTEGER_MIN <= duration <= latest:
+    if number < least or not INTEGER_MIN <= duration <= latest:
         raise invalid_expire(name)
     return duration - epoch if absolute else duration + now
 
@@ -1798,9 +1802,7 @@ def lifetime(context: Context, name: str, options: dict[str, Any]) -> int | None
     """The deadline for a value yet to be set, by whichever of those options is given."""
     for option, (unit, absolute) in LIFETIMES.items():
         if option in options:
-            if parse_integer(options[option]) <= 0:
-                raise invalid_expire(name)
-            return deadline_of(context, name, options[option], unit, absolute)
+            return deadline_of(context, name, options[option], unit, absolute, least=1)
     return None
 
 
@@ -2949,6 +2951,12 @@ def _memory_size(text: str) -> int:
         raise ValueError("argument must be a memory value") from None
 
 
+def _message_size(text: str) -> int:
+    if _memory_size(text) < MIN_MESSAGE:
+        raise ValueError(f"argument must be {MIN_MESSAGE} or more")
+    return _memory_size(text)
+
+
 def _policy(text: str) -> str:
     if text.lower() not in POLICIES:
         raise ValueError(f"argument(s) must be one of the following: {', '.join(POLICIES)}")
@@ -2960,7 +2968,7 @@ _CHANGES: dict[str, tuple[Callable[[str], Any], Callable[[Context, Any], None]]]
     "maxmemory": (_memory_size, _set_memory_limit),
     "maxmemory-policy": (_policy, lambda context, policy: setattr(context.store, "policy", policy)),
     "proto-max-bulk-len": (
-        _memory_size, lambda context, size: context.settings.set_max_message(size)
+        _message_size, lambda context, size: context.settings.set_max_message(size)
     ),
 }  # fmt: skip
 
@@ -3009,8 +3017,6 @@ def config_set(context: Context, *words: bytes) -> Reply:
                 raise ValueError("duplicate parameter")
             read, _ = _CHANGES[name]
             changes[name] = read(_shown(value))
-            if name == "proto-max-bulk-len" and changes[name] < MIN_MESSAGE:
-                raise ValueError(f"argument must be {MIN_MESSAGE} or more")
         except ValueError as error:
             what = f"CONFIG SET failed (possibly related to argument '{name}')"
             raise CommandError(f"ERR {what} - {error}") from None
