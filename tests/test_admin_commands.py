@@ -21,9 +21,9 @@ from pipecache import (
     Statistics,
     Store,
 )
-from tests.support import WINDOWS, RawConnection, ServerProcess, wait_until
+from tests.support import WINDOWS, RawConnection, wait_until
 from tests.test_differential import redis_address
-from tests.test_redis_replies import Conversation
+from tests.test_redis_replies import ConversationCase
 from tests.test_values import ContextCase
 from tests.test_wire import command
 
@@ -269,23 +269,8 @@ def pairs(reply: Parsed) -> dict[str, Parsed]:
     return {key.decode(): value for (_, key), value in zip(elements[::2], elements[1::2])}
 
 
-class ConversationTests(unittest.TestCase):
+class ConversationTests(ConversationCase):
     """Over connections; each table on one."""
-
-    def setUp(self) -> None:
-        self.name = self.serve()
-
-    def serve(self) -> str:
-        """Start a server and return its name."""
-        server = ServerProcess()
-        server.__enter__()
-        self.addCleanup(server.close)
-        return server.name
-
-    def connect(self) -> Conversation:
-        conversation = Conversation(self.name)
-        self.addCleanup(conversation.raw.close)
-        return conversation
 
     def check(self, lines: Sequence[Line]) -> None:
         conversation = self.connect()

@@ -12,7 +12,7 @@ from typing import Callable, Iterator, Sequence, Tuple
 from pipecache import POLICIES, CommandError, Context, Settings, Statistics, Store, execute
 from tests.support import WINDOWS, ServerProcess
 from tests.test_differential import redis_address
-from tests.test_redis_replies import Conversation
+from tests.test_redis_replies import Conversation, ConversationCase
 from tests.test_values import ContextCase
 from tests.test_wire import command
 
@@ -91,22 +91,13 @@ WRONG: tuple[Line, ...] = (
 )
 
 
-class OutOfMemoryTests(unittest.TestCase):
+class OutOfMemoryTests(ConversationCase):
     """Without eviction, over connections."""
 
     def setUp(self) -> None:
-        name = self.serve()
-        self.clients = [Conversation(name), Conversation(name)]
-        for client in self.clients:
-            self.addCleanup(client.raw.close)
+        super().setUp()
+        self.clients = [self.connect(), self.connect()]
         self.assertEqual(self.ask(b"FLUSHALL"), OK)
-
-    def serve(self) -> str:
-        """Start a server and return its name."""
-        server = ServerProcess()
-        server.__enter__()
-        self.addCleanup(server.close)
-        return server.name
 
     def ask(self, line: bytes) -> bytes:
         client = self.clients[line.startswith(b"& ")]

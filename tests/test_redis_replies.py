@@ -387,8 +387,8 @@ def end_of_reply(data: bytes, start: int = 0) -> int | None:
     return end
 
 
-class ReplyTableTests(unittest.TestCase):
-    """The tables, with this server."""
+class ConversationCase(unittest.TestCase):
+    """A server of its own for each test, and connections to it."""
 
     def setUp(self) -> None:
         self.name = self.serve()
@@ -400,14 +400,18 @@ class ReplyTableTests(unittest.TestCase):
         self.addCleanup(server.close)
         return server.name
 
-    def converse(self) -> Conversation:
+    def connect(self) -> Conversation:
         conversation = Conversation(self.name)
         self.addCleanup(conversation.raw.close)
         return conversation
 
+
+class ReplyTableTests(ConversationCase):
+    """The tables, with this server."""
+
     def test_conversations(self) -> None:
         for title, lines in CONVERSATIONS.items():
-            conversation = self.converse()
+            conversation = self.connect()
             self.assertEqual(conversation.ask(b"FLUSHALL"), OK)
             for number, (words, expected) in enumerate(lines):
                 arguments = words.split() if isinstance(words, bytes) else words
@@ -420,7 +424,7 @@ class ReplyTableTests(unittest.TestCase):
 
     def test_a_broken_watch(self) -> None:
         """Of another client's making, and of a key that was not there."""
-        one, other = self.converse(), self.converse()
+        one, other = self.connect(), self.connect()
         self.assertEqual(one.ask(b"WATCH", b"k"), OK)
         self.assertEqual(other.ask(b"SET", b"k", b"v"), OK)
         self.assertEqual(one.ask(b"MULTI"), OK)
@@ -439,7 +443,7 @@ class ReplyTableTests(unittest.TestCase):
 
     def test_a_scan_finds_what_was_there_throughout(self) -> None:
         """However keys come and go between its pages; the cursor is a bulk string."""
-        conversation = self.converse()
+        conversation = self.connect()
         keys = {b"key:%d" % number for number in range(500)}
         for key in keys:
             conversation.ask(b"SET", key, b"v")

@@ -13,13 +13,12 @@ from tests.support import (
     DEADLINE,
     WINDOWS,
     RawConnection,
-    ServerProcess,
     new_client,
     unique_name,
     wait_until,
 )
 from tests.test_differential import redis_address
-from tests.test_redis_replies import Conversation
+from tests.test_redis_replies import Conversation, ConversationCase
 from tests.test_values import ContextCase
 from tests.test_wire import command
 
@@ -302,24 +301,12 @@ CONVERSATIONS: dict[str, tuple[Line, ...]] = {
 }
 
 
-class ConversationTests(unittest.TestCase):
+class ConversationTests(ConversationCase):
     """Two clients, over connections."""
 
     def setUp(self) -> None:
-        self.name = self.serve()
+        super().setUp()
         self.clients = [self.connect(), self.connect()]
-
-    def serve(self) -> str:
-        """Start a server and return its name."""
-        server = ServerProcess()
-        server.__enter__()
-        self.addCleanup(server.close)
-        return server.name
-
-    def connect(self) -> Conversation:
-        conversation = Conversation(self.name)
-        self.addCleanup(conversation.raw.close)
-        return conversation
 
     def each(self, changes: Iterable[Change], expected: bytes) -> None:
         watching, other = self.clients
