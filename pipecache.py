@@ -3089,7 +3089,7 @@ def _first_key(words: list[str]) -> int:
 
 def _docs(entry: Command) -> dict[bytes, Any]:
     arguments: list[dict[bytes, Any]] = []
-    for item in re.findall(r"\[[^\]]*\]|\S+", entry.usage)[entry.words :]:
+    for item in entry.items[entry.words :]:
         names = item.strip("[]").encode().split()
         again = arguments[len(arguments) - len(names) + 1 :]
         if names[-1] == b"..." and [each[b"name"] for each in again] == names[:-1]:
