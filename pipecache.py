@@ -2111,7 +2111,12 @@ def scan(context: Context, cursor: bytes, *words: bytes) -> Reply:
 _IF = "[NX] [XX] [GT] [LT]"
 
 
-@keys.writes(f"EXPIRE key seconds {_IF}", "Give a time to live.", raw=True, name="expire")
+@keys.writes(
+    f"EXPIRE key seconds {_IF}",
+    "Let a key expire after so long: 1 if done.",
+    raw=True,
+    name="expire",
+)
 @keys.writes(f"PEXPIRE key milliseconds {_IF}", "EXPIRE in milliseconds.", raw=True, name="pexpire")
 @keys.writes(f"EXPIREAT key unix-time-seconds {_IF}", "Let a key expire at a time, in seconds since"
              " 1970: 1 if done.", raw=True, name="expireat")  # fmt: skip
@@ -2296,7 +2301,9 @@ def lpos(
     return found if count is not None else found[0] if found else None
 
 
-@lists.grows("LMOVE source destination LEFT|RIGHT LEFT|RIGHT", "Move an element; the element.")
+@lists.grows(
+    "LMOVE source destination LEFT|RIGHT LEFT|RIGHT", "Take from one list, add to another."
+)
 @lists.grows("RPOPLPUSH source destination", "LMOVE source destination RIGHT LEFT.")
 def lmove(
     context: Context, source: bytes, target: bytes, taken: str = "RIGHT", put: str = "LEFT"
@@ -2498,7 +2505,8 @@ _ZADD = "[NX] [XX] [GT] [LT] [CH] [INCR]"
 _ZADD_OPTIONS = Options(_ZADD)
 
 
-@zsets.grows(f"ZADD key {_ZADD} score member [score member ...]", "Set scores: how many new.")
+@zsets.grows(f"ZADD key {_ZADD} score member [score member ...]", "Set scores; how many"
+              " members are new, or with CH new or changed.")  # fmt: skip
 def zadd(context: Context, key: bytes, *words: bytes) -> Reply:
     options, pairs = _ZADD_OPTIONS.split(words)
     if not pairs or len(pairs) % 2:
@@ -3031,7 +3039,7 @@ server.reads("COMMAND", "Every command: arity, flags, and where its keys are.")(
     lambda context: list(map(_command_facts, _listed_names()))
 )
 server.reads("COMMAND LIST", "The names of the commands.")(
-    lambda context: list({*_listed_names(), *map(_listed_name, _every_command())})
+    lambda context: list(dict.fromkeys([*_listed_names(), *map(_listed_name, _every_command())]))
 )
 
 
@@ -3449,8 +3457,9 @@ class Listener:
     :raises TransportError: if it cannot be served, or on Windows not be made safe.
     """
 
-    #: Whether the system lets other accounts of this machine connect.
-    open_to_all = False
+    #: Whether the system lets other accounts of this machine connect; and what tells one from
+    #: another, as a message says it.
+    open_to_all, known_by = False, "name"
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -3475,9 +3484,9 @@ def _reply_not_taken() -> ConnectionLost:
     return ConnectionLost(f"the client did not take its reply within {SEND_TIMEOUT:g} s")
 
 
-def _in_use(address: str) -> AddressInUse:
-    advice = "stop that one or choose another"
-    return AddressInUse(f"{address} is served by another program already; {advice}")
+def _in_use(listener: Listener) -> AddressInUse:
+    advice = f"stop that one or choose another {listener.known_by}"
+    return AddressInUse(f"{listener.address} is served by another program already; {advice}")
 
 
 # What keeps one call from waiting. Where there is no such thing (Windows), the socket never waits.
@@ -3614,7 +3623,7 @@ class SocketListener(Listener):
             # Windows: WSAEACCES, for a port that another program holds for itself.
             held = sys.platform == "win32" and isinstance(error, PermissionError)
             if held or error.errno == errno.EADDRINUSE:
-                raise _in_use(address) from None
+                raise _in_use(self) from None
             raise TransportError(f"Cannot serve {address}: {error}") from error
 
     def _bind(self) -> None:
@@ -3647,7 +3656,7 @@ class SocketListener(Listener):
 class TCPListener(SocketListener):
     """A port of 127.0.0.1, which any account of this machine can connect to."""
 
-    open_to_all = True
+    open_to_all, known_by = True, "port"
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -3851,12 +3860,12 @@ if sys.platform == "win32":
             # FILE_FLAG_FIRST_PIPE_INSTANCE is the guard; Wine ignores it, so look first.
             taken = WaitNamedPipeW(self.address, NMPWAIT_NOWAIT)
             if taken or ctypes.get_last_error() == ERROR_SEM_TIMEOUT:
-                raise _in_use(self.address)
+                raise _in_use(self)
             try:
                 return _PipeInstance(self._create(FILE_FLAG_FIRST_PIPE_INSTANCE))
             except OSError as error:
                 if error.winerror == ERROR_ACCESS_DENIED:
-                    raise _in_use(self.address) from None
+                    raise _in_use(self) from None
                 raise TransportError(f"Cannot serve {self.address}: {error}") from error
 
         def _create(self, first: int = 0) -> int:
@@ -3969,7 +3978,7 @@ else:
                     return
                 except OSError as error:
                     log.debug("Probing %s: %s", self.address, error)
-            raise _in_use(self.address)
+            raise _in_use(self)
 
         def close(self) -> None:
             super().close()
