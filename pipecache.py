@@ -119,6 +119,7 @@ CLOCK_STEP = 500  #: Milliseconds by which the wall clock must be off to have be
 
 MAX_PATTERN = 4096  #: Bytes of a pattern: to prepare one takes time in which nobody is served.
 MAX_NUMBER = 4000  #: Bytes of a decimal number.
+MAX_WAIT = 86400.0  #: Seconds after which a wait looks again; the system's own limit is 24 days.
 MAX_SLEEP = 3600.0  #: Seconds that DEBUG SLEEP sleeps at most.
 ERROR_EXCERPT = 128  #: Bytes of a command that an error message repeats.
 INTEGER_MIN, INTEGER_MAX = -(2**63), 2**63 - 1  #: The range of Redis's integers.
@@ -3321,6 +3322,9 @@ if sys.platform == "win32":
     GetOverlappedResult = _bind(
         _kernel32, "GetOverlappedResult", BOOL, None, HANDLE, LPOVERLAPPED, LPDWORD, BOOL
     )
+    PeekNamedPipe = _bind(
+        _kernel32, "PeekNamedPipe", BOOL, None, HANDLE, LPVOID, DWORD, LPDWORD, LPDWORD, LPDWORD
+    )
     CancelIoEx = _bind(_kernel32, "CancelIoEx", BOOL, None, HANDLE, LPOVERLAPPED)
     WaitForMultipleObjects = _bind(
         _kernel32, "WaitForMultipleObjects", DWORD, None, DWORD, LPVOID, BOOL, DWORD
@@ -3386,10 +3390,13 @@ def pipe_address(name: str) -> str:
 class Connection:
     """One client, as seen by the thread that serves it.
 
-    That thread alone calls :meth:`receive`, :meth:`wait`, :meth:`send` and
-    :meth:`close`; the other methods may be called from any thread, at any
-    time, and do nothing once the connection is closed. (Windows cancels what
-    a thread has begun to read when that thread ends.)
+    That thread alone calls :meth:`receive`, :meth:`watch`, :meth:`send`,
+    :meth:`flush` and :meth:`close`; the other methods may be called from any
+    thread, at any time, and do nothing once the connection is closed. (Windows
+    cancels what a thread has begun to read when that thread ends.)
+
+    What is to reach the client out of turn is pushed; from the first push to
+    the last flush, nothing is sent otherwise.
     """
 
     #: Whether a text command is one message, rather than a line.
@@ -3399,9 +3406,13 @@ class Connection:
 
     def __init__(self, peer: str) -> None:
         self.peer = peer  #: The client's address, as CLIENT LIST shows it.
-        # Chunks that came while a reply was not taken, each with its end_of_message.
+        # Chunks that came before they were asked for, each with its end_of_message.
         self._backlog: collections.deque[tuple[bytes, bool]] = collections.deque()
         self._backlog_size = 0
+        # What was pushed and not taken yet, each with whether it is to be one message.
+        self._outbox: collections.deque[tuple[Any, bool]] = collections.deque()
+        #: Bytes of memory that takes.
+        self.unsent = 0
         self._lock = threading.Lock()
         self._closed = self._interrupted = False
 
@@ -3409,9 +3420,18 @@ class Connection:
         """The next chunk; b"" for an empty message; None when no more will come."""
         raise NotImplementedError
 
-    def wait(self, timeout: float | None) -> bool:
-        """Wait until receive() would return at once (True), or wake() or the time-out (False)."""
-        raise NotImplementedError
+    def watch(self, timeout: float | None) -> bool:
+        """Wait until wake() or the time-out, and tell whether the client is still there.
+
+        It may return early. What the client sends meanwhile is kept for receive(); one that sends
+        more than BACKLOG bytes counts as gone.
+        """
+        if not self._wait(timeout):
+            return True
+        chunk = None if self._interrupted else self._take_chunk()
+        if chunk is not None:
+            self._keep(chunk)
+        return chunk is not None and self._backlog_size <= BACKLOG
 
     def send(self, data: bytes, whole: bool = True) -> None:
         """Send bytes; on a pipe as one message, unless ``whole`` is false.
@@ -3424,12 +3444,30 @@ class Connection:
         """
         raise NotImplementedError
 
+    def flush(self) -> None:
+        """Wait until the client has taken what was pushed, as send() does.
+
+        :raises ConnectionLost: as send().
+        """
+        raise NotImplementedError
+
     def close(self) -> None:
         """End the connection; what was sent can still be read by the client. Again is harmless."""
         raise NotImplementedError
 
+    def push(self, data: bytes, whole: bool = True) -> None:
+        """Send bytes without waiting: what the client does not take at once is kept, in order.
+
+        The connection's own thread sends that later, in whatever it waits.
+        """
+        raise NotImplementedError
+
+    def alive(self) -> bool:
+        """Whether the client has its end open still."""
+        raise NotImplementedError
+
     def wake(self) -> None:
-        """End the wait() under way, or the next one."""
+        """End the watch() under way, or the next one."""
         raise NotImplementedError
 
     def interrupt(self) -> None:
@@ -3440,6 +3478,14 @@ class Connection:
         """Interrupt, and let a send() under way fail too."""
         raise NotImplementedError
 
+    def _wait(self, timeout: float | None) -> bool:
+        # Until _take_chunk() has a result (True), or wake(), the time-out, or something pushed was
+        # taken (False).
+        raise NotImplementedError
+
+    def _take_chunk(self) -> bytes | None:
+        raise NotImplementedError
+
     def _keep(self, chunk: bytes) -> None:
         self._backlog.append((chunk, self.end_of_message))
         self._backlog_size += len(chunk) + CHUNK_OVERHEAD
@@ -3448,6 +3494,27 @@ class Connection:
         chunk, self.end_of_message = self._backlog.popleft()
         self._backlog_size -= len(chunk) + CHUNK_OVERHEAD
         return chunk
+
+    def _queue(self, data: Any, whole: bool) -> None:
+        self._outbox.append((data, whole))
+        self.unsent += len(data) + CHUNK_OVERHEAD
+
+    def _dequeue(self) -> tuple[Any, bool]:
+        # The next to be sent; of a stream, several at once if they are short.
+        data, whole = self._outbox.popleft()
+        self.unsent -= len(data) + CHUNK_OVERHEAD
+        parts, size = [data], len(data)
+        while self._outbox and not (self.framed and (whole or self._outbox[0][1])):
+            size += len(self._outbox[0][0])
+            if size > CHUNK_SIZE:
+                break
+            parts.append(self._outbox.popleft()[0])
+            self.unsent -= len(parts[-1]) + CHUNK_OVERHEAD
+        return (b"".join(parts) if len(parts) > 1 else data), whole
+
+    def _put_back(self, data: Any, whole: bool = False) -> None:
+        self._outbox.appendleft((data, whole))
+        self.unsent += len(data) + CHUNK_OVERHEAD
 
 
 class Listener:
@@ -3499,7 +3566,8 @@ def _ready(wanted: dict[socket.socket, int], timeout: float | None) -> dict[sock
     with _Selector() as selector:
         for each, events in wanted.items():
             selector.register(each, events)
-        return {key.fileobj: events for key, events in selector.select(timeout)}  # type: ignore[misc]
+        limit = timeout if timeout is None else min(timeout, MAX_WAIT)
+        return {key.fileobj: events for key, events in selector.select(limit)}  # type: ignore[misc]
 
 
 class SocketConnection(Connection):
@@ -3509,7 +3577,7 @@ class SocketConnection(Connection):
         super().__init__(peer)
         self._socket = client
         self._socket.setblocking(bool(_DONTWAIT))
-        self._woken = False
+        self._woken = self._pushed = False
         self._ended = False  # the client sends no more
         self._waker: tuple[socket.socket, socket.socket] | None = None
 
@@ -3518,62 +3586,114 @@ class SocketConnection(Connection):
             return self._kept()
         while not self._interrupted:
             try:
-                return self._socket.recv(CHUNK_SIZE) or None
+                # Who may be pushed to must be where a push that is not taken can wake it.
+                if not self._pushed or self._wait(None):
+                    return self._socket.recv(CHUNK_SIZE) or None
             except BlockingIOError:
-                self.wait(None)
+                self._wait(None)
             except OSError as error:
                 log.debug("Receiving failed: %s", error)
                 break
         return None
 
-    def wait(self, timeout: float | None) -> bool:
+    def _take_chunk(self) -> bytes | None:
+        try:
+            return self._socket.recv(CHUNK_SIZE, _DONTWAIT) or None
+        except BlockingIOError:
+            return b""
+        except OSError:
+            return None
+
+    def _wait(self, timeout: float | None) -> bool:
         with self._lock:
             if self._waker is None:
                 self._waker = socket.socketpair()
                 if self._woken:
                     self._waker[1].send(b"\0")
             waker = self._waker[0]
-        if self._backlog:
-            return True
-        ready = _ready(dict.fromkeys((self._socket, waker), selectors.EVENT_READ), timeout)
-        if waker in ready:
+            wanted = {self._socket: self._events(), waker: selectors.EVENT_READ}
+        happened = _ready(wanted, timeout)
+        events = happened.get(self._socket, 0)
+        if waker in happened or events & selectors.EVENT_WRITE:
             with self._lock:
-                waker.recv(1)
-                self._woken = False
-        return self._socket in ready or self._interrupted
+                if waker in happened:
+                    waker.recv(1)
+                    self._woken = False
+                with contextlib.suppress(ConnectionLost):  # to be received, too
+                    self._send_some()
+        return bool(events & selectors.EVENT_READ) or self._interrupted
+
+    def _events(self) -> int:
+        return selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outbox else 0)
+
+    def alive(self) -> bool:
+        with self._lock:
+            try:
+                peek = socket.MSG_PEEK | _DONTWAIT
+                return not self._closed and bool(self._socket.recv(1, peek))
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
 
     def send(self, data: bytes, whole: bool = True) -> None:
+        sent = self._send_now(data)
+        if sent < len(data):
+            with self._lock:
+                self._queue(memoryview(data)[sent:], whole)
+            self.flush()
+
+    def push(self, data: bytes, whole: bool = True) -> None:
+        with self._lock:
+            self._pushed = True
+            if self._closed:
+                return
+            self._queue(data, whole)
+            with contextlib.suppress(ConnectionLost):  # receive() will tell
+                self._send_some()
+            waiting = bool(self._outbox)
+        if waiting:
+            self.wake()
+
+    def _send_now(self, data: bytes) -> int:
         try:
-            sent = self._socket.send(data, _DONTWAIT)
+            return self._socket.send(data, _DONTWAIT)
         except BlockingIOError:
-            sent = 0
+            return 0
         except OSError as error:
             raise ConnectionLost(f"the client is gone: {error}") from error
-        if sent < len(data):
-            self._send_slowly(memoryview(data)[sent:])
 
-    def _send_slowly(self, data: memoryview) -> None:
+    def _send_some(self) -> bool:
+        # Of the outbox, as much as the client takes now; whether it takes anything.
+        taken = False
+        while self._outbox:
+            data, whole = self._dequeue()
+            sent = self._send_now(data)
+            taken = taken or sent > 0
+            if sent < len(data):
+                self._put_back(memoryview(data)[sent:], whole)
+                break
+        return taken
+
+    def flush(self) -> None:
         deadline = time.monotonic() + SEND_TIMEOUT
-        while data:
-            events = selectors.EVENT_WRITE
-            if self._backlog_size < BACKLOG and not self._ended:
-                events |= selectors.EVENT_READ
+        while self._outbox:
+            with self._lock:
+                events = self._events()
+            if self._backlog_size >= BACKLOG or self._ended:
+                events &= ~selectors.EVENT_READ
             happened = _ready({self._socket: events}, deadline - time.monotonic())
             if not happened:
                 raise _reply_not_taken()
-            try:
-                if happened[self._socket] & selectors.EVENT_READ:
-                    chunk = self._socket.recv(CHUNK_SIZE, _DONTWAIT)
-                    self._ended = not chunk
-                    if chunk:
-                        self._keep(chunk)
-                if happened[self._socket] & selectors.EVENT_WRITE:
-                    data = data[self._socket.send(data, _DONTWAIT) :]
-                    deadline = time.monotonic() + SEND_TIMEOUT
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise ConnectionLost(f"the client is gone: {error}") from error
+            if happened[self._socket] & selectors.EVENT_READ:
+                chunk = self._take_chunk()
+                self._ended = chunk is None
+                if chunk:
+                    self._keep(chunk)
+            if happened[self._socket] & selectors.EVENT_WRITE:
+                with self._lock:
+                    if self._send_some():
+                        deadline = time.monotonic() + SEND_TIMEOUT
 
     def close(self) -> None:
         with self._lock:
@@ -3712,31 +3832,33 @@ if sys.platform == "win32":
             self._reading = ctypes.byref(instance.reading)
             self._writing = ctypes.byref(instance.writing)
             read, written = instance.reading.hEvent, instance.writing.hEvent
-            self._read_or_wake = (wintypes.HANDLE * 2)(read, instance.wake)
+            self._read_wake_or_write = (wintypes.HANDLE * 3)(read, instance.wake, written)
             self._write_or_read = (wintypes.HANDLE * 2)(written, read)
             self._counted = ctypes.byref(wintypes.DWORD())
             self._buffer = ctypes.create_string_buffer(CHUNK_SIZE)
             self._view = memoryview(self._buffer)
             self._begun = False  # a ReadFile was called whose outcome was not fetched yet
+            self._outgoing: bytes | None = None  # what a WriteFile under way sends
             self._gone = self._aborted = False
 
         def receive(self) -> bytes | None:
             if self._backlog:
                 return self._kept()
-            while not self._wait(INFINITE):
+            while not self._wait(None):
                 if self._interrupted:
                     return None
-            return self._finish_read()
+            return self._take_chunk()
 
-        def wait(self, timeout: float | None) -> bool:
-            return bool(self._backlog) or self._wait(milliseconds(timeout)) or self._interrupted
-
-        def _wait(self, timeout: int) -> bool:
+        def _wait(self, timeout: float | None) -> bool:
             if self._interrupted:
                 return False
             if self._begin_read():
                 return True
-            which = WaitForMultipleObjects(2, self._read_or_wake, False, timeout)
+            count = 2 if self._outgoing is None else 3
+            limit = INFINITE if timeout is None else milliseconds(timeout)
+            which = WaitForMultipleObjects(count, self._read_wake_or_write, False, limit)
+            if which == WAIT_OBJECT_0 + 2:
+                self._finish_write()
             return bool(which == WAIT_OBJECT_0)
 
         def _begin_read(self) -> bool:
@@ -3753,7 +3875,7 @@ if sys.platform == "win32":
             self._begun = not self._gone
             return True
 
-        def _finish_read(self) -> bytes | None:
+        def _take_chunk(self) -> bytes | None:
             if self._gone:
                 return None
             self._begun = False
@@ -3767,31 +3889,75 @@ if sys.platform == "win32":
                 return None
             return self._view[: operation.InternalHigh].tobytes()
 
-        def send(self, data: bytes, whole: bool = True) -> None:
-            if whole or len(data) <= PIECE_SIZE:
-                self._write(data)
-            else:
-                for start in range(0, len(data), PIECE_SIZE):
-                    self._write(data[start : start + PIECE_SIZE])
+        def alive(self) -> bool:
+            with self._lock:
+                if self._closed:
+                    return False
+                return bool(PeekNamedPipe(self._handle, None, 0, None, None, None))
 
-        def _write(self, data: bytes) -> None:
+        def send(self, data: bytes, whole: bool = True) -> None:
             if self._aborted:
                 raise ConnectionLost("the server is stopping")
-            if WriteFile(self._handle, data, len(data), None, self._writing):
-                return
-            error = ctypes.get_last_error()
-            if error == ERROR_IO_PENDING:
-                self._wait_until_written()
-                if GetOverlappedResult(self._handle, self._writing, self._counted, False):
+            if len(data) <= PIECE_SIZE or whole:
+                if WriteFile(self._handle, data, len(data), None, self._writing):
                     return
-                error = ctypes.get_last_error()
+                self._begun_write(data)
+            else:
+                with self._lock:
+                    self._queue(data, whole)
+                    self._write_on()
+            self.flush()
+
+        def push(self, data: bytes, whole: bool = True) -> None:
+            with self._lock:
+                if self._closed:
+                    return
+                self._queue(data, whole)
+                if self._outgoing is None:
+                    with contextlib.suppress(ConnectionLost):  # receive() will tell
+                        self._write_on()
+                waiting = self._outgoing is not None
+            if waiting:
+                self.wake()
+
+        def _write_on(self) -> None:
+            # Under the lock, when no write is under way: send until one has to wait.
+            while self._outbox and self._outgoing is None:
+                data, whole = self._dequeue()
+                if len(data) > PIECE_SIZE and not whole:
+                    self._put_back(data[PIECE_SIZE:])
+                    data = data[:PIECE_SIZE]
+                if not WriteFile(self._handle, data, len(data), None, self._writing):
+                    self._begun_write(data)
+
+        def _begun_write(self, data: bytes) -> None:
+            error = ctypes.get_last_error()
+            if error != ERROR_IO_PENDING:
+                raise self._write_failed(error, data)
+            self._outgoing = data
+            self.unsent += len(data)
+
+        def _finish_write(self) -> None:
+            # The outcome of a write that has ended, and what was waiting behind it.
+            with self._lock:
+                data, self._outgoing = self._outgoing, None
+                if data is not None:
+                    self.unsent -= len(data)
+                    done = GetOverlappedResult(self._handle, self._writing, self._counted, False)
+                    if not done:
+                        raise self._write_failed(ctypes.get_last_error(), data)
+                    self._write_on()
+
+        def _write_failed(self, error: int, data: bytes) -> ConnectionLost:
+            self._outbox.clear()
+            self.unsent = 0
             self._gone = error in (ERROR_BROKEN_PIPE, ERROR_NO_DATA, ERROR_PIPE_NOT_CONNECTED)
             what = "the client is gone" if self._gone else f"a reply of {len(data)} bytes failed"
-            raise ConnectionLost(f"{what}: {ctypes.FormatError(error).strip()}")
+            return ConnectionLost(f"{what}: {ctypes.FormatError(error).strip()}")
 
-        def _wait_until_written(self) -> None:
+        def flush(self) -> None:
             deadline = time.monotonic() + SEND_TIMEOUT
-            while True:
+            while self._outgoing is not None:
                 watched = 1
                 if self._backlog_size < BACKLOG and not self._gone:
                     self._begin_read()
@@ -3799,14 +3965,14 @@ if sys.platform == "win32":
                 left = milliseconds(deadline - time.monotonic())
                 which = WaitForMultipleObjects(watched, self._write_or_read, False, left)
                 if which == WAIT_OBJECT_0:
-                    return
-                if which == WAIT_OBJECT_0 + 1:
-                    chunk = self._finish_read()
+                    self._finish_write()
+                    deadline = time.monotonic() + SEND_TIMEOUT
+                elif which == WAIT_OBJECT_0 + 1:
+                    chunk = self._take_chunk()
                     if chunk is not None:
                         self._keep(chunk)
-                elif self._instance.cancel(self._instance.writing):
-                    return
-                else:
+                elif not self._instance.cancel(self._instance.writing):
+                    self._outgoing = None
                     raise _reply_not_taken()
 
         def close(self) -> None:
@@ -3816,6 +3982,8 @@ if sys.platform == "win32":
                 self._closed = True
             if self._begun:
                 self._instance.cancel(self._instance.reading)
+            if self._outgoing is not None:
+                self._instance.cancel(self._instance.writing)
             self._listener.take_back(self._instance, disconnected=self._gone)
 
         def wake(self) -> None:

@@ -121,7 +121,7 @@ class ContractTests(TransportCase):
         self.assertEqual(connection.receive(), b"last")
         self.assertIsNone(connection.receive())
         self.assertIsNone(connection.receive())
-        self.assertTrue(connection.wait(DEADLINE))
+        self.assertFalse(connection.watch(DEADLINE))
 
     def test_sending_to_nobody(self) -> None:
         raw, connection = self.connect()
@@ -138,39 +138,113 @@ class ContractTests(TransportCase):
         self.assertEqual(raw.receive(), b"the last words")
         self.assertTrue(raw.ended())
 
-    def test_wait(self) -> None:
+    def test_watch_keeps_what_is_sent_meanwhile(self) -> None:
         raw, connection = self.connect()
-        self.assertFalse(connection.wait(0))
-        self.assertFalse(connection.wait(0.01))
+        self.assertTrue(connection.watch(0))
+        self.assertTrue(connection.watch(0.01))
         raw.send(b"a")
-        self.assertTrue(connection.wait(DEADLINE))
-        self.assertTrue(connection.wait(0))
-        self.assertEqual(connection.receive(), b"a")
-        self.assertFalse(connection.wait(0))
-        sending = Background(lambda: raw.send(b"b"))
-        self.assertTrue(connection.wait(None))
-        sending.wait()
-        self.assertEqual(connection.receive(), b"b")
+        self.assertTrue(connection.watch(DEADLINE))
+        raw.send(b"b")
+        self.assertTrue(connection.watch(DEADLINE))
+        self.assertTrue(connection.watch(0))
+        self.assertEqual(self.whole(connection, 2), b"ab")
+        raw.send(b"c")
+        self.assertEqual(connection.receive(), b"c")
+
+    def test_watch_sees_the_end_behind_what_was_sent(self) -> None:
+        raw, connection = self.connect()
+        self.assertTrue(connection.alive())
+        watching = Background(lambda: connection.watch(None) and connection.watch(None))
+        raw.send(b"unread")
+        raw.close()
+        self.assertFalse(watching.wait())
+        self.assertFalse(connection.alive())
+        self.assertEqual(connection.receive(), b"unread")
+        self.assertIsNone(connection.receive())
+
+    def test_who_sends_too_much_meanwhile_counts_as_gone(self) -> None:
+        raw, connection = self.connect()
+        with mock.patch.object(pipecache, "BACKLOG", 1000):
+            raw.send(b"x" * 500)
+            self.assertTrue(connection.watch(DEADLINE))
+            raw.send(b"x" * 500)
+            self.assertFalse(connection.watch(DEADLINE))
 
     def test_wake(self) -> None:
         raw, connection = self.connect()
         waking = Background(connection.wake)
-        self.assertFalse(connection.wait(None))
+        self.assertTrue(connection.watch(None))
         waking.wait()
         connection.wake()
         connection.wake()
-        self.assertFalse(connection.wait(None))
-        self.assertFalse(connection.wait(0))
+        self.assertTrue(connection.watch(None))
         raw.send(b"still in order")
-        self.assertTrue(connection.wait(None))
+        self.assertTrue(connection.watch(None))
         self.assertEqual(connection.receive(), b"still in order")
 
     def test_many_wakes(self) -> None:
         _, connection = self.connect()
         for _ in range(1000):
             connection.wake()
-            self.assertFalse(connection.wait(None))
-            self.assertFalse(connection.wait(0))
+            self.assertTrue(connection.watch(None))
+        watching = Background(lambda: connection.watch(None))
+        connection.wake()
+        self.assertTrue(watching.wait())
+
+    def test_push_reaches_a_client_while_its_thread_waits(self) -> None:
+        raw, connection = self.connect()
+        receiving = Background(connection.receive)
+        for number in range(100):
+            connection.push(b"message %2d" % number)
+            self.assertEqual(raw.read(10), b"message %2d" % number)
+        raw.send(b"a command")
+        self.assertEqual(receiving.wait(), b"a command")
+        connection.flush()
+        connection.send(b"its reply")
+        self.assertEqual(raw.receive(), b"its reply")
+
+    def test_push_never_waits_and_keeps_the_order(self) -> None:
+        raw, connection = self.connect()
+        connection.push(b"%7d\n" % 0)
+        receiving = Background(connection.receive)  # and sends what was not taken
+        pieces = [b"%7d\n" % number * (1 + number % 2000) for number in range(1, 3000)]
+        for piece in pieces:  # before anything is read: beyond every buffer of the system
+            connection.push(piece, whole=False)
+        self.assertGreater(connection.unsent, 10_000_000)
+        expected = b"%7d\n" % 0 + b"".join(pieces)
+        self.assertEqual(raw.read(len(expected)), expected)
+        raw.send(b"done")
+        self.assertEqual(receiving.wait(), b"done")
+        connection.flush()
+        self.assertEqual(connection.unsent, 0)
+
+    def test_flush_waits_for_what_was_pushed_and_keeps_input(self) -> None:
+        raw, connection = self.connect()
+        for _ in range(10):
+            connection.push(b"x" * 1_000_000)
+        raw.send(b"a command")
+        flushing = Background(connection.flush)
+        self.assertEqual(raw.read(10_000_000), b"x" * 10_000_000)
+        flushing.wait()
+        connection.send(b"y")
+        self.assertEqual(raw.receive(), b"y")
+        self.assertEqual(connection.receive(), b"a command")
+
+    def test_flush_gives_up(self) -> None:
+        _, connection = self.connect()
+        connection.push(b"x" * 10_000_000)
+        with mock.patch.object(pipecache, "SEND_TIMEOUT", 0.1):
+            with self.assertRaisesRegex(ConnectionLost, "did not take its reply within 0.1 s"):
+                connection.flush()
+
+    def test_pushing_to_nobody(self) -> None:
+        raw, connection = self.connect()
+        raw.close()
+        for _ in range(100):
+            connection.push(b"x" * 1000)
+        self.assertIsNone(connection.receive())
+        connection.close()
+        connection.push(b"x")
 
     def test_wake_does_not_disturb_receive(self) -> None:
         raw, connection = self.connect()
@@ -243,6 +317,8 @@ class ContractTests(TransportCase):
         connection.wake()
         connection.interrupt()
         connection.abort()
+        connection.push(b"x")
+        self.assertFalse(connection.alive())
 
     def test_several_threads_accept(self) -> None:
         accepting = [Background(self.listener.accept) for _ in range(4)]
@@ -442,7 +518,7 @@ if sys.platform != "win32":
             raw = RawConnection(self.path)
             connection = accepted.wait()
             assert isinstance(connection, Connection)
-            connection.wait(0)
+            connection.watch(0)
             connection.close()
             raw.close()
             self.close(listener)
