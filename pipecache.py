@@ -97,6 +97,10 @@ PIECE_SIZE = 1024 * 1024
 BACKLOG = 256 * 1024 * 1024
 CHUNK_OVERHEAD = 100
 
+#: Bytes that a client may have waiting of what it is told unasked (messages of channels, MONITOR's
+#: lines) before it is dropped.
+SUBSCRIBER_BUFFER = 8 * 1024 * 1024
+
 #: Arguments of one command, and the length of the line that announces them in RESP.
 MAX_ARGUMENTS = 1024 * 1024
 MAX_HEADER = 65536
@@ -132,6 +136,12 @@ REDIS_VERSION = "7.0.15"
 POLICIES = ("noeviction", "allkeys-lru", "allkeys-random", "volatile-lru", "volatile-ttl")
 
 
+#: The letters of notify-keyspace-events: A for all of the next nine; x is expired, e evicted; K and
+#: E for which channels; n is a new key, m one that is asked for and missing. There are no streams
+#: (t) and modules (d) here.
+EVENT_LETTERS = "Ag$lshzxetdKEmn"
+
+
 def parse_size(text: str) -> int:
     """A number of bytes such as ``65536``, ``64kb``, ``10mb`` or ``1gb``, in steps of 1024.
 
@@ -151,6 +161,8 @@ class Settings:
     :param max_message: bytes of the longest text command or RESP argument.
     :param max_memory: bytes that keys and values may take, 0 for no limit.
     :param policy: what happens beyond that, one of POLICIES.
+    :param subscriber_buffer: bytes that a subscriber may leave lying before it is dropped.
+    :param notify_keyspace_events: letters as Redis's setting of that name has them.
     :param tcp: a port of 127.0.0.1 to serve too, or None.
     :param password: what clients of that port must give by AUTH.
     :param tcp_no_password: serve that port without a password, to every account of this machine.
@@ -160,6 +172,7 @@ class Settings:
     def __init__(
         self, pipe: str = DEFAULT_PIPE, max_clients: int = MAX_CLIENTS,
         max_message: int = MAX_MESSAGE, max_memory: int = 0, policy: str = "noeviction",
+        subscriber_buffer: int = SUBSCRIBER_BUFFER, notify_keyspace_events: str = "",
         tcp: int | None = None, password: bytes | None = None, tcp_no_password: bool = False,
     ) -> None:  # fmt: skip
         for wrong, reason in (
@@ -170,6 +183,11 @@ class Settings:
             (max_clients < 1, "max_clients must be 1 or more"),
             (max_memory < 0, "max_memory must be 0 (no limit) or more bytes"),
             (policy not in POLICIES, f"the policy must be one of {', '.join(POLICIES)}"),
+            (subscriber_buffer < 1, "subscriber_buffer must be 1 byte or more"),
+            (
+                not set(notify_keyspace_events) <= set(EVENT_LETTERS),
+                f"notify_keyspace_events is made of the letters {EVENT_LETTERS}",
+            ),
             (tcp is not None and not 1 <= tcp <= 65535, "the TCP port must be from 1 to 65535"),
             (
                 password is not None and (tcp is None or not password),
@@ -186,6 +204,8 @@ class Settings:
         self.set_max_message(max_message)
         self.pipe, self.max_clients = pipe, max_clients
         self.max_memory, self.policy = max_memory, policy
+        self.subscriber_buffer = subscriber_buffer
+        self.notify_keyspace_events = notify_keyspace_events
         self.tcp, self.password = tcp, password
 
     def set_max_message(self, size: int) -> None:
@@ -260,6 +280,7 @@ NOT_AN_INTEGER = "ERR value is not an integer or out of range"
 SYNTAX_ERROR = "ERR syntax error"
 NOT_A_FLOAT = "ERR value is not a valid float"
 BAD_HASH_INTEGER = "ERR hash value is not an integer"
+INTERNAL_ERROR = "ERR internal error, see the server's log"
 OVERFLOW = "ERR increment or decrement would overflow"
 OUT_OF_MEMORY = "OOM command not allowed when used memory > 'maxmemory'."
 
@@ -288,6 +309,14 @@ class Members(List[bytes]):
 
 class Pairs(List[Any]):
     """Pairs, which RESP3 has as lists of two, and RESP2 one after the other."""
+
+
+class Push(List[Any]):
+    """What a client is told out of turn: RESP3 says so, and text has it in one line."""
+
+
+class Several(List[Any]):
+    """Several replies to one command."""
 
 
 class Absent:
@@ -383,6 +412,8 @@ def _text_body(reply: Reply, separator: bytes) -> bytes:
     if isinstance(reply, (dict, Pairs)):
         pairs = reply.items() if isinstance(reply, dict) else reply
         reply = list(itertools.chain.from_iterable(pairs))
+    if isinstance(reply, Push):
+        separator = b" "
     if isinstance(reply, list):
         return separator.join(_text_body(element, separator) for element in reply)
     if isinstance(reply, UnknownCommand):
@@ -417,6 +448,8 @@ def encode_resp(reply: Reply, version: int = 2) -> bytes:
         return header + b"".join([encode_resp(element, version) for element in elements])
     if isinstance(reply, Pairs):
         reply = list(map(list, reply) if version == 3 else itertools.chain.from_iterable(reply))
+    if isinstance(reply, Several):
+        return b"".join([encode_resp(each, version) for each in reply])
     if isinstance(reply, list):
         elements = [
             b"$%d\r\n%b\r\n" % (len(element), element)
@@ -424,9 +457,12 @@ def encode_resp(reply: Reply, version: int = 2) -> bytes:
             else encode_resp(element, version)
             for element in reply
         ]
-        kind = b"~" if version == 3 and isinstance(reply, Members) else b"*"
+        kind = _LIST_KINDS.get(type(reply), b"*") if version == 3 else b"*"
         return b"%b%d\r\n%b" % (kind, len(reply), b"".join(elements))
     return b"-%b\r\n" % str(reply).encode("latin-1", "replace")
+
+
+_LIST_KINDS = {Members: b"~", Push: b">"}
 
 
 # What must stand before an argument of so many bytes ("$3" before three), and how many tokens
@@ -642,10 +678,11 @@ class RequestParser:
 
 # What CPython takes for things beside their bytes, to keep count of memory: a key with its place
 # in the dict, a time to live, a time of use, a bytes object. The collections say what they take
-# themselves, and each of their elements.
+# themselves, and each of their elements; and by which letter Redis tells of what happens to them.
 KEY_COST = 88
 DEADLINE_COST = 144
 USE_COST = 80
+OWNER_COST = 200
 BYTES_COST = 40
 
 
@@ -653,6 +690,7 @@ class ListValue(Deque[bytes]):
     """A list; a push or a pop at either end costs the same however long it is."""
 
     __slots__ = ("counted", "payload")
+    LETTER = "l"
     COST, ELEMENT_COST = 700, 45
 
     def __init__(self, elements: Iterable[bytes] = ()) -> None:
@@ -725,6 +763,7 @@ class Hash(Table):
     """A hash: values by their fields."""
 
     __slots__ = ("counted", "payload")
+    LETTER = "h"
     COST, ELEMENT_COST = 260, 100
 
     def __init__(self) -> None:
@@ -757,6 +796,7 @@ class Set(Hash):
     """A set: its members are fields without a value."""
 
     __slots__ = ()
+    LETTER = "s"
     COST, ELEMENT_COST = 250, 66
 
 
@@ -765,6 +805,11 @@ def cost_of(value: Any) -> int:
     if value.__class__ is bytes:
         return BYTES_COST + len(value)
     return int(value.COST + value.payload + len(value) * value.ELEMENT_COST)
+
+
+def letter_of(value: Any) -> str:
+    """The letter by which Redis tells of what happens to values of this kind."""
+    return "$" if isinstance(value, bytes) else str(value.LETTER)
 
 
 class _Last:
@@ -780,6 +825,7 @@ class SortedSet:
     """Members in the order of their scores, and of their bytes where scores are equal."""
 
     __slots__ = ("_parts", "counted", "payload", "scores")
+    LETTER = "z"
     COST, ELEMENT_COST = 440, 160
     #: Pairs in one part at most: to insert moves that many, to find a rank looks at each part.
     PART = 1000
@@ -925,6 +971,10 @@ class Watch:
         self.broken = False
         self.keys: set[bytes] = set()
 
+    def changed(self, key: bytes) -> None:
+        """Hear that one of the keys was."""
+        self.broken = True
+
 
 class Store:
     """Every value by its key, with expiry times beside them.
@@ -950,7 +1000,13 @@ class Store:
         # The deadlines in order. A deadline that was moved or taken away stays in the heap
         # until it comes up, or until such entries are the majority.
         self._queue: list[tuple[int, bytes]] = []
-        self._watches: dict[bytes, list[Watch]] = {}
+        self._watches: dict[bytes, dict[Watch, None]] = {}
+        #: Is told of what happens to keys, while somebody wants to know: the letter that Redis has
+        #: for such events, the event, the key.
+        self.observer: Callable[[str, bytes, bytes], None] | None = None
+        # To whom keys belong that end with him, and by owner.
+        self._owners: dict[bytes, object] = {}
+        self._owned: dict[object, dict[bytes, None]] = {}
         self._policy = "noeviction"
         # When each key was last used, while the policy asks for that.
         self._uses: dict[bytes, int] | None = None
@@ -1010,21 +1066,35 @@ class Store:
     def __contains__(self, key: object) -> bool:
         return key in self._values and not (self._deadlines and self._expire(key))
 
-    def write(self, key: bytes, value: Any) -> None:
+    def write(self, key: bytes, value: Any, event: bytes) -> None:
         """Put a value in place of the one the key has, which keeps its time to live.
 
-        A collection is put back so after every change of it, and goes when it is empty.
+        A collection is put back so after every change of it, and goes when it is empty. The event
+        is what Redis calls the change.
         """
         if self._deadlines:
             self._expire(key)
         if value.__class__ is bytes or value:
             self._put(key, value)
-        else:
+            if self.observer is not None:
+                self.observer(letter_of(value), event, key)
+        elif key in self._values:
             self._remove(key)
+            if self.observer is not None:
+                self.observer(letter_of(value), event, key)
+                self.observer("g", b"del", key)
 
-    def replace(self, key: bytes, value: Any, deadline: int | None = None) -> None:
+    def replace(
+        self, key: bytes, value: Any, deadline: int | None = None, event: bytes = b"set"
+    ) -> None:
         """Set a key afresh, to expire at a deadline in milliseconds of :meth:`now`, or never."""
+        if self._owners:
+            self.disown(key)
+        if self._deadlines:
+            self._expire(key)
         self._put(key, value)
+        if self.observer is not None:
+            self.observer(letter_of(value), event, key)
         if deadline is not None:
             self.set_deadline(key, deadline)
         elif self._deadlines:
@@ -1041,6 +1111,8 @@ class Store:
             self._tell(key)
         if self._uses is not None:
             self._uses[key] = self.now()
+        if old is None and self.observer is not None:
+            self.observer("n", b"new", key)
 
     def _count(self, key: bytes, old: Any, value: Any) -> None:
         # A collection may be changed and put back, so what it had cost is kept with it.
@@ -1061,7 +1133,7 @@ class Store:
 
     def _tell(self, key: bytes) -> None:
         for watch in self._watches.get(key, ()):
-            watch.broken = True
+            watch.changed(key)
 
     def cost(self, key: bytes) -> int:
         """The bytes a key takes with its value."""
@@ -1071,23 +1143,81 @@ class Store:
         """Take a key away and tell whether it was there."""
         there = key in self
         self._remove(key)
+        if there and self.observer is not None:
+            self.observer("g", b"del", key)
         return there
 
     def rename(self, source: bytes, target: bytes) -> None:
         """Give a key that exists another name, in place of any other of that name."""
         if source != target:
             value, deadline = self._values[source], self._deadlines.get(source)
+            owner = self._owners.get(source)
             self._remove(source)
-            self.replace(target, value, deadline)
+            self._place(target, value, deadline)
+            if owner is not None:
+                self.own(target, owner)
+            if self.observer is not None:
+                self.observer("g", b"rename_from", source)
+                self.observer("g", b"rename_to", target)
+
+    def copy(self, source: bytes, target: bytes) -> None:
+        """Put a copy of a key that exists in place of any other of that name."""
+        value = self._values[source]
+        copied = value if isinstance(value, bytes) else value.copy()
+        self._place(target, copied, self._deadlines.get(source))
+        if self.observer is not None:
+            self.observer("g", b"copy_to", target)
+
+    def _place(self, key: bytes, value: Any, deadline: int | None) -> None:
+        # What is there keeps its place in a walk; for Redis it goes, and the key is new.
+        there = key in self
+        if self._owners:
+            self.disown(key)
+        self._forget_deadline(key)
+        self._put(key, value)
+        if there and self.observer is not None:
+            self.observer("n", b"new", key)
+        if deadline is not None:
+            self._set_deadline(key, deadline)
+
+    def own(self, key: bytes, owner: object) -> None:
+        """Let a key that exists go when its owner does: see :meth:`release`."""
+        self.disown(key)
+        self._owners[key] = owner
+        self._owned.setdefault(owner, {})[key] = None
+        self.used += OWNER_COST
+
+    def owned(self, owner: object) -> int:
+        """How many keys belong to an owner."""
+        return len(self._owned.get(owner, ()))
+
+    def release(self, owner: object) -> None:
+        """Take away every key that belongs to an owner."""
+        for key in list(self._owned.get(owner, ())):
+            self.delete(key)
+
+    def disown(self, key: bytes) -> None:
+        """Let a key belong to nobody."""
+        owner = self._owners.pop(key, None)
+        if owner is not None:
+            self.used -= OWNER_COST
+            del self._owned[owner][key]
+            if not self._owned[owner]:
+                del self._owned[owner]
 
     def set_deadline(self, key: bytes, deadline: int) -> None:
         """Let a key that exists expire at this millisecond of :meth:`now`."""
+        self._set_deadline(key, deadline)
+        self._tell(key)
+        if self.observer is not None:
+            self.observer("g", b"expire", key)
+
+    def _set_deadline(self, key: bytes, deadline: int) -> None:
         if key not in self._deadlines:
             self.used += DEADLINE_COST
         self._deadlines[key] = deadline
         heapq.heappush(self._queue, (deadline, key))
         self._shorten_queue()
-        self._tell(key)
 
     def expire(self, key: bytes, deadline: int) -> None:
         """The same, at once if that has passed."""
@@ -1105,6 +1235,8 @@ class Store:
         if key not in self or not self._forget_deadline(key):
             return False
         self._tell(key)
+        if self.observer is not None:
+            self.observer("g", b"persist", key)
         return True
 
     def _forget_deadline(self, key: bytes) -> bool:
@@ -1138,6 +1270,8 @@ class Store:
                 self._tell(key)
         self._values, self._deadlines = Table(), Table()
         self._queue.clear()
+        self._owners.clear()
+        self._owned.clear()
         self.used = self._reserved
         if self._uses is not None:
             self._uses.clear()
@@ -1147,15 +1281,19 @@ class Store:
         self._expire(key)
         if key not in watch.keys:
             watch.keys.add(key)
-            self._watches.setdefault(key, []).append(watch)
+            self._watches.setdefault(key, {})[watch] = None
 
     def unwatch(self, watch: Watch) -> None:
         """End a watch; it is broken too by a key that has expired since."""
         for key in watch.keys:
             self._expire(key)
-            self._watches[key].remove(watch)
+            del self._watches[key][watch]
             if not self._watches[key]:
                 del self._watches[key]
+
+    def watchers(self, key: bytes) -> list[Watch]:
+        """The watches of a key, the oldest first."""
+        return list(self._watches.get(key, ()))
 
     @property
     def policy(self) -> str:
@@ -1193,6 +1331,8 @@ class Store:
                 raise CommandError(OUT_OF_MEMORY)
             self._remove(key)
             self.evicted += 1
+            if self.observer is not None:
+                self.observer("e", b"evicted", key)
 
     def _victim(self) -> bytes | None:
         table = self._values if self._policy.startswith("allkeys") else self._deadlines
@@ -1217,8 +1357,7 @@ class Store:
                 return False
             deadline, key = heapq.heappop(self._queue)
             if self._deadlines.get(key) == deadline:
-                self._remove(key)
-                self.expired += 1
+                self._expired(key)
         return True
 
     def _shorten_queue(self) -> None:
@@ -1230,19 +1369,303 @@ class Store:
         deadline = self._deadlines.get(key)
         if deadline is None or deadline > self.now():
             return False
+        self._expired(key)
+        return True
+
+    def _expired(self, key: bytes) -> None:
         self._remove(key)
         self.expired += 1
-        return True
+        if self.observer is not None:
+            self.observer("x", b"expired", key)
 
     def _remove(self, key: bytes) -> None:
         value = self._values.pop(key, None)
         if value is None:
             return
         self._forget_deadline(key)
+        if self._owners:
+            self.disown(key)
         self._count(key, value, None)
         self._tell(key)
         if self._uses is not None:
             self._uses.pop(key, None)
+
+
+# ----------------------------------------------------------------------------
+# Live data: channels, events, blocked clients
+# ----------------------------------------------------------------------------
+
+#: How a client reads: the version of RESP, or what its lines of text end with.
+Form = Union[int, bytes]
+
+
+def encode(reply: Reply, form: Form) -> bytes:
+    """A reply in the form that a client reads."""
+    return encode_resp(reply, form) if isinstance(form, int) else encode_text(reply, form)
+
+
+class Peer:
+    """A client as the others reach it: the server has one for each that is more than this.
+
+    Its methods do not wait for the client, and are called under the store's lock.
+    """
+
+    address = local_address = ""
+
+    def push(self, data: bytes, line: bool) -> None:
+        """Send it something out of turn; ``line``: one line of text."""
+
+    def wake(self) -> None:
+        """Let it see that its wait is over."""
+
+    def hang_up(self) -> None:
+        """End its connection."""
+
+    def alive(self) -> bool:
+        """Whether it has not left."""
+        return True
+
+    def process(self) -> tuple[int, str]:
+        """The id of its process and the path of its program; 0 and an empty one if not known."""
+        return 0, ""
+
+
+class Subscriber:
+    """What one client has subscribed to."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.form: Form = 2
+        #: Names of channels, and patterns, in the order in which they came.
+        self.channels: dict[bytes, None] = {}
+        self.patterns: dict[bytes, None] = {}
+        #: Whether it sees every command, as MONITOR has it.
+        self.monitors = False
+        #: Whether any of these makes it one that is pushed to.
+        self.listens = False
+
+    def count(self) -> int:
+        """Of channels and patterns together."""
+        return len(self.channels) + len(self.patterns)
+
+
+Subscribers = Dict[Subscriber, None]
+
+
+class Channels:
+    """Who receives what. For everything here, hold the store's lock."""
+
+    def __init__(self) -> None:
+        self.channels: dict[bytes, Subscribers] = {}
+        #: By pattern, with the test of a channel that it stands for.
+        self.patterns: dict[bytes, tuple[Callable[[bytes], object], Subscribers]] = {}
+        self.monitors: Subscribers = {}
+
+    def subscribe(self, subscriber: Subscriber, name: bytes) -> None:
+        """See SUBSCRIBE."""
+        self.channels.setdefault(name, {})[subscriber] = None
+        subscriber.channels[name] = None
+        subscriber.listens = True
+
+    def subscribe_pattern(self, subscriber: Subscriber, pattern: bytes) -> None:
+        """See PSUBSCRIBE.
+
+        :raises CommandError: for a pattern that is too long.
+        """
+        _, subscribers = self.patterns.setdefault(pattern, (glob(pattern), {}))
+        subscribers[subscriber] = None
+        subscriber.patterns[pattern] = None
+        subscriber.listens = True
+
+    def monitor(self, subscriber: Subscriber) -> None:
+        """See MONITOR."""
+        self.monitors[subscriber] = None
+        subscriber.monitors = subscriber.listens = True
+
+    def unsubscribe(self, subscriber: Subscriber, name: bytes) -> None:
+        """See UNSUBSCRIBE; harmless when there is no such subscription."""
+        if name in subscriber.channels:
+            del subscriber.channels[name]
+            del self.channels[name][subscriber]
+            if not self.channels[name]:
+                del self.channels[name]
+            subscriber.listens = subscriber.monitors or subscriber.count() > 0
+
+    def unsubscribe_pattern(self, subscriber: Subscriber, pattern: bytes) -> None:
+        """See PUNSUBSCRIBE; harmless when there is no such subscription."""
+        if pattern in subscriber.patterns:
+            del subscriber.patterns[pattern]
+            del self.patterns[pattern][1][subscriber]
+            if not self.patterns[pattern][1]:
+                del self.patterns[pattern]
+            subscriber.listens = subscriber.monitors or subscriber.count() > 0
+
+    def leave(self, subscriber: Subscriber) -> None:
+        """End everything that a client has subscribed to."""
+        self.monitors.pop(subscriber, None)
+        subscriber.monitors = False
+        for name in list(subscriber.channels):
+            self.unsubscribe(subscriber, name)
+        for pattern in list(subscriber.patterns):
+            self.unsubscribe_pattern(subscriber, pattern)
+        subscriber.listens = False
+
+    def publish(self, channel: bytes, message: bytes) -> int:
+        """See PUBLISH; how many received it."""
+        subscribers = self.channels.get(channel, {})
+        count = len(subscribers)
+        if subscribers:
+            broadcast(Push([b"message", channel, message]), subscribers)
+        for pattern, (matches, subscribers) in self.patterns.items():
+            if matches(channel):
+                count += len(subscribers)
+                broadcast(Push([b"pmessage", pattern, channel, message]), subscribers)
+        return count
+
+
+def broadcast(reply: Reply, subscribers: Subscribers) -> None:
+    """Send all of them the same, which is encoded once for those that read alike."""
+    encoded: dict[Form, bytes] = {}
+    for subscriber in subscribers:
+        form = subscriber.form
+        data = encoded.get(form)
+        if data is None:
+            data = encoded[form] = encode(reply, form)
+        subscriber.peer.push(data, form.__class__ is bytes)
+
+
+class Events:
+    """Keyspace notifications: what happens to keys, told in channels."""
+
+    #: What the letter A stands for.
+    ALL = "g$lshzxetd"
+
+    def __init__(self, store: Store, channels: Channels) -> None:
+        self._store, self._channels = store, channels
+        self._letters: frozenset[str] = frozenset()
+
+    @staticmethod
+    def check(letters: str) -> None:
+        """Look whether these letters can be chosen.
+
+        :raises ValueError: if one of them is none.
+        """
+        if not set(letters) <= set(EVENT_LETTERS):
+            raise ValueError("Invalid event class character. Use 'Ag$lshzxeKEtmdn'.")
+
+    def choose(self, letters: str) -> None:
+        """See notify-keyspace-events."""
+        self._letters = frozenset(letters.replace("A", self.ALL))
+        told = self._letters - {"K", "E"} and self._letters & {"K", "E"}
+        self._store.observer = self._observe if told else None
+
+    def __str__(self) -> str:
+        letters = "".join(letter for letter in EVENT_LETTERS if letter in self._letters)
+        return letters.replace(self.ALL, "A")
+
+    def misses(self) -> bool:
+        """Whether to tell of keys that are asked for and missing."""
+        return "m" in self._letters and self._store.observer is not None
+
+    def _observe(self, letter: str, event: bytes, key: bytes) -> None:
+        if letter in self._letters:
+            if "K" in self._letters:
+                self._channels.publish(b"__keyspace@0__:" + key, event)
+            if "E" in self._letters:
+                self._channels.publish(b"__keyevent@0__:" + event, key)
+
+
+class Waiter(Watch):
+    """A client that waits until one of several keys has something for it.
+
+    :param kind: of the value that it needs.
+    :param attempt: takes it from a key; None if there is nothing.
+    :param deadline: of :func:`time.monotonic`, or None.
+    """
+
+    __slots__ = ("_waiting", "attempt", "deadline", "done", "kind", "muted", "peer", "reply")
+
+    def __init__(
+        self, waiting: Waiting, peer: Peer, kind: type, attempt: Callable[[bytes], Reply],
+        deadline: float | None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self._waiting, self.peer, self.kind, self.attempt = waiting, peer, kind, attempt
+        self.deadline = deadline
+        #: Whether the wait is over, what it ended in, and whether the client wants to know.
+        self.done = self.muted = False
+        self.reply: Reply = NO_LIST
+
+    def changed(self, key: bytes) -> None:
+        self._waiting.ready[key] = None
+
+    def left(self) -> float | None:
+        """The seconds until the deadline, None if there is none."""
+        return None if self.deadline is None else self.deadline - time.monotonic()
+
+
+class Waiting:
+    """The clients that wait. For everything here, hold the store's lock."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.waiters: dict[Waiter, None] = {}
+        #: The keys for which somebody waits, and which were changed since they were last served.
+        self.ready: dict[bytes, None] = {}
+
+    def add(self, waiter: Waiter, keys: Iterable[bytes]) -> None:
+        """Let a client wait for these keys."""
+        self.waiters[waiter] = None
+        for key in keys:
+            self._store.watch(key, waiter)
+
+    def end(self, waiter: Waiter, reply: Reply) -> None:
+        """End a wait, which may be over, with a reply."""
+        if not waiter.done:
+            waiter.done, waiter.reply = True, reply
+            del self.waiters[waiter]
+            self._store.unwatch(waiter)
+            waiter.peer.wake()
+
+    def serve(self) -> None:
+        """Give the keys that are ready to those that wait for them: first come, first served.
+
+        After each command, so that nobody comes in between; who is served may make others ready.
+        """
+        while self.ready:
+            key = next(iter(self.ready))
+            del self.ready[key]
+            for waiter in self._store.watchers(key):
+                value = self._store.peek(key)
+                if value is None:
+                    break
+                # Who has died takes nothing with him.
+                if (
+                    isinstance(waiter, Waiter)
+                    and waiter.kind is type(value)
+                    and waiter.peer.alive()
+                ):
+                    self._serve(waiter, key)
+
+    def _serve(self, waiter: Waiter, key: bytes) -> None:
+        try:
+            reply = waiter.attempt(key)
+        except CommandError as error:
+            reply = error
+        except Exception:
+            log.exception("A client that waited for %r could not be served", key)
+            reply = CommandError(INTERNAL_ERROR)
+        if reply is not None:
+            self.end(waiter, reply)
+
+
+class Live:
+    """What clients tell each other, beside the values."""
+
+    def __init__(self, store: Store) -> None:
+        self.channels = Channels()
+        self.events = Events(store, self.channels)
+        self.waiting = Waiting(store)
 
 
 # ----------------------------------------------------------------------------
@@ -1264,22 +1687,28 @@ class Statistics:
 class Context:
     """What a command may see and change beside its arguments; one for each client.
 
+    :param peer: the client, as others reach it.
     :param password: what the client must give by AUTH before anything else, or None.
-    :param address: where the client is, and ``local_address`` where it came to.
-    :param hang_up: ends the client's connection; may be called by any thread.
     """
 
     def __init__(
-        self, store: Store, settings: Settings, statistics: Statistics,
-        password: bytes | None = None, address: str = "", local_address: str = "",
-        hang_up: Callable[[], None] = lambda: None,
+        self, store: Store, settings: Settings, statistics: Statistics, live: Live,
+        peer: Peer | None = None, password: bytes | None = None,
     ) -> None:  # fmt: skip
-        self.store, self.settings, self.statistics = store, settings, statistics
-        self.password, self.hang_up = password, hang_up
-        self.address, self.local_address = address, local_address
+        self.store, self.settings, self.statistics, self.live = store, settings, statistics, live
+        self.password = password
+        self.peer = peer or Peer()
+        self.subscriber = Subscriber(self.peer)
         self.id = 0
-        #: Set by a command after whose reply the connection ends.
+        #: Set by close(): the connection ends after the reply.
         self.closing = False
+        #: What the client waits for, or None; and whether it may wait at all.
+        self.waiter: Waiter | None = None
+        self.may_wait = True
+        #: Whether, for either, nothing more of what the client sent is to be carried out now.
+        self.halted = False
+        #: The name of its last command.
+        self.command = b""
         #: The version of RESP the client has chosen by HELLO.
         self.protocol = 2
         #: What the client calls itself ("name") and its library ("lib-name", "lib-ver").
@@ -1297,22 +1726,51 @@ class Context:
         #: Whether only AUTH and the like are carried out, because no password was given yet.
         self.locked_out = password is not None
         #: Whether any of these asks for more than to carry out a command and reply.
-        self.guarded = self.locked_out
+        self.guarded = False
 
     def guard(self) -> None:
         """Find out anew what ``guarded`` is, after one of its grounds has changed."""
-        self.guarded = self.locked_out or self.queue is not None or self.replying != "ON"
+        self.guarded = (
+            self.locked_out
+            or self.queue is not None
+            or self.replying != "ON"
+            or self.subscriber.count() > 0
+            or bool(self.live.channels.monitors)
+            or self.live.events.misses()
+        )
+
+    def guard_all(self) -> None:
+        """The same for every client."""
+        for client in self.statistics.clients.values():
+            client.guard()
+
+    def close(self) -> None:
+        """Let the connection end after the reply to come."""
+        self.closing = self.halted = True
 
     def register(self) -> None:
         """Enter the client in the statistics, under the next id."""
         self.statistics.connections += 1
         self.id = self.statistics.connections
         self.statistics.clients[self.id] = self
+        self.guard()
 
     def leave(self) -> None:
         """Take the client out of the statistics, and give up what it holds."""
         del self.statistics.clients[self.id]
         self.end_transaction()
+        if self.waiter is not None:
+            self.live.waiting.end(self.waiter, NOTHING)
+        self.unsubscribe()
+        self.store.release(self)
+
+    def unsubscribe(self) -> None:
+        """End every subscription, and MONITOR."""
+        monitored = self.subscriber.monitors
+        self.live.channels.leave(self.subscriber)
+        self.guard()
+        if monitored:
+            self.guard_all()
 
     def end_transaction(self) -> bool:
         """Forget the queue and the watch, and tell whether the watch was broken."""
@@ -1386,8 +1844,8 @@ class Command:
     """
 
     __slots__ = (
-        "_options", "_paired", "fewest", "group", "grows", "items", "most", "name", "plain", "run",
-        "summary", "usage", "words", "writes",
+        "_options", "_paired", "fewest", "group", "grows", "items", "most", "name", "places",
+        "plain", "run", "summary", "usage", "words", "writes",
     )  # fmt: skip
 
     def __init__(
@@ -1415,6 +1873,31 @@ class Command:
         placed = itertools.takewhile(lambda name: "..." not in name, positional[self.words :])
         parsers = [PARSERS.get(name, bytes) for name in placed]
         self.run = run if raw or set(parsers) <= {bytes} else _parsing(run, parsers)
+        self.places = self._places(usage.split())
+
+    @staticmethod
+    def _places(words: list[str]) -> tuple[int, int, int]:
+        # Where the keys are, as COMMAND tells: the first, the last (from the end, if below 0), and
+        # the step; none where a number says how many there are.
+        named = [words.index(word) for word in ("key", "source", "destination") if word in words]
+        if not named or "numkeys" in words:
+            return 0, 0, 0
+        first = min(named)
+        last = first + ("source" in words or "newkey" in words)
+        if "[key" in words:
+            last = -2 if words[-1] == "timeout" else -1
+        return (
+            first,
+            last,
+            2 if words[first + 1 : first + 2] == ["value"] and "...]" in words else 1,
+        )
+
+    def keys(self, arguments: Sequence[bytes]) -> Sequence[bytes]:
+        """The keys among the arguments of a call."""
+        first, last, step = self.places
+        if not first:
+            return ()
+        return arguments[first : last + 1 if last >= 0 else len(arguments) + last + 1 : step]
 
     def call(self, context: Context, arguments: list[bytes]) -> Reply:
         """Carry it out.
@@ -1493,13 +1976,16 @@ class Family:
         return self._declare("reads", usage, summary, self._viewing, **more)
 
     def edits(
-        self, usage: str, summary: str, access: str = "grows", always: bool = False, **more: Any
-    ) -> Declaration:
+        self, usage: str, summary: str, access: str = "grows", always: bool = False,
+        event: str = "", **more: Any,
+    ) -> Declaration:  # fmt: skip
         """Declare a command that changes one value.
 
         :param always: whether it does so even when the reply is None, 0 or an empty list.
+        :param event: what the change is called in events, if not by the name of the command.
         """
-        wrap = functools.partial(self._editing, always=always)
+        event = event or usage.split(maxsplit=1)[0].lower()
+        wrap = functools.partial(self._editing, always=always, event=event.encode())
         return self._declare(access, usage, summary, wrap, **more)
 
     def _viewing(self, function: Callable[..., Reply]) -> Callable[..., Reply]:
@@ -1511,7 +1997,9 @@ class Family:
 
         return view
 
-    def _editing(self, function: Callable[..., Reply], always: bool) -> Callable[..., Reply]:
+    def _editing(
+        self, function: Callable[..., Reply], always: bool, event: bytes
+    ) -> Callable[..., Reply]:
         kind = self.kind
 
         def edit(context: Context, key: bytes, *arguments: Any, **options: Any) -> Reply:
@@ -1520,7 +2008,7 @@ class Family:
                 value = kind()
             reply = function(value, *arguments, **options)
             if always or reply not in (None, 0, []):
-                context.store.write(key, value)
+                context.store.write(key, value, event)
             return reply
 
         return edit
@@ -1571,19 +2059,28 @@ def execute(context: Context, arguments: Any) -> Reply:
     except Exception:
         # A fault of this program: the client is told, the log says where, everybody else goes on.
         log.exception("Command %r failed", arguments[0])
-        return CommandError("ERR internal error, see the server's log")
+        return CommandError(INTERNAL_ERROR)
 
 
 def _refuse(context: Context, error: Any) -> Reply:
     if isinstance(error, ProtocolError):
         log.warning("Closing a connection: %s", str(error).partition(" ")[2])
-        context.closing = True
+        context.close()
     return error  # type: ignore[no-any-return]
 
 
 #: What is carried out before a password is given, and what is not queued by MULTI.
 _BEFORE_AUTH = frozenset({"AUTH", "HELLO", "QUIT", "RESET"})
 _NOT_QUEUED = frozenset({"DISCARD", "EXEC", "MULTI", "QUIT", "RESET", "WATCH"})
+#: What a subscriber whose protocol does not tell messages from replies may ask for.
+_WHILE_SUBSCRIBED = frozenset(
+    {"PING", "PSUBSCRIBE", "PUNSUBSCRIBE", "QUIT", "RESET", "SUBSCRIBE", "UNSUBSCRIBE"}
+)
+#: What MONITOR does not show, as Redis has it.
+_UNSEEN = frozenset(
+    {"CLIENT KILL", "CLIENT LIST", "CLIENT UNBLOCK", "CONFIG GET", "CONFIG SET", "DEBUG SLEEP",
+     "MONITOR"}
+)  # fmt: skip
 
 
 def _execute_guarded(context: Context, arguments: list[bytes]) -> Reply:
@@ -1592,13 +2089,16 @@ def _execute_guarded(context: Context, arguments: list[bytes]) -> Reply:
         reply = _accept(context, arguments)
     except CommandError as error:
         reply = error
+    muted = context.replying == "OFF"
     if context.replying == "SKIP":
         context.replying = "SKIPPING"
     elif skipping and context.replying == "SKIPPING":
         context.replying = "ON"
         context.guard()
-        return NOTHING
-    return NOTHING if context.replying == "OFF" else reply
+        muted = True
+    if context.waiter is not None:
+        context.waiter.muted = muted
+    return NOTHING if muted else reply
 
 
 def _accept(context: Context, arguments: list[bytes]) -> Reply:
@@ -1606,6 +2106,13 @@ def _accept(context: Context, arguments: list[bytes]) -> Reply:
         entry = find_command(arguments)
         if context.locked_out and entry.name not in _BEFORE_AUTH:
             raise CommandError("NOAUTH Authentication required.")
+        pushed_to = context.subscriber.count() > 0 and context.protocol == 2
+        if pushed_to and entry.name not in _WHILE_SUBSCRIBED:
+            name = entry.name.lower().replace(" ", "|")
+            raise CommandError(
+                f"ERR Can't execute '{name}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT"
+                " / RESET are allowed in this context"
+            )
         if context.queue is None:
             grows = entry.grows
         elif entry.name == "EXEC":
@@ -1620,12 +2127,50 @@ def _accept(context: Context, arguments: list[bytes]) -> Reply:
             raise cannot_execute(context, error) from None
         raise
     if context.queue is None or entry.name in _NOT_QUEUED:
-        return entry.call(context, arguments)
+        return carry_out(context, entry, arguments)
     context.queue.append((entry, arguments))
     size = sum(map(cost_of, arguments))
     context.queued += size
     context.store.reserve(size)
     return QUEUED
+
+
+def carry_out(context: Context, entry: Command, arguments: list[bytes]) -> Reply:
+    """Call a command, while somebody may want to know of it.
+
+    :raises CommandError: as the command does.
+    """
+    live, observer = context.live, context.store.observer
+    if observer is not None and not entry.writes and live.events.misses():
+        for key in entry.keys(arguments):
+            if key not in context.store:
+                observer("m", b"keymiss", key)
+    try:
+        return entry.call(context, arguments)
+    finally:
+        if live.channels.monitors and entry.name not in _UNSEEN:
+            broadcast(_monitored(context, entry, arguments), live.channels.monitors)
+
+
+_ESCAPES: dict[int, str] = {
+    **{code: f"\\x{code:02x}" for code in range(256) if not 0x20 <= code < 0x7F},
+    **{ord(char): "\\" + char for char in '\\"'},
+    **{ord(char): "\\" + letter for char, letter in zip("\n\r\t\a\b", "nrtab")},
+}
+
+
+def _monitored(context: Context, entry: Command, arguments: list[bytes]) -> Status:
+    # The line that MONITOR shows for a command.
+    words = [word.decode("latin-1").translate(_ESCAPES) for word in arguments]
+    secret = 1 if entry.name == "AUTH" else len(words)
+    if entry.name == "HELLO":
+        secret = 1 + [*map(bytes.upper, arguments), b"AUTH"].index(b"AUTH")
+    words[secret:] = ["(redacted)"] * (len(words) - secret)
+    address = context.peer.address
+    address = f"unix:{address.rpartition(':')[0]}" if address.startswith("/") else address
+    seconds, rest = divmod(time.time_ns() // 1000, 1_000_000)
+    shown = " ".join(f'"{word}"' for word in words)
+    return Status(f"{seconds}.{rest:06} [0 {address}] {shown}".encode("utf-8", "replace"))
 
 
 def cannot_execute(context: Context, error: CommandError) -> CommandError:
@@ -1815,6 +2360,53 @@ def take_keys(numkeys: bytes, words: Sequence[bytes], many: str) -> tuple[Any, S
     return words[:size], words[size:]
 
 
+def take_side(
+    numkeys: bytes, words: Sequence[bytes], sides: str
+) -> tuple[Sequence[bytes], str, int]:
+    """The keys, the side, and the count of LMPOP and its like."""
+    names, rest = take_keys(numkeys, words, SYNTAX_ERROR)
+    if not rest:
+        raise CommandError(SYNTAX_ERROR)
+    side = _choice(sides, rest[0])
+    options, more = Options("[COUNT number]").split(rest[1:3])
+    count = parse_integer(options.get("count", b"1"), "ERR count should be greater than 0", 1)
+    if more or len(rest) > 3:
+        raise CommandError(SYNTAX_ERROR)
+    return names, side, count
+
+
+def take_from(
+    context: Context, names: Sequence[bytes], kind: type, attempt: Callable[[bytes], Reply],
+    timeout: bytes | None = None, nothing: Reply = NO_LIST,
+) -> Reply:  # fmt: skip
+    """Take something from the first of several keys that has it, or wait until one has.
+
+    :param kind: what the keys hold.
+    :param attempt: takes it from a key that holds such a value.
+    :param timeout: the seconds to wait at most, 0 for no end; None: not to wait.
+    :param nothing: the reply where a client must not wait.
+    """
+    seconds = None if timeout is None else _timeout(timeout)
+    for key in names:
+        if context.store.read(key, kind) is not None:
+            return attempt(key)
+    if seconds is None or not context.may_wait:
+        return nothing
+    deadline = time.monotonic() + seconds if seconds else None
+    context.waiter = Waiter(context.live.waiting, context.peer, kind, attempt, deadline)
+    context.live.waiting.add(context.waiter, names)
+    context.halted = True
+    return NOTHING
+
+
+def _timeout(argument: bytes) -> float:
+    seconds = float(match_number(argument, "ERR timeout is not a float or out of range")[0])
+    # Beyond 64 bits Redis says so as well.
+    if not 0 <= seconds * 1000 <= INTEGER_MAX:
+        raise CommandError("ERR timeout is negative")
+    return seconds
+
+
 def parse_cursor(argument: bytes) -> int:
     """The cursor of SCAN and its like."""
     # What strtoul() takes, which Redis leaves it to.
@@ -1879,8 +2471,9 @@ def get(context: Context, key: bytes) -> Reply:
     return context.store.read(key, bytes)
 
 
-@strings.grows(f"SET key value [NX|XX|IFEQ comparison-value] [GET] [{_EXPIRY}|KEEPTTL]",
-               "Set a key; in text everything after the key is the value.")  # fmt: skip
+@strings.grows(f"SET key value [NX|XX|IFEQ comparison-value] [GET] [{_EXPIRY}|KEEPTTL] [OWNED]",
+               "Set a key; in text everything after the key is the value. OWNED: until this"
+               " connection ends.")  # fmt: skip
 @strings.grows("GETSET key value", "Set a key and return the value it had.", get=True)
 def set_(context: Context, key: bytes, value: bytes, **options: Any) -> Reply:
     store = context.store
@@ -1894,10 +2487,14 @@ def set_(context: Context, key: bytes, value: bytes, **options: Any) -> Reply:
         done = old == options["ifeq"]
     else:
         done = not (("nx" in options and old is not None) or ("xx" in options and old is None))
-    if done and "keepttl" in options:
-        store.write(key, value)
-    elif done:
-        store.replace(key, value, deadline)
+    if done:
+        if "keepttl" in options:
+            store.disown(key)
+            store.write(key, value, b"set")
+        else:
+            store.replace(key, value, deadline)
+        if "owned" in options:
+            store.own(key, context)
     if "get" in options:
         return old
     return OK if done else None
@@ -1937,7 +2534,7 @@ def getex(context: Context, key: bytes, **options: Any) -> Reply:
 
 @strings.grows("APPEND key value", "Add to the end of a value and return its new length.")
 def append(context: Context, key: bytes, value: bytes) -> Reply:
-    return _write_checked(context, key, (context.store.read(key, bytes) or b"") + value)
+    return _write_checked(context, key, (context.store.read(key, bytes) or b"") + value, b"append")
 
 
 @strings.grows("SETRANGE key offset value", "Overwrite part of a value; its new length.")
@@ -1949,12 +2546,13 @@ def setrange(context: Context, key: bytes, offset: int, value: bytes) -> Reply:
         return len(old)
     _check_length(context, offset + len(value))
     before = old[:offset].ljust(offset, b"\0")
-    return _write_checked(context, key, before + value + old[offset + len(value) :])
+    after = old[offset + len(value) :]
+    return _write_checked(context, key, before + value + after, b"setrange")
 
 
-def _write_checked(context: Context, key: bytes, value: bytes) -> int:
+def _write_checked(context: Context, key: bytes, value: bytes, event: bytes) -> int:
     _check_length(context, len(value))
-    context.store.write(key, value)
+    context.store.write(key, value, event)
     return len(value)
 
 
@@ -2003,7 +2601,7 @@ def incrby(context: Context, key: bytes, increment: int = 1, *, sign: int) -> Re
         raise CommandError("ERR decrement would overflow")
     value = context.store.read(key, bytes)
     number = add_integer(0 if value is None else parse_integer(value), sign * increment)
-    context.store.write(key, b"%d" % number)
+    context.store.write(key, b"%d" % number, b"incrby")
     return number
 
 
@@ -2011,7 +2609,7 @@ def incrby(context: Context, key: bytes, increment: int = 1, *, sign: int) -> Re
 def incrbyfloat(context: Context, key: bytes, increment: bytes) -> Reply:
     value = context.store.read(key, bytes)
     total = add_decimal(b"0" if value is None else value, NOT_A_FLOAT, increment)
-    context.store.write(key, total)
+    context.store.write(key, total, b"incrbyfloat")
     return total
 
 
@@ -2082,11 +2680,9 @@ def copy(
 ) -> Reply:
     if source == target:
         raise CommandError("ERR source and destination objects are the same")
-    value = context.store.look(source)
-    if value is None or (target in context.store and not replace):
+    if context.store.look(source) is None or (target in context.store and not replace):
         return 0
-    copied = value if isinstance(value, bytes) else value.copy()
-    context.store.replace(target, copied, context.store.deadline(source))
+    context.store.copy(source, target)
     return 1
 
 
@@ -2205,8 +2801,10 @@ lists = Family("list", ListValue)
 
 @lists.edits("LPUSH key element [element ...]", "Add at the head; the length.", left=True)
 @lists.edits("RPUSH key element [element ...]", "Add at the tail; the length.", left=False)
-@lists.edits("LPUSHX key element [element ...]", "LPUSH to a list there is.", left=True, any=False)
-@lists.edits("RPUSHX key element [element ...]", "RPUSH to a list there is.", left=False, any=False)
+@lists.edits("LPUSHX key element [element ...]", "LPUSH to a list there is.", event="lpush",
+             left=True, any=False)  # fmt: skip
+@lists.edits("RPUSHX key element [element ...]", "RPUSH to a list there is.", event="rpush",
+             left=False, any=False)  # fmt: skip
 def push(value: ListValue, *elements: bytes, left: bool, any: bool = True) -> Reply:
     if value or any:
         value.push(elements, left)
@@ -2260,7 +2858,7 @@ def linsert(context: Context, key: bytes, where: str, pivot: bytes, element: byt
         return 0 if value is None else -1
     value.insert(value.index(pivot) + (where == "AFTER"), element)
     value.payload += len(element)
-    context.store.write(key, value)
+    context.store.write(key, value, b"linsert")
     return len(value)
 
 
@@ -2302,42 +2900,59 @@ def lpos(
     return found if count is not None else found[0] if found else None
 
 
-@lists.grows(
-    "LMOVE source destination LEFT|RIGHT LEFT|RIGHT", "Take from one list, add to another."
-)
-@lists.grows("RPOPLPUSH source destination", "LMOVE source destination RIGHT LEFT.")
-def lmove(
-    context: Context, source: bytes, target: bytes, taken: str = "RIGHT", put: str = "LEFT"
-) -> Reply:
-    value = context.store.read(source, ListValue)
-    if value is None:
-        return None
-    other = value if source == target else context.store.read(target, ListValue) or ListValue()
-    element = value.take(taken == "LEFT")
-    other.push([element], put == "LEFT")
-    context.store.write(source, value)
-    context.store.write(target, other)
-    return element
+_MOVE = "source destination LEFT|RIGHT LEFT|RIGHT"
 
 
-@lists.writes("LMPOP numkeys key [key ...] LEFT|RIGHT [COUNT count]", "LPOP from the first list"
-              " that has something; its key and the elements.")  # fmt: skip
-def lmpop(context: Context, numkeys: bytes, *words: bytes) -> Reply:
-    names, rest = take_keys(numkeys, words, SYNTAX_ERROR)
-    if not rest:
-        raise CommandError(SYNTAX_ERROR)
-    left = _choice("LEFT|RIGHT", rest[0]) == "LEFT"
-    options, more = Options("[COUNT number]").split(rest[1:3])
-    count = parse_integer(options.get("count", b"1"), "ERR count should be greater than 0", 1)
-    if more or len(rest) > 3:
-        raise CommandError(SYNTAX_ERROR)
-    for key in names:
-        value = context.store.read(key, ListValue)
-        if value is not None:
-            taken = value.take_some(left, count)
-            context.store.write(key, value)
-            return [key, taken]
-    return NO_LIST
+@lists.grows(f"LMOVE {_MOVE}", "Take from one list, add to another.", waits=False)
+@lists.grows("RPOPLPUSH source destination", "LMOVE source destination RIGHT LEFT.", waits=False)
+@lists.grows(f"BLMOVE {_MOVE} timeout", "LMOVE that waits.", waits=True)
+@lists.grows("BRPOPLPUSH source destination timeout", "RPOPLPUSH that waits.", waits=True)
+def lmove(context: Context, source: bytes, target: bytes, *words: Any, waits: bool) -> Reply:
+    sides, timeout = (words[:-1], words[-1]) if waits else (words, None)
+    taken, put = sides or ("RIGHT", "LEFT")
+
+    def move(source: bytes) -> Reply:
+        value: Any = context.store.read(source, ListValue)
+        other = value if source == target else context.store.read(target, ListValue) or ListValue()
+        element = value.take(taken == "LEFT")
+        other.push([element], put == "LEFT")
+        context.store.write(target, other, b"lpush" if put == "LEFT" else b"rpush")
+        context.store.write(source, value, b"lpop" if taken == "LEFT" else b"rpop")
+        return element  # type: ignore[no-any-return]
+
+    return take_from(context, [source], ListValue, move, timeout, nothing=None)
+
+
+@lists.writes("BLPOP key [key ...] timeout", "LPOP from the first list that has something, waits"
+              " for that; its key and the element.", left=True)  # fmt: skip
+@lists.writes("BRPOP key [key ...] timeout", "BLPOP from the tail.", left=False)
+def blpop(context: Context, *words: bytes, left: bool) -> Reply:
+    def take(key: bytes) -> Reply:
+        return [key, *_take(context, key, left, 1)]
+
+    return take_from(context, words[:-1], ListValue, take, words[-1])
+
+
+_MPOP = "numkeys key [key ...] LEFT|RIGHT [COUNT count]"
+
+
+@lists.writes(f"LMPOP {_MPOP}", "LPOP from the first list that has something; its key and the"
+              " elements.", waits=False)  # fmt: skip
+@lists.writes(f"BLMPOP timeout {_MPOP}", "LMPOP that waits.", waits=True)
+def lmpop(context: Context, *words: bytes, waits: bool) -> Reply:
+    names, side, count = take_side(words[waits], words[waits + 1 :], "LEFT|RIGHT")
+
+    def take(key: bytes) -> Reply:
+        return [key, _take(context, key, side == "LEFT", count)]
+
+    return take_from(context, names, ListValue, take, words[0] if waits else None)
+
+
+def _take(context: Context, key: bytes, left: bool, most: int) -> list[bytes]:
+    value: Any = context.store.read(key, ListValue)
+    taken = value.take_some(left, most)
+    context.store.write(key, value, b"lpop" if left else b"rpop")
+    return taken  # type: ignore[no-any-return]
 
 
 # ----------------------------------------------------------------------------
@@ -2352,13 +2967,13 @@ def hset(value: Hash, *pairs: bytes) -> Reply:
     return sum(map(value.put, pairs[::2], pairs[1::2]))
 
 
-@hashes.edits("HMSET key field value [field value ...]", "HSET that answers OK.")
+@hashes.edits("HMSET key field value [field value ...]", "HSET that answers OK.", event="hset")
 def hmset(value: Hash, *pairs: bytes) -> Reply:
     hset(value, *pairs)
     return OK
 
 
-hashes.edits("HSETNX key field value", "Set a field that does not exist: 1 if set.")(
+hashes.edits("HSETNX key field value", "Set a field that does not exist: 1 if set.", event="hset")(
     lambda value, field, content: int(field not in value and value.put(field, content))
 )
 hashes.views("HGET key field", "The value of a field.")(lambda value, field: value.get(field))
@@ -2438,9 +3053,9 @@ def smove(context: Context, source: bytes, target: bytes, member: bytes) -> Repl
     if source == target or member not in value:
         return int(member in value)
     value.take(member)
-    context.store.write(source, value)
+    context.store.write(source, value, b"srem")
     if other.put(member):
-        context.store.write(target, other)
+        context.store.write(target, other, b"sadd")
     return 1
 
 
@@ -2470,16 +3085,21 @@ def sinter(context: Context, *names: bytes, operation: Callable[[Any, Any], Any]
     return Members(functools.reduce(operation, (value.keys() for value in values)))
 
 
-@sets.grows("SINTERSTORE destination key [key ...]", "Store SINTER.", operation=operator.and_)
-@sets.grows("SUNIONSTORE destination key [key ...]", "Store SUNION.", operation=operator.or_)
-@sets.grows("SDIFFSTORE destination key [key ...]", "Store SDIFF.", operation=operator.sub)
-def sinterstore(context: Context, target: bytes, *names: bytes, **operation: Any) -> Reply:
+@sets.grows("SINTERSTORE destination key [key ...]", "Store SINTER.", operation=operator.and_,
+            event=b"sinterstore")  # fmt: skip
+@sets.grows("SUNIONSTORE destination key [key ...]", "Store SUNION.", operation=operator.or_,
+            event=b"sunionstore")  # fmt: skip
+@sets.grows("SDIFFSTORE destination key [key ...]", "Store SDIFF.", operation=operator.sub,
+            event=b"sdiffstore")  # fmt: skip
+def sinterstore(
+    context: Context, target: bytes, *names: bytes, operation: Any, event: bytes
+) -> Reply:
     value = Set()
-    members: Any = sinter(context, *names, **operation)
+    members: Any = sinter(context, *names, operation=operation)
     for member in members:
         value.put(member)
     if value:
-        context.store.replace(target, value)
+        context.store.replace(target, value, event=event)
     else:
         context.store.delete(target)
     return len(value)
@@ -2537,7 +3157,7 @@ def zadd(context: Context, key: bytes, *words: bytes) -> Reply:
             added += old is None
             changed += 1
     if changed:
-        context.store.write(key, value)
+        context.store.write(key, value, b"zincr" if "incr" in options else b"zadd")
     if "incr" in options:
         return new
     return changed if "ch" in options else added
@@ -2623,17 +3243,53 @@ def _remove(value: SortedSet, first: int, last: int) -> list[tuple[bytes, float]
     return found
 
 
+def pop_scored(value: SortedSet, most: int, highest: bool) -> list[tuple[bytes, float]]:
+    """Take so many of the highest or lowest away, with their scores."""
+    if highest:
+        return _remove(value, max(len(value) - most, 0), len(value))[::-1]
+    return _remove(value, 0, most)
+
+
 @zsets.edits("ZPOPMIN key [count]", "Take the members with the lowest scores.", "writes",
              loose=True, highest=False)  # fmt: skip
 @zsets.edits("ZPOPMAX key [count]", "Take the members with the highest scores.", "writes",
              loose=True, highest=True)  # fmt: skip
 def zpopmin(value: SortedSet, count: int | None = None, *, highest: bool) -> Reply:
-    most = 1 if count is None else count
-    if highest:
-        found = _remove(value, max(len(value) - most, 0), len(value))[::-1]
-    else:
-        found = _remove(value, 0, most)
+    found = pop_scored(value, 1 if count is None else count, highest)
     return list(itertools.chain.from_iterable(found)) if count is None else Pairs(found)
+
+
+def _zpop(context: Context, key: bytes, highest: bool, most: int) -> list[Any]:
+    value: Any = context.store.read(key, SortedSet)
+    found = pop_scored(value, most, highest)
+    context.store.write(key, value, b"zpopmax" if highest else b"zpopmin")
+    return found
+
+
+@zsets.writes("BZPOPMIN key [key ...] timeout", "ZPOPMIN from the first sorted set that has"
+              " something, waits for that; its key, the member, the score.",
+              highest=False)  # fmt: skip
+@zsets.writes("BZPOPMAX key [key ...] timeout", "BZPOPMIN for the highest score.", highest=True)
+def bzpopmin(context: Context, *words: bytes, highest: bool) -> Reply:
+    def take(key: bytes) -> Reply:
+        return [key, *_zpop(context, key, highest, 1)[0]]
+
+    return take_from(context, words[:-1], SortedSet, take, words[-1])
+
+
+_ZMPOP = "numkeys key [key ...] MIN|MAX [COUNT count]"
+
+
+@zsets.writes(f"ZMPOP {_ZMPOP}", "ZPOPMIN or ZPOPMAX from the first sorted set that has something;"
+              " its key, and the members with their scores.", waits=False)  # fmt: skip
+@zsets.writes(f"BZMPOP timeout {_ZMPOP}", "ZMPOP that waits.", waits=True)
+def zmpop(context: Context, *words: bytes, waits: bool) -> Reply:
+    names, side, count = take_side(words[waits], words[waits + 1 :], "MIN|MAX")
+
+    def take(key: bytes) -> Reply:
+        return [key, list(map(list, _zpop(context, key, side == "MAX", count)))]
+
+    return take_from(context, names, SortedSet, take, words[0] if waits else None)
 
 
 zsets.edits("ZREMRANGEBYRANK key start stop", "Delete members between two places.", "writes")(
@@ -2676,11 +3332,15 @@ def exec_(context: Context, *words: bytes) -> Reply:
     if broken:
         return NO_LIST
     replies: list[Reply] = []
-    for entry, arguments in queue:
-        try:
-            replies.append(entry.call(context, arguments))
-        except CommandError as error:
-            replies.append(error)
+    context.may_wait = False
+    try:
+        for entry, arguments in queue:
+            try:
+                replies.append(carry_out(context, entry, arguments))
+            except CommandError as error:
+                replies.append(error)
+    finally:
+        context.may_wait = True
     return replies
 
 
@@ -2712,12 +3372,80 @@ def unwatch(context: Context) -> Reply:
 
 
 # ----------------------------------------------------------------------------
+# Commands: channels
+# ----------------------------------------------------------------------------
+
+pubsub = Family("pubsub")
+
+
+@pubsub.reads("SUBSCRIBE channel [channel ...]", "Receive what is published in channels.")
+def subscribe(context: Context, *names: bytes) -> Reply:
+    return _tell_each(context, b"subscribe", names, context.live.channels.subscribe)
+
+
+@pubsub.reads("PSUBSCRIBE pattern [pattern ...]", "SUBSCRIBE to all channels that match.")
+def psubscribe(context: Context, *patterns: bytes) -> Reply:
+    for pattern in patterns:
+        glob(pattern)  # all of them, or, after an error, none
+    return _tell_each(context, b"psubscribe", patterns, context.live.channels.subscribe_pattern)
+
+
+@pubsub.reads("UNSUBSCRIBE [channel ...]", "End subscriptions, all if none is named.")
+def unsubscribe(context: Context, *names: bytes) -> Reply:
+    chosen = names or tuple(context.subscriber.channels) or (None,)
+    return _tell_each(context, b"unsubscribe", chosen, context.live.channels.unsubscribe)
+
+
+@pubsub.reads("PUNSUBSCRIBE [pattern ...]", "UNSUBSCRIBE from patterns.")
+def punsubscribe(context: Context, *patterns: bytes) -> Reply:
+    chosen = patterns or tuple(context.subscriber.patterns) or (None,)
+    return _tell_each(context, b"punsubscribe", chosen, context.live.channels.unsubscribe_pattern)
+
+
+def _tell_each(
+    context: Context, what: bytes, names: Iterable[Any], change: Callable[[Subscriber, Any], None]
+) -> Reply:
+    replies = Several()
+    for name in names:
+        change(context.subscriber, name)
+        replies.append(Push([what, name, context.subscriber.count()]))
+    context.guard()
+    return replies
+
+
+pubsub.reads("PUBLISH channel message", "Send to all that have subscribed; how many received it.")(
+    lambda context, channel, message: context.live.channels.publish(channel, message)
+)
+pubsub.reads("PUBSUB NUMPAT", "How many patterns are subscribed to.")(
+    lambda context: len(context.live.channels.patterns)
+)
+
+
+@pubsub.reads("PUBSUB CHANNELS [pattern]", "The channels that have subscribers.", loose=True)
+def pubsub_channels(context: Context, pattern: bytes = b"*") -> Reply:
+    return list(filter(glob(pattern), context.live.channels.channels))
+
+
+@pubsub.reads("PUBSUB NUMSUB [channel ...]", "The channels, and how many subscribers each has.")
+def pubsub_numsub(context: Context, *names: bytes) -> Reply:
+    known = context.live.channels.channels
+    return [each for name in names for each in (name, len(known.get(name, ())))]
+
+
+# ----------------------------------------------------------------------------
 # Commands: the connection
 # ----------------------------------------------------------------------------
 
 connection = Family("connection")
 
-connection.reads("PING [message]", "PONG, or the message.")(lambda _, message=PONG: message)
+
+@connection.reads("PING [message]", "PONG, or the message.")
+def ping(context: Context, message: bytes | None = None) -> Reply:
+    if context.subscriber.count() and context.protocol == 2:
+        return [b"pong", message or b""]
+    return PONG if message is None else message
+
+
 connection.reads("ECHO message", "The message.")(lambda _, message: message)
 connection.reads("SELECT database", "Choose a database; there is one, 0.")(lambda _, database: OK)
 connection.reads("CLIENT ID", "The number of this connection.")(lambda context: context.id)
@@ -2751,7 +3479,8 @@ def hello(context: Context, *options: bytes) -> Reply:
             " HELLO AUTH <user> <pass> option can be used to authenticate the client and select"
             " the RESP protocol version at the same time"
         )
-    context.protocol = protocol
+    context.protocol = context.subscriber.form = protocol
+    context.guard()
     return {
         b"server": b"redis",
         b"version": REDIS_VERSION.encode(),
@@ -2785,12 +3514,13 @@ def reset(context: Context) -> Reply:
     context.replying = "ON"
     context.locked_out = context.password is not None
     context.end_transaction()
+    context.unsubscribe()
     return Status(b"RESET")
 
 
 @connection.reads("QUIT", "End the connection.", raw=True)
 def quit_(context: Context, *words: bytes) -> Reply:
-    context.closing = True
+    context.close()
     return OK
 
 
@@ -2801,22 +3531,38 @@ def _client_name(what: str, name: bytes) -> str:
 
 
 def _describe(context: Context) -> str:
+    subscriber, (process, program) = context.subscriber, context.peer.process()
+    flags = {
+        "O": subscriber.monitors,
+        "P": subscriber.count() > 0,
+        "x": context.queue is not None,
+        "b": context.waiter is not None,
+        "d": context.watch is not None and context.watch.broken,
+        "U": context.peer.address.startswith("/"),
+    }
     facts = {
         "id": context.id,
-        "addr": context.address,
-        "laddr": context.local_address,
+        "addr": context.peer.address,
+        "laddr": context.peer.local_address,
         "name": context.names.get("name", ""),
         "age": int(time.monotonic() - context.connected),
         "idle": int(time.monotonic() - context.active),
+        "flags": "".join(flag for flag, is_so in flags.items() if is_so) or "N",
         "db": 0,
+        "sub": len(subscriber.channels),
+        "psub": len(subscriber.patterns),
         # Sizes of buffers, which are not kept count of, but which redis-py before 7 looks for.
-        **dict.fromkeys(("sub", "psub", "qbuf", "qbuf-free", "argv-mem"), 0),
-        **dict.fromkeys(("obl", "oll", "omem", "tot-mem"), 0),
+        **dict.fromkeys(("qbuf", "qbuf-free", "argv-mem", "obl", "oll", "omem", "tot-mem"), 0),
         "multi": -1 if context.queue is None else len(context.queue),
+        "cmd": _shown(context.command.lower()) or "NULL",
         "user": "default",
         "resp": context.protocol,
         "lib-name": context.names.get("lib-name", ""),
         "lib-ver": context.names.get("lib-ver", ""),
+        # What no Redis has.
+        "owned": context.store.owned(context),
+        "pid": process,
+        "program": re.sub(r"\s", "_", re.split(r"[\\/]", program)[-1]),
     }
     return " ".join(f"{name}={value}" for name, value in facts.items()) + "\n"
 
@@ -2839,7 +3585,8 @@ def client_setinfo(context: Context, attribute: bytes, value: bytes) -> Reply:
 def _is_type(client: Context, value: bytes) -> bool:
     if value.lower() not in (b"normal", b"master", b"replica", b"slave", b"pubsub"):
         raise CommandError(f"ERR Unknown client type '{_shown(value)}'")
-    return value.lower() == b"normal"
+    kind = b"pubsub" if client.subscriber.count() else b"normal"
+    return value.lower() == kind
 
 
 def _is_user(client: Context, value: bytes) -> bool:
@@ -2853,8 +3600,8 @@ CLIENT_FILTERS: dict[bytes, Callable[[Context, bytes], bool]] = {
     b"ID": lambda client, value: (
         client.id == parse_integer(value, "ERR client-id should be greater than 0", 1)
     ),
-    b"ADDR": lambda client, value: client.address.encode() == value,
-    b"LADDR": lambda client, value: client.local_address.encode() == value,
+    b"ADDR": lambda client, value: client.peer.address.encode() == value,
+    b"LADDR": lambda client, value: client.peer.local_address.encode() == value,
     b"TYPE": _is_type,
     b"USER": _is_user,
 }
@@ -2895,10 +3642,24 @@ def client_kill(context: Context, *words: bytes) -> Reply:
         raise CommandError("ERR No such client")
     for client in chosen:
         if client is context:
-            context.closing = True  # after this reply
+            context.close()  # after this reply
         else:
-            client.hang_up()
+            client.peer.hang_up()
     return OK if alone else len(chosen)
+
+
+@connection.reads("CLIENT UNBLOCK client-id [TIMEOUT|ERROR]", "End the wait of a client: 1 if it"
+                  " waited.", raw=True)  # fmt: skip
+def client_unblock(context: Context, number: bytes, *words: bytes) -> Reply:
+    how = words[0].upper() if words else b"TIMEOUT"
+    if how not in (b"TIMEOUT", b"ERROR") or len(words) > 1:
+        raise CommandError("ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR")
+    client = context.statistics.clients.get(parse_integer(number))
+    if client is None or client.waiter is None or client.waiter.done:
+        return 0
+    unblocked = CommandError("UNBLOCKED client unblocked via CLIENT UNBLOCK")
+    context.live.waiting.end(client.waiter, unblocked if how == b"ERROR" else NO_LIST)
+    return 1
 
 
 @connection.reads("CLIENT REPLY ON|OFF|SKIP", "Whether commands are answered; SKIP: the next one.")
@@ -2928,6 +3689,13 @@ def flushall(context: Context, **mode: bool) -> Reply:
 @server.reads("TIME", "The seconds since 1970, and the microseconds beyond.")
 def time_(context: Context) -> Reply:
     return [b"%d" % part for part in divmod(time.time_ns() // 1000, 1_000_000)]
+
+
+@server.reads("MONITOR", "Show every command of every client, as it happens.")
+def monitor(context: Context) -> Reply:
+    context.live.channels.monitor(context.subscriber)
+    context.guard_all()
+    return OK
 
 
 @server.reads("MEMORY USAGE key [SAMPLES size]", "The bytes a key takes with its value.")
@@ -2966,18 +3734,38 @@ def _message_size(text: str) -> int:
     return _memory_size(text)
 
 
+def _buffer_size(text: str) -> int:
+    if _memory_size(text) < 1:
+        raise ValueError("argument must be 1 or more")
+    return _memory_size(text)
+
+
 def _policy(text: str) -> str:
     if text.lower() not in POLICIES:
         raise ValueError(f"argument(s) must be one of the following: {', '.join(POLICIES)}")
     return text.lower()
 
 
+def _letters(text: str) -> str:
+    Events.check(text)
+    return text
+
+
+def _choose_events(context: Context, letters: str) -> None:
+    context.live.events.choose(letters)
+    context.guard_all()
+
+
 #: What CONFIG SET can change: how its value is read, and how it is set.
 _CHANGES: dict[str, tuple[Callable[[str], Any], Callable[[Context, Any], None]]] = {
     "maxmemory": (_memory_size, _set_memory_limit),
     "maxmemory-policy": (_policy, lambda context, policy: setattr(context.store, "policy", policy)),
+    "notify-keyspace-events": (_letters, _choose_events),
     "proto-max-bulk-len": (
         _message_size, lambda context, size: context.settings.set_max_message(size)
+    ),
+    "subscriber-buffer": (
+        _buffer_size, lambda context, size: setattr(context.settings, "subscriber_buffer", size)
     ),
 }  # fmt: skip
 
@@ -2991,9 +3779,11 @@ def _parameters(context: Context) -> dict[str, object]:
         "maxmemory": _finite(context.store.limit),
         "maxmemory-policy": context.store.policy,
         "maxmemory-samples": LRU_SAMPLES,
+        "notify-keyspace-events": context.live.events,
         "port": context.settings.tcp or 0,
         "proto-max-bulk-len": context.settings.max_message,
         "save": "",
+        "subscriber-buffer": context.settings.subscriber_buffer,
         "timeout": 0,
     }
 
@@ -3081,19 +3871,10 @@ def _command_facts(name: bytes) -> Reply:
     nothing = Members()  # ACL categories, tips, key specifications
     if entry is None:
         return [name, -2, nothing, 0, 0, 0, nothing, nothing, nothing, []]
-    flags = [b"write" if entry.writes else b"readonly"] + [b"denyoom"] * entry.grows
-    words = entry.usage.split()
-    first = 0 if "numkeys" in words else _first_key(words)
-    step = 2 if "value" in words[first + 1 :][:1] and "..." in entry.usage else 1
-    last = first + ("source" in words or "newkey" in words)
-    places = [first, -1 if "[key" in words else last, step] if first else [0, 0, 0]
+    flags = [b"write" if entry.writes else b"pubsub" if entry.group == "pubsub" else b"readonly"]
+    flags += [b"denyoom"] * entry.grows + [b"blocking"] * ("timeout" in entry.usage)
     arity = entry.fewest if entry.most == entry.fewest else -entry.fewest
-    return [name, arity, Members(map(Status, flags)), *places, nothing, nothing, nothing, []]
-
-
-def _first_key(words: list[str]) -> int:
-    named = [words.index(word) for word in ("key", "source", "destination") if word in words]
-    return min(named, default=0)
+    return [name, arity, Members(map(Status, flags)), *entry.places, nothing, nothing, nothing, []]
 
 
 def _docs(entry: Command) -> dict[bytes, Any]:
@@ -3165,7 +3946,7 @@ def _sections(context: Context) -> dict[str, dict[str, object]]:
         },
         "Clients": {
             "connected_clients": len(statistics.clients),
-            "blocked_clients": 0,
+            "blocked_clients": len(context.live.waiting.waiters),
             "maxclients": settings.max_clients,
             "max_message_bytes": settings.max_message,
         },
@@ -3182,6 +3963,8 @@ def _sections(context: Context) -> dict[str, dict[str, object]]:
             "total_commands_processed": statistics.commands,
             "expired_keys": store.expired,
             "evicted_keys": store.evicted,
+            "pubsub_channels": len(context.live.channels.channels),
+            "pubsub_patterns": len(context.live.channels.patterns),
         },
         "Replication": {"role": "master", "connected_slaves": 0},
         "CPU": {"used_cpu_sys": f"{times.system:.6f}", "used_cpu_user": f"{times.user:.6f}"},
@@ -3231,6 +4014,7 @@ if sys.platform == "win32":
     TOKEN_QUERY = 0x0008
     TOKEN_USER_CLASS = 1
     SDDL_REVISION_1 = 1
+    PROCESS_QUERY_LIMITED_INFORMATION = 0x1000
     INVALID_HANDLE_VALUE = ctypes.c_void_p(-1).value
 
     class OVERLAPPED(ctypes.Structure):
@@ -3322,6 +4106,13 @@ if sys.platform == "win32":
     GetOverlappedResult = _bind(
         _kernel32, "GetOverlappedResult", BOOL, None, HANDLE, LPOVERLAPPED, LPDWORD, BOOL
     )
+    GetNamedPipeClientProcessId = _bind(
+        _kernel32, "GetNamedPipeClientProcessId", BOOL, None, HANDLE, wintypes.PULONG
+    )
+    OpenProcess = _bind(_kernel32, "OpenProcess", HANDLE, None, DWORD, BOOL, DWORD)
+    QueryFullProcessImageNameW = _bind(
+        _kernel32, "QueryFullProcessImageNameW", BOOL, None, HANDLE, DWORD, wintypes.LPWSTR, LPDWORD
+    )
     PeekNamedPipe = _bind(
         _kernel32, "PeekNamedPipe", BOOL, None, HANDLE, LPVOID, DWORD, LPDWORD, LPDWORD, LPDWORD
     )
@@ -3361,6 +4152,19 @@ if sys.platform == "win32":
             sddl, SDDL_REVISION_1, ctypes.byref(descriptor), None
         )
         return SECURITY_ATTRIBUTES(ctypes.sizeof(SECURITY_ATTRIBUTES), descriptor, False)
+
+    def program_of(process: int) -> str:
+        """The path of the program that a process runs; "" if it has ended or may not be asked."""
+        handle = OpenProcess(PROCESS_QUERY_LIMITED_INFORMATION, False, process)
+        if not handle:
+            return ""
+        try:
+            path = ctypes.create_unicode_buffer(32768)
+            size = wintypes.DWORD(len(path))
+            found = QueryFullProcessImageNameW(handle, 0, path, ctypes.byref(size))
+            return path.value if found else ""
+        finally:
+            CloseHandle(handle)
 
     def milliseconds(timeout: float | None) -> int:
         """A time limit in seconds as Win32 takes it; None is none."""
@@ -3477,6 +4281,10 @@ class Connection:
     def abort(self) -> None:
         """Interrupt, and let a send() under way fail too."""
         raise NotImplementedError
+
+    def process(self) -> tuple[int, str]:
+        """The client's process id and the path of its program; 0 and "" where it is not told."""
+        return 0, ""
 
     def _wait(self, timeout: float | None) -> bool:
         # Until _take_chunk() has a result (True), or wake(), the time-out, or something pushed was
@@ -3635,6 +4443,17 @@ class SocketConnection(Connection):
                 return True
             except OSError:
                 return False
+
+    def process(self) -> tuple[int, str]:
+        if sys.platform != "linux" or self._socket.family != socket.AF_UNIX:
+            return 0, ""
+        size = struct.calcsize("3i")
+        option = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        process: int = struct.unpack("3i", option)[0]
+        try:
+            return process, os.readlink(f"/proc/{process}/exe")
+        except OSError:  # it has ended, or is another user's
+            return process, ""
 
     def send(self, data: bytes, whole: bool = True) -> None:
         sent = self._send_now(data)
@@ -3894,6 +4713,12 @@ if sys.platform == "win32":
                 if self._closed:
                     return False
                 return bool(PeekNamedPipe(self._handle, None, 0, None, None, None))
+
+        def process(self) -> tuple[int, str]:
+            process = wintypes.ULONG()
+            if not GetNamedPipeClientProcessId(self._handle, ctypes.byref(process)):
+                return 0, ""
+            return process.value, program_of(process.value)
 
         def send(self, data: bytes, whole: bool = True) -> None:
             if self._aborted:
@@ -4171,19 +4996,31 @@ def _is_http(request: Request) -> bool:
     return words[0].upper() in (b"POST", b"HOST:")
 
 
-class Session:
-    """One client from connecting to leaving: requests in, replies out."""
+class Session(Peer):
+    """One client from connecting to leaving: requests in, replies out, messages in between.
 
-    def __init__(self, connection: Connection, context: Context, suspicious: bool) -> None:
-        self.connection, self._context = connection, context
-        self._suspicious = suspicious
+    :param local_address: where the client came to.
+    :param suspicious: whether it may be a browser that was sent here.
+    """
 
-    def run(self) -> None:
+    def __init__(self, connection: Connection, local_address: str, suspicious: bool) -> None:
+        self.connection, self._suspicious = connection, suspicious
+        self.address, self.local_address = connection.peer, local_address
+        #: Why the server has hung up, if so.
+        self.dropped = ""
+        # The replies of the commands under way, and how many messages are among them.
+        self._output: list[bytes] | None = None
+        self._messages = 0
+        self._listened = False
+        self._context: Context
+
+    def run(self, context: Context) -> None:
         """Serve the client until it, or the server, ends the connection.
 
         :raises ConnectionLost: if a reply could not be delivered.
         """
-        connection, context = self.connection, self._context
+        self._context = context
+        connection = self.connection
         parser = RequestParser(connection.framed, context.settings.max_message)
         receive, feed, answer = connection.receive, parser.feed, self._answer
         while not context.closing:
@@ -4206,13 +5043,15 @@ class Session:
     def _answer(self, requests: list[Request]) -> None:
         context = self._context
         context.active = time.monotonic()
+        waiting, subscriber = context.live.waiting, context.subscriber
         pending = iter(requests)
         more = True
         while more and not context.closing:
-            output = []
+            output: list[bytes] = []
             size, more = 0, False
             # The lock once a turn rather than once a command, and one message for all replies.
             with context.store.lock:
+                self._output, self._messages = output, 0
                 for arguments, terminator in pending:
                     reply = execute(context, arguments)
                     if reply.__class__ is bytes and terminator is None:
@@ -4223,15 +5062,85 @@ class Session:
                     else:
                         data = encode_text(reply, terminator)
                     output.append(data)
+                    if waiting.ready:
+                        waiting.serve()
                     size += len(data) + TURN_COST
-                    if size > TURN_BYTES or context.closing:
+                    if size > TURN_BYTES or context.halted:
                         more = True
                         break
-                context.statistics.commands += len(output)
-            if output and (reply is not NOTHING or any(output)):
+                self._output = None
+                context.statistics.commands += len(output) - self._messages
+                if arguments.__class__ is list:
+                    context.command = arguments[0]  # type: ignore[index]
+                listens = self._listened or subscriber.listens
+                if listens:
+                    # In order with what others send it from now on.
+                    self._listened = subscriber.listens
+                    subscriber.form = context.protocol if terminator is None else terminator
+                    self._push(b"".join(output), terminator is not None)
+            if listens:
+                self.connection.flush()
+            elif output and (reply is not NOTHING or any(output)):
                 # Only RESP is a stream; a text client wants its reply in one message.
                 data = output[0] if len(output) == 1 else b"".join(output)
                 self.connection.send(data, terminator is not None)
+            if context.waiter is not None:
+                self._wait(context.waiter, terminator)
+
+    def _wait(self, waiter: Waiter, terminator: bytes | None) -> None:
+        # Until the client has what it waits for, or its time is over, or it is gone.
+        context = self._context
+        while not waiter.done:
+            left = waiter.left()
+            if left is not None and left <= 0:
+                with context.store.lock:
+                    context.live.waiting.end(waiter, NO_LIST)
+            elif not self.connection.watch(left):
+                context.close()
+                return
+        form = context.protocol if terminator is None else terminator
+        data = b"" if waiter.muted else encode(waiter.reply, form)
+        with context.store.lock:
+            context.waiter, context.halted = None, context.closing
+            if self._listened:
+                self._push(data, terminator is not None)
+        if self._listened:
+            self.connection.flush()
+        elif not waiter.muted:
+            self.connection.send(data, terminator is not None)
+
+    def _push(self, data: bytes, line: bool) -> None:
+        if data or line:
+            self.connection.push(data, line)
+
+    def push(self, data: bytes, line: bool) -> None:
+        if self._output is not None:  # in order with the replies to what it does itself
+            self._output.append(data)
+            self._messages += 1
+            return
+        unsent, most = self.connection.unsent, self._context.settings.subscriber_buffer
+        if unsent and unsent + len(data) > most:
+            self.dropped = f"it left more than {most} bytes of what it subscribed to lying"
+            self.connection.abort()
+        else:
+            self.connection.push(data, line)
+
+    def wake(self) -> None:
+        self.connection.wake()
+
+    def hang_up(self) -> None:
+        self.connection.abort()
+
+    def alive(self) -> bool:
+        return self.connection.alive()
+
+    def process(self) -> tuple[int, str]:
+        return self.connection.process()
+
+    def describe(self) -> str:
+        """Who it is, for the log."""
+        process, program = self.process()
+        return f"process {process}, {program or 'program not known'}" if process else self.address
 
 
 class _Desk:
@@ -4260,6 +5169,8 @@ class Server:
         self._store.limit = self._settings.max_memory or math.inf
         self._store.policy = self._settings.policy
         self._statistics = Statistics(self.address)
+        self._live = Live(self._store)
+        self._live.events.choose(self._settings.notify_keyspace_events)
         self._desks: list[_Desk] = []
         most = self._settings.max_clients * (1 if self._settings.tcp is None else 2)
         self._pool = concurrent.futures.ThreadPoolExecutor(most, "pipecache")
@@ -4417,16 +5328,11 @@ class Server:
 
     def _serve(self, connection: Connection, desk: _Desk) -> None:
         open_to_all = desk.listener.open_to_all
+        session = Session(connection, desk.listener.address, suspicious=open_to_all)
+        password = self._settings.password if open_to_all else None
         context = Context(
-            self._store,
-            self._settings,
-            self._statistics,
-            password=self._settings.password if open_to_all else None,
-            address=connection.peer,
-            local_address=desk.listener.address,
-            hang_up=connection.abort,
+            self._store, self._settings, self._statistics, self._live, session, password
         )
-        session = Session(connection, context, suspicious=open_to_all)
         with self._lock:
             self._sessions.add(session)
             desk.spare -= 1
@@ -4434,11 +5340,16 @@ class Server:
                 self._add_worker(desk)
         with self._store.lock:
             context.register()
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("Client %d has connected: %s", context.id, session.describe())
         try:
-            session.run()
+            session.run(context)
         except ConnectionLost as error:
-            log.info("A client was dropped: %s", error)
+            session.dropped = session.dropped or str(error)
         finally:
+            if session.dropped:
+                who = context.id, session.describe()
+                log.info("Client %d (%s) was dropped: %s", *who, session.dropped)
             with self._lock:
                 self._sessions.discard(session)
                 desk.spare += 1
@@ -4489,6 +5400,10 @@ def _argument_parser() -> argparse.ArgumentParser:
     option("--max-memory-policy", dest="policy", metavar="POLICY", default=POLICIES[0],
            choices=POLICIES,
            help=f"what gives way beyond that: {', '.join(POLICIES)} (%(default)s)")
+    option("--subscriber-buffer", metavar="SIZE", type=_size, default=SUBSCRIBER_BUFFER,
+           help="messages a subscriber may leave lying before it is dropped (8mb)")
+    option("--notify-keyspace-events", metavar="LETTERS", default="",
+           help="tell channels what happens to keys, as in Redis's setting of that name; KEA: all")
     option("--tcp", metavar="PORT", type=int,
            help="serve this port of 127.0.0.1 too, which any account of this machine can reach")
     option("--password-file", metavar="FILE",

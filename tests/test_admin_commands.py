@@ -16,6 +16,7 @@ from pipecache import (
     CommandError,
     Connection,
     Context,
+    Live,
     Session,
     Settings,
     Statistics,
@@ -508,8 +509,9 @@ class MessageTests(unittest.TestCase):
 
     def sent(self, *messages: bytes) -> list[bytes]:
         connection = RecordedConnection(*messages)
-        context = Context(Store(), Settings(), Statistics("address"))
-        Session(connection, context, False).run()
+        store = Store()
+        context = Context(store, Settings(), Statistics("address"), Live(store))
+        Session(connection, "", False).run(context)
         return connection.sent
 
     def test_no_reply_is_no_message(self) -> None:

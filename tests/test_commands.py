@@ -11,6 +11,7 @@ from pipecache import (
     OK,
     SUBCOMMANDS,
     Context,
+    Live,
     Settings,
     Statistics,
     Store,
@@ -30,7 +31,7 @@ class CommandTests(unittest.TestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.store = Store(self.clock)
-        self.context = Context(self.store, Settings(), Statistics("address"))
+        self.context = Context(self.store, Settings(), Statistics("address"), Live(self.store))
 
     def run_text(self, line: str) -> str:
         reply = execute(self.context, split_text(line.encode()))
@@ -170,7 +171,8 @@ class CommandTests(unittest.TestCase):
 
     def test_a_time_to_live_of_a_moment_is_one_however_long_the_command_takes(self) -> None:
         now = itertools.count(1000)
-        context = Context(Store(lambda: float(next(now))), Settings(), Statistics("address"))
+        store = Store(lambda: float(next(now)))
+        context = Context(store, Settings(), Statistics("address"), Live(store))
         self.assertIs(execute(context, [b"SET", b"k", b"v", b"PX", b"1"]), OK)
         self.assertIs(execute(context, [b"PSETEX", b"k", b"1", b"v"]), OK)
 
@@ -295,7 +297,7 @@ class CommandTests(unittest.TestCase):
             with self.subTest(line=line):
                 self.assertRegex(line, r"^[A-Z]+.* - [A-Z1-].{3,}\.$")
         self.assertEqual(self.run_text("HELP get"), "GET key - The value of a key.")
-        self.assertEqual(len(self.run_text("HELP client").split("\n")), 9)
+        self.assertEqual(len(self.run_text("HELP client").split("\n")), 10)
         self.assertTrue(self.run_text("HELP nothing").startswith("ERROR: no command 'NOTHING'"))
 
     def test_a_fault_of_a_command_is_an_error_reply_and_a_log_record(self) -> None:

@@ -9,7 +9,7 @@ import tracemalloc
 import unittest
 from typing import Callable, Iterator, Sequence, Tuple
 
-from pipecache import POLICIES, CommandError, Context, Settings, Statistics, Store, execute
+from pipecache import POLICIES, CommandError, Context, Live, Settings, Statistics, Store, execute
 from tests.support import WINDOWS, ServerProcess
 from tests.test_differential import redis_address
 from tests.test_redis_replies import Conversation, ConversationCase
@@ -575,7 +575,7 @@ class HonestyTests(unittest.TestCase):
         for size in self.SIZES:
             store = Store()
             store.policy = policy
-            context = Context(store, Settings(), Statistics("address"))
+            context = Context(store, Settings(), Statistics("address"), Live(store))
             gc.collect()
             tracemalloc.start()
             try:

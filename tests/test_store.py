@@ -54,7 +54,7 @@ class StoreTests(unittest.TestCase):
 
     def test_set_afresh_forgets_the_deadline_and_write_keeps_it(self) -> None:
         self.expiring(b"k", 1000)
-        self.store.write(b"k", b"other")
+        self.store.write(b"k", b"other", b"append")
         self.assertIsNotNone(self.store.deadline(b"k"))
         self.store.replace(b"k", b"third")
         self.assertIsNone(self.store.deadline(b"k"))

@@ -23,6 +23,7 @@ from pipecache import (
     Context,
     Hash,
     ListValue,
+    Live,
     Reply,
     Set,
     Settings,
@@ -49,11 +50,12 @@ class ContextCase(unittest.TestCase):
         self.clock = Clock()
         self.store = Store(self.clock)
         self.statistics = Statistics("address")
+        self.live = Live(self.store)
         self.context = self.connect()
 
     def connect(self) -> Context:
         """One more client."""
-        context = Context(self.store, Settings(), self.statistics)
+        context = Context(self.store, Settings(), self.statistics, self.live)
         context.register()
         return context
 
