@@ -4230,9 +4230,10 @@ class Connection:
         It may return early. What the client sends meanwhile is kept for receive(); one that sends
         more than BACKLOG bytes counts as gone.
         """
-        if not self._wait(timeout):
-            return True
-        chunk = None if self._interrupted else self._take_chunk()
+        readable = self._wait(timeout)
+        if self._interrupted or not readable:
+            return not self._interrupted
+        chunk = self._take_chunk()
         if chunk is not None:
             self._keep(chunk)
         return chunk is not None and self._backlog_size <= BACKLOG

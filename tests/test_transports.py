@@ -268,6 +268,7 @@ class ContractTests(TransportCase):
                 connection.interrupt()
                 self.assertIsNone(receiving.wait())
                 self.assertIsNone(connection.receive())
+                self.assertFalse(connection.watch(None))
                 connection.send(b"a reply under way is still sent")
 
     def test_abort_ends_a_send_that_is_stuck(self) -> None:
