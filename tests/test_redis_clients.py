@@ -28,6 +28,9 @@ CLIENTS = ROOT / "tests" / "clients"
 
 WRONG_TYPE = "WRONGTYPE Operation against a key holding the wrong kind of value"
 
+#: What a subscriber to a channel, and to a pattern that it matches, hears of two messages.
+HEARD = ("news: hello", "n* news: hello", "news: good bye", "n* news: good bye")
+
 #: What redis_clients.js gives with each package.
 JAVASCRIPT = {
     "info": True,
@@ -47,6 +50,8 @@ JAVASCRIPT = {
     "pipeline": 500,
     "together": True,
     "scan": 500,
+    "channels": [2, 2, *HEARD],
+    "wait": [["queue", "job"], 1],
     "binary": ["OK", True],
     "megabyte": ["OK", True],
     "quit": ["OK", "OK"],
@@ -81,6 +86,11 @@ broken transaction: redis: transaction failed
 get city: lima
 pipeline: 500 <nil>
 scan: 500
+subscribed: <nil>
+PUBLISH news hello: 1
+received: news hello <nil>
+rpush queue job: 1
+blpop none queue 60: [queue job]
 megabyte: <nil>
 the same: true <nil>
 close: <nil>
@@ -390,6 +400,32 @@ class ToolTests(RealClientCase):
         with Terminal(given("PIPECACHE_REDIS_CLI"), "-s", self.server.address, "--stat") as stat:
             stat.expect("keys +mem +clients")
             stat.expect(r"\n1 +\d[\d.]*[BKM] +1 +0 +\d+ \(\+\d+\) +\d")
+
+    def test_redis_cli_watches_and_listens(self) -> None:
+        cli = given("PIPECACHE_REDIS_CLI"), "-s", self.server.address
+
+        def do(arguments: str) -> None:
+            self.assertEqual(self.run_tool(*cli, *arguments.split())[0], 0)
+
+        with Terminal(*cli, "MONITOR") as watching, Terminal(*cli) as listening:
+            watching.expect("OK")
+            listening.expect("> ")
+            listening.type("subscribe news\r")
+            listening.expect(r'1\) "subscribe"\r\n2\) "news"\r\n3\) \(integer\) 1')
+            watching.expect(r'\d{10}\.\d{6} \[0 unix:[^\]]+\] "subscribe" "news"\r\n')
+            do("PUBLISH news hello")
+            listening.expect(r'1\) "message"\r\n2\) "news"\r\n3\) "hello"')
+            watching.expect(r'\] "PUBLISH" "news" "hello"\r\n')
+            do("SET city dubai")
+            watching.expect(r'\] "SET" "city" "dubai"\r\n')
+        with Terminal(*cli, "PSUBSCRIBE", "n*") as listening:
+            listening.expect("psubscribe")
+            do("PUBLISH news again")
+            listening.expect('4\\) "again"')
+        with Terminal(*cli, "BLPOP", "queue", "0") as waiting:
+            do("RPUSH queue job")
+            waiting.expect(r'1\) "queue"\r\n2\) "job"')
+            self.assertEqual(waiting.process.wait(DEADLINE), 0)
 
     def test_redis_benchmark(self) -> None:
         program = given("PIPECACHE_REDIS_BENCHMARK")

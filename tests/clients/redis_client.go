@@ -60,6 +60,17 @@ func main() {
 		keys[page.Val()] = true
 	}
 	fmt.Println("scan:", len(keys))
+	news, err := r.Subscribe("news")
+	fmt.Println("subscribed:", err)
+	if _, err := news.ReceiveTimeout(time.Minute); err != nil { // that it has subscribed
+		fmt.Println(err)
+	}
+	show(r.Publish("news", "hello"))
+	message, err := news.ReceiveMessage()
+	fmt.Println("received:", message.Channel, message.Payload, err)
+	news.Close()
+	show(r.RPush("queue", "job"))
+	show(r.BLPop(time.Minute, "none", "queue"))
 	megabyte := bytes.Repeat([]byte("\x00\r\n\xff"), 1<<18)
 	fmt.Println("megabyte:", r.Set("big", megabyte, 0).Err())
 	found, err := r.Get("big").Bytes()

@@ -15,6 +15,18 @@ async function pages(iterator) {
   return keys.size;
 }
 
+// What a reader hears of two messages, and how many received each.
+async function channels(reader, subscribe, publish) {
+  const heard = [];
+  let over;
+  const last = new Promise((resolve) => (over = resolve));
+  await subscribe(reader, (line) => heard.push(line) === 4 && over());
+  const received = await all(publish("hello"), publish("good bye"));
+  await last;
+  await reader.quit();
+  return [...received, ...heard];
+}
+
 async function ioredis(Redis) {
   const options = { path, connectionName: "me", retryStrategy: null };
   const redis = new Redis({ ...options, enableAutoPipelining: true });
@@ -44,6 +56,16 @@ async function ioredis(Redis) {
     pipeline: (await exec(numbers.reduce((pipe, n) => pipe.set(n, n), redis.pipeline()))).length,
     together: same(await all(...numbers.map((n) => redis.get(n))), numbers),
     scan: await pages(redis.scanStream({ match: "number:*", count: 50 })),
+    channels: await channels(
+      new Redis(options),
+      (reader, hear) => {
+        reader.on("message", (channel, text) => hear(`${channel}: ${text}`));
+        reader.on("pmessage", (pattern, channel, text) => hear(`${pattern} ${channel}: ${text}`));
+        return all(reader.subscribe("news"), reader.psubscribe("n*"));
+      },
+      (text) => redis.publish("news", text),
+    ),
+    wait: await all(other.blpop("queue", 0), redis.rpush("queue", "job")),
     binary: [await redis.set(bytes, bytes), bytes.equals(await redis.getBuffer(bytes))],
     megabyte: [await redis.set("big", megabyte), (await redis.get("big")) === megabyte],
     quit: await all(redis.quit(), other.quit()),
@@ -98,6 +120,19 @@ async function nodeRedis({ createClient, commandOptions, RESP_TYPES, WatchError 
       .length,
     together: same(await all(...numbers.map((n) => redis.get(n))), numbers),
     scan: await pages(redis.scanIterator({ MATCH: "number:*", COUNT: 50 })),
+    channels: await channels(
+      await open(),
+      (reader, hear) =>
+        all(
+          reader.subscribe("news", (text, channel) => hear(`${channel}: ${text}`)),
+          reader.pSubscribe("n*", (text, channel) => hear(`n* ${channel}: ${text}`)),
+        ),
+      (text) => redis.publish("news", text),
+    ),
+    wait: await all(
+      other.blPop("queue", 0).then(({ key, element }) => [key, element]),
+      redis.rPush("queue", "job"),
+    ),
     binary: [await redis.set(bytes, bytes), bytes.equals(await getBuffer(bytes))],
     megabyte: [await redis.set("big", megabyte), (await redis.get("big")) === megabyte],
     quit: await all(redis.quit(), other.quit()),

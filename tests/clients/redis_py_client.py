@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import threading
 from typing import Any
 
 import redis  # type: ignore[import-untyped]
@@ -62,6 +63,43 @@ def closing(r: Any, killer: Any) -> list[Any]:
     return [*found, r.get("city")]
 
 
+def hears(r: Any) -> list[Any]:
+    """What a subscriber hears, and what it is told of its subscriptions."""
+    with r.pubsub() as pubsub:
+        pubsub.subscribe("news")
+        pubsub.psubscribe("n*")
+        told = [pubsub.get_message(timeout=30) for _ in range(2)]
+        received = r.publish("news", "hello")
+        told += [pubsub.get_message(timeout=30) for _ in range(2)]
+        pubsub.unsubscribe()
+        pubsub.punsubscribe()
+        told += [pubsub.get_message(timeout=30) for _ in range(2)]
+        silent = pubsub.get_message(timeout=0.01)
+    return [received, *([each["type"], each["channel"], each["data"]] for each in told), silent]
+
+
+def waits(r: Any, other: Any) -> list[Any]:
+    """What a client that waits is given by another one."""
+    found = [r.blpop("queue", timeout=0.01)]
+    waiting = threading.Thread(target=lambda: found.append(r.blpop(["none", "queue"], timeout=0)))
+    waiting.start()
+    while not any(client["cmd"] == "blpop" for client in other.client_list()):
+        pass
+    other.rpush("queue", "job")
+    waiting.join(30)
+    return [each and list(each) for each in found]
+
+
+def watches(r: Any, other: Any) -> str:
+    """What MONITOR shows of a command."""
+    with r.monitor() as monitor:
+        other.get("watched")
+        while True:
+            told = monitor.next_command()
+            if "watched" in str(told):
+                return str(told["command"])
+
+
 def check(**options: Any) -> None:
     """Each result beside what it is to be; they come about from top to bottom."""
     r = connect(decode_responses=True, client_name="me", **options)
@@ -98,6 +136,22 @@ def check(**options: Any) -> None:
         ([broken(r), r.get("city")], ["WatchError: Watched variable changed.", "lima"]),
         (pipe.mset(numbers).mget(numbers).execute(), [True, [*numbers.values()]]),
         (sorted(r.scan_iter("number:*", count=50)), sorted(numbers)),
+        # Channels, waiting, MONITOR.
+        (
+            hears(r),
+            [
+                2,
+                ["subscribe", "news", 1],
+                ["psubscribe", "n*", 2],
+                ["message", "news", "hello"],
+                ["pmessage", "news", "hello"],
+                ["unsubscribe", "news", 1],
+                ["punsubscribe", "n*", 0],
+                None,
+            ],
+        ),
+        (waits(r, binary), [None, ["queue", "job"]]),
+        (watches(r, binary), "GET watched"),
         # Errors; a server that is silent; one that has closed the connection.
         (error(r.lpush, "city", "x"), f"ResponseError: {wrong}"),
         (error(r.pipeline().lpush("city", "x").execute)[:13], "ResponseError"),
