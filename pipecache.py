@@ -962,6 +962,19 @@ def _glob_class(negated: bytes, members: bytes) -> bytes:
     return b"[%b%b]" % (negated, ranges)
 
 
+class Groups(Dict[Any, Dict[Any, None]]):
+    """Members by group, in the order in which they came; a group without members is gone."""
+
+    def add(self, group: Any, member: Any) -> None:
+        self.setdefault(group, {})[member] = None
+
+    def discard(self, group: Any, member: Any) -> None:
+        members = self.get(group, {})
+        members.pop(member, None)
+        if not members:
+            self.pop(group, None)
+
+
 class Watch:
     """What a client has asked to be told of: whether one of these keys was changed since."""
 
@@ -1000,13 +1013,13 @@ class Store:
         # The deadlines in order. A deadline that was moved or taken away stays in the heap
         # until it comes up, or until such entries are the majority.
         self._queue: list[tuple[int, bytes]] = []
-        self._watches: dict[bytes, dict[Watch, None]] = {}
+        self._watches = Groups()  # by key
         #: Is told of what happens to keys, while somebody wants to know: the letter that Redis has
         #: for such events, the event, the key.
         self.observer: Callable[[str, bytes, bytes], None] | None = None
         # To whom keys belong that end with him, and by owner.
         self._owners: dict[bytes, object] = {}
-        self._owned: dict[object, dict[bytes, None]] = {}
+        self._owned = Groups()
         self._policy = "noeviction"
         # When each key was last used, while the policy asks for that.
         self._uses: dict[bytes, int] | None = None
@@ -1184,7 +1197,7 @@ class Store:
         """Let a key that exists go when its owner does: see :meth:`release`."""
         self.disown(key)
         self._owners[key] = owner
-        self._owned.setdefault(owner, {})[key] = None
+        self._owned.add(owner, key)
         self.used += OWNER_COST
 
     def owned(self, owner: object) -> int:
@@ -1201,9 +1214,7 @@ class Store:
         owner = self._owners.pop(key, None)
         if owner is not None:
             self.used -= OWNER_COST
-            del self._owned[owner][key]
-            if not self._owned[owner]:
-                del self._owned[owner]
+            self._owned.discard(owner, key)
 
     def set_deadline(self, key: bytes, deadline: int) -> None:
         """Let a key that exists expire at this millisecond of :meth:`now`."""
@@ -1281,15 +1292,13 @@ class Store:
         self._expire(key)
         if key not in watch.keys:
             watch.keys.add(key)
-            self._watches.setdefault(key, {})[watch] = None
+            self._watches.add(key, watch)
 
     def unwatch(self, watch: Watch) -> None:
         """End a watch; it is broken too by a key that has expired since."""
         for key in watch.keys:
             self._expire(key)
-            del self._watches[key][watch]
-            if not self._watches[key]:
-                del self._watches[key]
+            self._watches.discard(key, watch)
 
     def watchers(self, key: bytes) -> list[Watch]:
         """The watches of a key, the oldest first."""
@@ -1456,14 +1465,15 @@ class Channels:
     """Who receives what. For everything here, hold the store's lock."""
 
     def __init__(self) -> None:
-        self.channels: dict[bytes, Subscribers] = {}
-        #: By pattern, with the test of a channel that it stands for.
-        self.patterns: dict[bytes, tuple[Callable[[bytes], object], Subscribers]] = {}
+        #: The subscribers of each channel, and of each pattern.
+        self.channels, self.patterns = Groups(), Groups()
+        # The test of a channel that each pattern stands for.
+        self._tests: dict[bytes, Callable[[bytes], object]] = {}
         self.monitors: Subscribers = {}
 
     def subscribe(self, subscriber: Subscriber, name: bytes) -> None:
         """See SUBSCRIBE."""
-        self.channels.setdefault(name, {})[subscriber] = None
+        self.channels.add(name, subscriber)
         subscriber.channels[name] = None
         subscriber.listens = True
 
@@ -1472,8 +1482,8 @@ class Channels:
 
         :raises CommandError: for a pattern that is too long.
         """
-        _, subscribers = self.patterns.setdefault(pattern, (glob(pattern), {}))
-        subscribers[subscriber] = None
+        self._tests[pattern] = glob(pattern)
+        self.patterns.add(pattern, subscriber)
         subscriber.patterns[pattern] = None
         subscriber.listens = True
 
@@ -1484,21 +1494,17 @@ class Channels:
 
     def unsubscribe(self, subscriber: Subscriber, name: bytes) -> None:
         """See UNSUBSCRIBE; harmless when there is no such subscription."""
-        if name in subscriber.channels:
-            del subscriber.channels[name]
-            del self.channels[name][subscriber]
-            if not self.channels[name]:
-                del self.channels[name]
-            subscriber.listens = subscriber.monitors or subscriber.count() > 0
+        self.channels.discard(name, subscriber)
+        subscriber.channels.pop(name, None)
+        subscriber.listens = subscriber.monitors or subscriber.count() > 0
 
     def unsubscribe_pattern(self, subscriber: Subscriber, pattern: bytes) -> None:
         """See PUNSUBSCRIBE; harmless when there is no such subscription."""
-        if pattern in subscriber.patterns:
-            del subscriber.patterns[pattern]
-            del self.patterns[pattern][1][subscriber]
-            if not self.patterns[pattern][1]:
-                del self.patterns[pattern]
-            subscriber.listens = subscriber.monitors or subscriber.count() > 0
+        self.patterns.discard(pattern, subscriber)
+        if pattern not in self.patterns:
+            self._tests.pop(pattern, None)
+        subscriber.patterns.pop(pattern, None)
+        subscriber.listens = subscriber.monitors or subscriber.count() > 0
 
     def leave(self, subscriber: Subscriber) -> None:
         """End everything that a client has subscribed to."""
@@ -1516,8 +1522,8 @@ class Channels:
         count = len(subscribers)
         if subscribers:
             broadcast(Push([b"message", channel, message]), subscribers)
-        for pattern, (matches, subscribers) in self.patterns.items():
-            if matches(channel):
+        for pattern, subscribers in self.patterns.items():
+            if self._tests[pattern](channel):
                 count += len(subscribers)
                 broadcast(Push([b"pmessage", pattern, channel, message]), subscribers)
         return count
@@ -4751,8 +4757,9 @@ if sys.platform == "win32":
             while self._outbox and self._outgoing is None:
                 data, whole = self._dequeue()
                 if len(data) > PIECE_SIZE and not whole:
-                    self._put_back(data[PIECE_SIZE:])
+                    self._put_back(memoryview(data)[PIECE_SIZE:])
                     data = data[:PIECE_SIZE]
+                data = bytes(data)
                 if not WriteFile(self._handle, data, len(data), None, self._writing):
                     self._begun_write(data)
 
@@ -5009,6 +5016,7 @@ class Session(Peer):
         self.address, self.local_address = connection.peer, local_address
         #: Why the server has hung up, if so.
         self.dropped = ""
+        self._process = 0, ""
         # The replies of the commands under way, and how many messages are among them.
         self._output: list[bytes] | None = None
         self._messages = 0
@@ -5136,7 +5144,9 @@ class Session(Peer):
         return self.connection.alive()
 
     def process(self) -> tuple[int, str]:
-        return self.connection.process()
+        if not self._process[1]:
+            self._process = self.connection.process()
+        return self._process
 
     def describe(self) -> str:
         """Who it is, for the log."""

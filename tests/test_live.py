@@ -17,7 +17,7 @@ from tests.support import DEADLINE, ROOT, WINDOWS, RawConnection, ServerProcess,
 from tests.test_redis_replies import NIL_ARRAY, OK, WRONG_TYPE, array, bulk
 from tests.test_server import ServerCase
 from tests.test_transports import Background
-from tests.test_values import ContextCase
+from tests.test_values import ContextCase, recount
 from tests.test_wire import command
 
 
@@ -473,6 +473,7 @@ class OwnedTests(LiveCase):
                 self.ask(b"SET k 1 OWNED", self.owner)
                 self.ask(line)
                 self.check_owned(*owned)
+                self.assertEqual(self.store.used, recount(self.store))
 
     def test_it_expires_too(self) -> None:
         self.ask(b"SET k v PX 10 OWNED", self.owner)

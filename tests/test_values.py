@@ -17,6 +17,7 @@ import pipecache
 from pipecache import (
     DEADLINE_COST,
     MAX_SCAN,
+    OWNER_COST,
     POLICIES,
     SCAN_WHOLE,
     CommandError,
@@ -98,7 +99,8 @@ def recount(store: Store) -> int:
             ranked = sorted((score, member) for member, score in value.scores.items())
             if value.pairs(0, len(value)) != ranked:
                 raise AssertionError(f"{key!r} is out of order")
-    return sum(map(store.cost, store._values)) + store.expiring * DEADLINE_COST
+    owned = len(store._owners) * OWNER_COST
+    return sum(map(store.cost, store._values)) + store.expiring * DEADLINE_COST + owned
 
 
 class AccountingTests(ContextCase):
