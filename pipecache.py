@@ -1452,6 +1452,8 @@ class Subscriber:
         self.monitors = False
         #: Whether any of these makes it one that is pushed to.
         self.listens = False
+        #: What it was told and not sent yet.
+        self.messages: list[bytes] = []
 
     def count(self) -> int:
         """Of channels and patterns together."""
@@ -1470,6 +1472,8 @@ class Channels:
         # The test of a channel that each pattern stands for.
         self._tests: dict[bytes, Callable[[bytes], object]] = {}
         self.monitors: Subscribers = {}
+        #: Those that were told something since deliver().
+        self.told: list[Subscriber] = []
 
     def subscribe(self, subscriber: Subscriber, name: bytes) -> None:
         """See SUBSCRIBE."""
@@ -1521,23 +1525,40 @@ class Channels:
         subscribers = self.channels.get(channel, {})
         count = len(subscribers)
         if subscribers:
-            broadcast(Push([b"message", channel, message]), subscribers)
+            self.tell(Push([b"message", channel, message]), subscribers)
         for pattern, subscribers in self.patterns.items():
             if self._tests[pattern](channel):
                 count += len(subscribers)
-                broadcast(Push([b"pmessage", pattern, channel, message]), subscribers)
+                self.tell(Push([b"pmessage", pattern, channel, message]), subscribers)
         return count
 
+    def tell(self, reply: Reply, subscribers: Subscribers) -> None:
+        """Let deliver() send all of them this, which is encoded once for those that read alike."""
+        encoded: dict[Form, bytes] = {}
+        for subscriber in subscribers:
+            form = subscriber.form
+            data = encoded.get(form)
+            if data is None:
+                data = encoded[form] = encode(reply, form)
+            if not subscriber.messages:
+                self.told.append(subscriber)
+            subscriber.messages.append(data)
 
-def broadcast(reply: Reply, subscribers: Subscribers) -> None:
-    """Send all of them the same, which is encoded once for those that read alike."""
-    encoded: dict[Form, bytes] = {}
-    for subscriber in subscribers:
-        form = subscriber.form
-        data = encoded.get(form)
-        if data is None:
-            data = encoded[form] = encode(reply, form)
-        subscriber.peer.push(data, form.__class__ is bytes)
+    def deliver(self) -> None:
+        """Send what was told: as few times as possible, and before the lock is given up."""
+        last: list[bytes] = []
+        data = b""
+        for subscriber in self.told:
+            messages = subscriber.messages
+            if isinstance(subscriber.form, bytes):
+                for line in messages:
+                    subscriber.peer.push(line, True)
+            elif messages:
+                if messages != last:  # which most have in common
+                    last, data = messages[:], b"".join(messages)
+                subscriber.peer.push(data, False)
+            messages.clear()
+        self.told.clear()
 
 
 class Events:
@@ -1769,6 +1790,7 @@ class Context:
             self.live.waiting.end(self.waiter, NOTHING)
         self.unsubscribe()
         self.store.release(self)
+        self.live.channels.deliver()
 
     def unsubscribe(self) -> None:
         """End every subscription, and MONITOR."""
@@ -2155,7 +2177,7 @@ def carry_out(context: Context, entry: Command, arguments: list[bytes]) -> Reply
         return entry.call(context, arguments)
     finally:
         if live.channels.monitors and entry.name not in _UNSEEN:
-            broadcast(_monitored(context, entry, arguments), live.channels.monitors)
+            live.channels.tell(_monitored(context, entry, arguments), live.channels.monitors)
 
 
 _ESCAPES: dict[int, str] = {
@@ -5017,9 +5039,6 @@ class Session(Peer):
         #: Why the server has hung up, if so.
         self.dropped = ""
         self._process = 0, ""
-        # The replies of the commands under way, and how many messages are among them.
-        self._output: list[bytes] | None = None
-        self._messages = 0
         self._listened = False
         self._context: Context
 
@@ -5052,7 +5071,12 @@ class Session(Peer):
     def _answer(self, requests: list[Request]) -> None:
         context = self._context
         context.active = time.monotonic()
-        waiting, subscriber = context.live.waiting, context.subscriber
+        channels, waiting, subscriber = (
+            context.live.channels,
+            context.live.waiting,
+            context.subscriber,
+        )
+        ready, messages = waiting.ready, subscriber.messages
         pending = iter(requests)
         more = True
         while more and not context.closing:
@@ -5060,7 +5084,6 @@ class Session(Peer):
             size, more = 0, False
             # The lock once a turn rather than once a command, and one message for all replies.
             with context.store.lock:
-                self._output, self._messages = output, 0
                 for arguments, terminator in pending:
                     reply = execute(context, arguments)
                     if reply.__class__ is bytes and terminator is None:
@@ -5070,15 +5093,17 @@ class Session(Peer):
                         data = encode_resp(reply, context.protocol)
                     else:
                         data = encode_text(reply, terminator)
+                    if messages:  # in order with the replies to what it does itself
+                        data = b"".join(messages) + data
+                        messages.clear()
                     output.append(data)
-                    if waiting.ready:
+                    if ready:
                         waiting.serve()
                     size += len(data) + TURN_COST
                     if size > TURN_BYTES or context.halted:
                         more = True
                         break
-                self._output = None
-                context.statistics.commands += len(output) - self._messages
+                context.statistics.commands += len(output)
                 if arguments.__class__ is list:
                     context.command = arguments[0]  # type: ignore[index]
                 listens = self._listened or subscriber.listens
@@ -5087,6 +5112,8 @@ class Session(Peer):
                     self._listened = subscriber.listens
                     subscriber.form = context.protocol if terminator is None else terminator
                     self._push(b"".join(output), terminator is not None)
+                if channels.told:
+                    channels.deliver()
             if listens:
                 self.connection.flush()
             elif output and (reply is not NOTHING or any(output)):
@@ -5123,10 +5150,6 @@ class Session(Peer):
             self.connection.push(data, line)
 
     def push(self, data: bytes, line: bool) -> None:
-        if self._output is not None:  # in order with the replies to what it does itself
-            self._output.append(data)
-            self._messages += 1
-            return
         unsent, most = self.connection.unsent, self._context.settings.subscriber_buffer
         if unsent and unsent + len(data) > most:
             self.dropped = f"it left more than {most} bytes of what it subscribed to lying"
@@ -5374,6 +5397,7 @@ class Server:
             while more and not self._stopping.is_set():
                 with self._store.lock:
                     more = self._store.sweep(SWEEP_KEYS)
+                    self._live.channels.deliver()
 
 
 def _stop_left(server: Server | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -46,9 +47,9 @@ class Recorder(Peer):
         return self.lives
 
     def take(self) -> list[bytes]:
-        """What it was told since it was last asked."""
+        """What it was told since it was last asked, each message by itself."""
         told, self.told = self.told, []
-        return told
+        return [each for data in told for each in re.split(rb"(?<=\n)(?=[*>+])", data)]
 
 
 class LiveCase(ContextCase):
@@ -66,6 +67,7 @@ class LiveCase(ContextCase):
         client = context or self.context
         reply = encode_resp(execute(client, line.split()), client.protocol)
         self.live.waiting.serve()
+        self.live.channels.deliver()
         return reply
 
     def waits(self, context: Context, line: bytes) -> None:
@@ -325,6 +327,7 @@ class EventTests(LiveCase):
         self.ask(b"GET asked")
         self.assertEqual(self.events(), [(b"__keyevent@0__:expired", b"asked")])
         self.store.sweep(10)
+        self.live.channels.deliver()
         self.assertEqual(self.events(), [(b"__keyevent@0__:expired", b"swept")])
 
     def test_eviction(self) -> None:
@@ -403,7 +406,7 @@ class OwnedTests(LiveCase):
     def test_it_goes_with_its_owner(self) -> None:
         observer, peer = self.join()
         self.ask(b"CONFIG SET notify-keyspace-events Eg")
-        self.ask(b"PSUBSCRIBE *", observer)
+        self.ask(b"PSUBSCRIBE __*", observer)
         self.ask(b"WATCH lock", self.context)
         before = self.store.used
         self.assertEqual(self.ask(b"SET lock me OWNED", self.owner), OK)
