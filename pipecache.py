@@ -1049,18 +1049,25 @@ class Store:
 
         :raises CommandError: if the value is not of this kind.
         """
-        if self._deadlines and self._expire(key):
-            return None
+        if self._deadlines:
+            self._expire(key)
         value = self._values.get(key)
-        if self._uses is not None and value is not None:
+        if value is None:
+            self._missed(key)
+            return None
+        if self._uses is not None:
             self._uses[key] = self.now()
-        if value is None or value.__class__ is kind:
-            return value
+        if value.__class__ is kind:
+            return value  # type: ignore[no-any-return]
         raise CommandError(WRONG_TYPE)
+
+    def edit(self, key: bytes, kind: type[Value]) -> Value | None:
+        """The same, for a command that changes it: to find nothing is no event."""
+        return self.read(key, kind) if key in self else None
 
     def strings(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values of several keys, None where there is none or one of another kind."""
-        if self._deadlines or self._uses is not None:
+        if self._deadlines or self._uses is not None or self.observer is not None:
             for key in keys:
                 self.look(key)
         values = map(self._values.get, keys)
@@ -1068,13 +1075,25 @@ class Store:
 
     def look(self, key: bytes) -> Any:
         """The value of a key, of whatever kind, or None; counts as a use."""
-        if key in self and self._uses is not None:
+        value = self.probe(key)
+        if value is not None and self._uses is not None:
             self._uses[key] = self.now()
-        return self._values.get(key)
+        return value
+
+    def probe(self, key: bytes) -> Any:
+        """The same; does not count as a use."""
+        value = self.peek(key)
+        if value is None:
+            self._missed(key)
+        return value
 
     def peek(self, key: bytes) -> Any:
-        """The same; does not count as a use."""
+        """The same, for ourselves: nor is it an event to find nothing."""
         return self._values[key] if key in self else None
+
+    def _missed(self, key: bytes) -> None:
+        if self.observer is not None:
+            self.observer("m", b"keymiss", key)
 
     def __contains__(self, key: object) -> bool:
         return key in self._values and not (self._deadlines and self._expire(key))
@@ -1590,10 +1609,6 @@ class Events:
         letters = "".join(letter for letter in EVENT_LETTERS if letter in self._letters)
         return letters.replace(self.ALL, "A")
 
-    def misses(self) -> bool:
-        """Whether to tell of keys that are asked for and missing."""
-        return "m" in self._letters and self._store.observer is not None
-
     def _observe(self, letter: str, event: bytes, key: bytes) -> None:
         if letter in self._letters:
             if "K" in self._letters:
@@ -1763,7 +1778,6 @@ class Context:
             or self.replying != "ON"
             or self.subscriber.count() > 0
             or bool(self.live.channels.monitors)
-            or self.live.events.misses()
         )
 
     def guard_all(self) -> None:
@@ -1920,13 +1934,6 @@ class Command:
             2 if words[first + 1 : first + 2] == ["value"] and "...]" in words else 1,
         )
 
-    def keys(self, arguments: Sequence[bytes]) -> Sequence[bytes]:
-        """The keys among the arguments of a call."""
-        first, last, step = self.places
-        if not first:
-            return ()
-        return arguments[first : last + 1 if last >= 0 else len(arguments) + last + 1 : step]
-
     def call(self, context: Context, arguments: list[bytes]) -> Reply:
         """Carry it out.
 
@@ -2031,7 +2038,7 @@ class Family:
         kind = self.kind
 
         def edit(context: Context, key: bytes, *arguments: Any, **options: Any) -> Reply:
-            value = context.store.read(key, kind)
+            value = context.store.edit(key, kind)
             if value is None:
                 value = kind()
             reply = function(value, *arguments, **options)
@@ -2168,16 +2175,12 @@ def carry_out(context: Context, entry: Command, arguments: list[bytes]) -> Reply
 
     :raises CommandError: as the command does.
     """
-    live, observer = context.live, context.store.observer
-    if observer is not None and not entry.writes and live.events.misses():
-        for key in entry.keys(arguments):
-            if key not in context.store:
-                observer("m", b"keymiss", key)
+    channels = context.live.channels
     try:
         return entry.call(context, arguments)
     finally:
-        if live.channels.monitors and entry.name not in _UNSEEN:
-            live.channels.tell(_monitored(context, entry, arguments), live.channels.monitors)
+        if channels.monitors and entry.name not in _UNSEEN:
+            channels.tell(_monitored(context, entry, arguments), channels.monitors)
 
 
 _ESCAPES: dict[int, str] = {
@@ -2416,7 +2419,7 @@ def take_from(
     """
     seconds = None if timeout is None else _timeout(timeout)
     for key in names:
-        if context.store.read(key, kind) is not None:
+        if context.store.edit(key, kind) is not None:
             return attempt(key)
     if seconds is None or not context.may_wait:
         return nothing
@@ -2562,14 +2565,14 @@ def getex(context: Context, key: bytes, **options: Any) -> Reply:
 
 @strings.grows("APPEND key value", "Add to the end of a value and return its new length.")
 def append(context: Context, key: bytes, value: bytes) -> Reply:
-    return _write_checked(context, key, (context.store.read(key, bytes) or b"") + value, b"append")
+    return _write_checked(context, key, (context.store.edit(key, bytes) or b"") + value, b"append")
 
 
 @strings.grows("SETRANGE key offset value", "Overwrite part of a value; its new length.")
 def setrange(context: Context, key: bytes, offset: int, value: bytes) -> Reply:
     if offset < 0:
         raise CommandError("ERR offset is out of range")
-    old = context.store.read(key, bytes) or b""
+    old = context.store.edit(key, bytes) or b""
     if not value:
         return len(old)
     _check_length(context, offset + len(value))
@@ -2627,7 +2630,7 @@ def msetnx(context: Context, *pairs: bytes) -> Reply:
 def incrby(context: Context, key: bytes, increment: int = 1, *, sign: int) -> Reply:
     if sign * increment > INTEGER_MAX:
         raise CommandError("ERR decrement would overflow")
-    value = context.store.read(key, bytes)
+    value = context.store.edit(key, bytes)
     number = add_integer(0 if value is None else parse_integer(value), sign * increment)
     context.store.write(key, b"%d" % number, b"incrby")
     return number
@@ -2635,7 +2638,7 @@ def incrby(context: Context, key: bytes, increment: int = 1, *, sign: int) -> Re
 
 @strings.grows("INCRBYFLOAT key number", "Add a decimal number to a value; the sum.")
 def incrbyfloat(context: Context, key: bytes, increment: bytes) -> Reply:
-    value = context.store.read(key, bytes)
+    value = context.store.edit(key, bytes)
     total = add_decimal(b"0" if value is None else value, NOT_A_FLOAT, increment)
     context.store.write(key, total, b"incrbyfloat")
     return total
@@ -2665,7 +2668,7 @@ def delex(context: Context, key: bytes, **options: bytes) -> Reply:
 
 
 keys.reads("EXISTS key [key ...]", "How many of the keys exist.")(
-    lambda context, *names: sum(key in context.store for key in names)
+    lambda context, *names: sum(context.store.probe(key) is not None for key in names)
 )
 keys.reads("TOUCH key [key ...]", "EXISTS that counts as a use of the keys.")(
     lambda context, *names: sum(context.store.look(key) is not None for key in names)
@@ -2676,7 +2679,7 @@ keys.writes("PERSIST key", "Take away a key's time to live: 1 if it had one.")(
 )
 keys.writes("DELIFEQ key value", "Delete a key if its value is this: 1 if deleted.")(
     lambda context, key, value: int(
-        context.store.read(key, bytes) == value and context.store.delete(key)
+        context.store.edit(key, bytes) == value and context.store.delete(key)
     )
 )
 
@@ -2687,7 +2690,7 @@ TYPE_NAMES = {
 }
 # fmt: on
 keys.reads("TYPE key", "The kind of a key's value: string, list, hash, set, zset or none.")(
-    lambda context, key: Status(TYPE_NAMES[type(context.store.peek(key))])
+    lambda context, key: Status(TYPE_NAMES[type(context.store.probe(key))])
 )
 
 
@@ -2780,7 +2783,7 @@ def expire(context: Context, key: bytes, time: bytes, *words: bytes, name: str) 
 @keys.reads("EXPIRETIME key", "When a key expires, in seconds since 1970.", unit=1000, at=True)
 @keys.reads("PEXPIRETIME key", "EXPIRETIME in milliseconds.", unit=1, at=True)
 def ttl(context: Context, key: bytes, *, unit: int, at: bool = False) -> Reply:
-    if key not in context.store:
+    if context.store.probe(key) is None:
         return -2
     deadline = context.store.deadline(key)
     if deadline is None:
@@ -2881,7 +2884,7 @@ def lset(value: ListValue, index: bytes, element: bytes) -> Reply:
 
 @lists.grows("LINSERT key BEFORE|AFTER pivot element", "Add beside a pivot; the length, or -1.")
 def linsert(context: Context, key: bytes, where: str, pivot: bytes, element: bytes) -> Reply:
-    value = context.store.read(key, ListValue)
+    value = context.store.edit(key, ListValue)
     if value is None or pivot not in value:
         return 0 if value is None else -1
     value.insert(value.index(pivot) + (where == "AFTER"), element)
@@ -2940,8 +2943,8 @@ def lmove(context: Context, source: bytes, target: bytes, *words: Any, waits: bo
     taken, put = sides or ("RIGHT", "LEFT")
 
     def move(source: bytes) -> Reply:
-        value: Any = context.store.read(source, ListValue)
-        other = value if source == target else context.store.read(target, ListValue) or ListValue()
+        value: Any = context.store.edit(source, ListValue)
+        other = value if source == target else context.store.edit(target, ListValue) or ListValue()
         element = value.take(taken == "LEFT")
         other.push([element], put == "LEFT")
         context.store.write(target, other, b"lpush" if put == "LEFT" else b"rpush")
@@ -2977,7 +2980,7 @@ def lmpop(context: Context, *words: bytes, waits: bool) -> Reply:
 
 
 def _take(context: Context, key: bytes, left: bool, most: int) -> list[bytes]:
-    value: Any = context.store.read(key, ListValue)
+    value: Any = context.store.edit(key, ListValue)
     taken = value.take_some(left, most)
     context.store.write(key, value, b"lpop" if left else b"rpop")
     return taken  # type: ignore[no-any-return]
@@ -3074,10 +3077,10 @@ sets.views("SMEMBERS key", "Every member.")(Members)
 
 @sets.writes("SMOVE source destination member", "Move a member to another set: 1 if it was there.")
 def smove(context: Context, source: bytes, target: bytes, member: bytes) -> Reply:
-    value = context.store.read(source, Set)
+    value = context.store.edit(source, Set)
     if value is None:
         return 0
-    other = context.store.read(target, Set) or Set()
+    other = context.store.edit(target, Set) or Set()
     if source == target or member not in value:
         return int(member in value)
     value.take(member)
@@ -3167,7 +3170,7 @@ def zadd(context: Context, key: bytes, *words: bytes) -> Reply:
     if "incr" in options and len(pairs) > 2:
         raise CommandError("ERR INCR option supports a single increment-element pair")
     scores = list(map(parse_float, pairs[::2]))
-    value = context.store.read(key, SortedSet) or SortedSet()
+    value = context.store.edit(key, SortedSet) or SortedSet()
     added = changed = 0
     for score, member in zip(scores, pairs[1::2]):
         old = value.scores.get(member)
@@ -3288,7 +3291,7 @@ def zpopmin(value: SortedSet, count: int | None = None, *, highest: bool) -> Rep
 
 
 def _zpop(context: Context, key: bytes, highest: bool, most: int) -> list[Any]:
-    value: Any = context.store.read(key, SortedSet)
+    value: Any = context.store.edit(key, SortedSet)
     found = pop_scored(value, most, highest)
     context.store.write(key, value, b"zpopmax" if highest else b"zpopmin")
     return found
@@ -3779,16 +3782,13 @@ def _letters(text: str) -> str:
     return text
 
 
-def _choose_events(context: Context, letters: str) -> None:
-    context.live.events.choose(letters)
-    context.guard_all()
-
-
 #: What CONFIG SET can change: how its value is read, and how it is set.
 _CHANGES: dict[str, tuple[Callable[[str], Any], Callable[[Context, Any], None]]] = {
     "maxmemory": (_memory_size, _set_memory_limit),
     "maxmemory-policy": (_policy, lambda context, policy: setattr(context.store, "policy", policy)),
-    "notify-keyspace-events": (_letters, _choose_events),
+    "notify-keyspace-events": (
+        _letters, lambda context, letters: context.live.events.choose(letters)
+    ),
     "proto-max-bulk-len": (
         _message_size, lambda context, size: context.settings.set_max_message(size)
     ),
