@@ -15,18 +15,11 @@ from unittest import mock
 import pipecache
 from pipecache import CommandError, Context, Peer, Settings, encode_resp, execute
 from tests.support import DEADLINE, ROOT, WINDOWS, RawConnection, ServerProcess, wait_until
-from tests.test_redis_replies import NIL_ARRAY, OK, WRONG_TYPE, array, bulk
+from tests.test_redis_replies import NIL_ARRAY, OK, WRONG_TYPE, array, bulk, message
 from tests.test_server import ServerCase
 from tests.test_transports import Background
 from tests.test_values import ContextCase, recount
 from tests.test_wire import command
-
-
-def message(*parts: bytes, kind: bytes = b"*") -> bytes:
-    """What a subscriber is told; numbers are those in the last place."""
-    *words, last = map(bulk, parts)
-    number = b":%b\r\n" % parts[-1] if parts[-1].isdigit() else last
-    return kind + array(*words, number)[1:]
 
 
 class Recorder(Peer):
@@ -228,9 +221,9 @@ class ChannelTests(LiveCase):
         self.reader, self.peer = self.join()
 
     def test_names_and_patterns(self) -> None:
-        told = message(b"subscribe", b"news", b"1") + message(b"subscribe", b"spam", b"2")
+        told = message(b"subscribe", b"news", 1) + message(b"subscribe", b"spam", 2)
         self.assertEqual(self.ask(b"SUBSCRIBE news spam", self.reader), told)
-        told = message(b"psubscribe", b"n?ws", b"3") + message(b"psubscribe", b"n*", b"4")
+        told = message(b"psubscribe", b"n?ws", 3) + message(b"psubscribe", b"n*", 4)
         self.assertEqual(self.ask(b"PSUBSCRIBE n?ws n*", self.reader), told)
         self.assertEqual(self.ask(b"PUBLISH news hello"), b":3\r\n")
         expected = [
@@ -252,7 +245,7 @@ class ChannelTests(LiveCase):
         peers[0].subscriber.form = b"\r\n"
         self.assertEqual(self.ask(b"PUBLISH news hello"), b":3\r\n")
         self.assertEqual(self.peer.take(), [message(b"message", b"news", b"hello")])
-        self.assertEqual(lines.take(), [message(b"message", b"news", b"hello", kind=b">")])
+        self.assertEqual(lines.take(), [message(b"message", b"news", b"hello", resp=b">")])
         self.assertEqual(peers[1].take(), [b"message news hello\r\n"])
 
     def test_nothing_is_left_of_one_that_leaves(self) -> None:
@@ -626,19 +619,19 @@ class ServedTests(ServerCase):
             command(b"SET", b"a", b"1") + command(b"SUBSCRIBE", b"c") + command(b"GET", b"a")
             + command(b"PUBLISH", b"c", b"own") + command(b"GET", b"a")
         )  # fmt: skip
-        own = message(b"message", b"c", b"own", kind=b">")
-        subscribed = message(b"subscribe", b"c", b"1", kind=b">")
+        own = message(b"message", b"c", b"own", resp=b">")
+        subscribed = message(b"subscribe", b"c", 1, resp=b">")
         self.read(raw, OK + subscribed + bulk(b"1") + own + b":1\r\n" + bulk(b"1"))
         other.ask(command(b"PUBLISH", b"c", b"x"))
-        self.read(raw, message(b"message", b"c", b"x", kind=b">"))
+        self.read(raw, message(b"message", b"c", b"x", resp=b">"))
         raw.send(command(b"BLPOP", b"k", b"0"))
         self.blocked(1, other)
         other.ask(command(b"PUBLISH", b"c", b"y"))
-        self.read(raw, message(b"message", b"c", b"y", kind=b">"))
+        self.read(raw, message(b"message", b"c", b"y", resp=b">"))
         other.ask(command(b"RPUSH", b"k", b"v"))
         self.read(raw, array(bulk(b"k"), bulk(b"v")))
         raw.send(command(b"UNSUBSCRIBE") + command(b"GET", b"a"))
-        self.read(raw, message(b"unsubscribe", b"c", b"0", kind=b">") + bulk(b"1"))
+        self.read(raw, message(b"unsubscribe", b"c", 0, resp=b">") + bulk(b"1"))
 
     def test_a_hundred_thousand_messages_of_four_publishers(self) -> None:
         self.serve(subscriber_buffer=1 << 30)
@@ -764,7 +757,7 @@ class ServedTests(ServerCase):
                     connection.ask(command(b"PUBLISH", b"c", b"x" * 100))
 
         publishing = [Background(publish) for _ in range(2)]
-        subscribed = message(b"subscribe", b"c", b"1")
+        subscribed = message(b"subscribe", b"c", 1)
         told = message(b"message", b"c", b"x" * 100)
         for _ in range(100):
             with RawConnection(self.name) as raw:
@@ -775,7 +768,7 @@ class ServedTests(ServerCase):
                 while not text.endswith(bulk(b"done")):
                     text += raw.receive()
                 self.assertEqual(
-                    text.replace(told, b""), message(b"unsubscribe", b"c", b"0") + bulk(b"done")
+                    text.replace(told, b""), message(b"unsubscribe", b"c", 0) + bulk(b"done")
                 )
         stop.set()
         for each in publishing:

@@ -237,6 +237,112 @@ LISTS: tuple[Line, ...] = (
     (b"EXISTS z", b":0\r\n"),
 )
 
+WAITING: tuple[Line, ...] = (
+    (b"BLPOP k 0.001", NIL_ARRAY),
+    (b"BRPOP a b c 0.001", NIL_ARRAY),
+    (b"BLMOVE a b LEFT RIGHT 0.001", NIL_ARRAY),
+    (b"BRPOPLPUSH a b 0.001", NIL_ARRAY),
+    (b"BLMPOP 0.001 1 a LEFT", NIL_ARRAY),
+    (b"BZPOPMIN a 0.001", NIL_ARRAY),
+    (b"BZMPOP 0.001 2 a b MAX COUNT 2", NIL_ARRAY),
+    (b"BLPOP k", wrong_arity(b"blpop")),
+    (b"BLPOP k -1", b"-ERR timeout is negative\r\n"),
+    (b"BLPOP k abc", b"-ERR timeout is not a float or out of range\r\n"),
+    (b"BLPOP k nan", b"-ERR timeout is not a float or out of range\r\n"),
+    ((b"BLPOP", b"k", b""), b"-ERR timeout is not a float or out of range\r\n"),
+    ((b"BLPOP", b"k", b" 1"), b"-ERR timeout is not a float or out of range\r\n"),
+    (b"BLPOP k inf", b"-ERR timeout is negative\r\n"),
+    (b"BLPOP k 99999999999999999", b"-ERR timeout is negative\r\n"),
+    (b"BLMOVE a b UP DOWN -1", SYNTAX),
+    (b"BLMPOP 0.001 0 a LEFT", b"-ERR numkeys should be greater than 0\r\n"),
+    (b"BLMPOP 0.001 1 a LEFT COUNT 0", b"-ERR count should be greater than 0\r\n"),
+    (b"BLMPOP 0.001 2 a LEFT", SYNTAX),
+    (b"BZMPOP 0.001 1 a UP", SYNTAX),
+    (b"RPUSH l a b c d", b":4\r\n"),
+    (b"BLPOP none l 0", array(bulk(b"l"), bulk(b"a"))),
+    (b"BRPOP l none 0", array(bulk(b"l"), bulk(b"d"))),
+    (b"BLMOVE l m LEFT LEFT 0", bulk(b"b")),
+    (b"BLMPOP 0 2 none l LEFT COUNT 9", array(bulk(b"l"), array(bulk(b"c")))),
+    (b"EXISTS l", b":0\r\n"),
+    (b"BRPOPLPUSH m m 0", bulk(b"b")),
+    (b"ZADD z 1.5 a 2 b 3 c 4 d", b":4\r\n"),
+    (b"BZPOPMIN none z 0", array(bulk(b"z"), bulk(b"a"), bulk(b"1.5"))),
+    (b"BZPOPMAX z 0", array(bulk(b"z"), bulk(b"d"), bulk(b"4"))),
+    (b"ZMPOP 1 z MIN", array(bulk(b"z"), array(array(bulk(b"b"), bulk(b"2"))))),
+    (b"BZMPOP 0 1 z MAX", array(bulk(b"z"), array(array(bulk(b"c"), bulk(b"3"))))),
+    (b"ZMPOP 1 z MIN", NIL_ARRAY),
+    (b"SET s v", OK),
+    (b"BLPOP none s 0", WRONG_TYPE),
+    (b"BLMOVE m s LEFT LEFT 0", WRONG_TYPE),
+    (b"BZPOPMIN s 0", WRONG_TYPE),
+    (b"LRANGE m 0 -1", array(bulk(b"b"))),
+    (b"MULTI", OK),
+    (b"BLPOP none 0", QUEUED),
+    (b"BLMOVE none m LEFT LEFT 0", QUEUED),
+    (b"BLPOP m 0", QUEUED),
+    (b"EXEC", array(NIL_ARRAY, NIL, array(bulk(b"m"), bulk(b"b")))),
+    (b"ZADD zero -0 m", b":1\r\n"),
+    (b"ZSCORE zero m", bulk(b"0")),
+)
+
+
+def message(kind: bytes, *parts: bytes | int | None, resp: bytes = b"*") -> bytes:
+    """What a subscriber is told: bytes, then a number or None."""
+    told = [NIL if part is None else b":%d\r\n" % part if isinstance(part, int) else bulk(part)
+            for part in parts]  # fmt: skip
+    return resp + array(bulk(kind), *told)[1:]
+
+
+def forbidden(name: bytes) -> bytes:
+    return (
+        b"-ERR Can't execute '%b': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are"
+        b" allowed in this context\r\n" % name
+    )
+
+
+CHANNELS: tuple[Line, ...] = (
+    (b"UNSUBSCRIBE", message(b"unsubscribe", None, 0)),
+    (b"PUNSUBSCRIBE", message(b"punsubscribe", None, 0)),
+    (b"UNSUBSCRIBE none", message(b"unsubscribe", b"none", 0)),
+    (b"PUBLISH c m", b":0\r\n"),
+    (b"SUBSCRIBE", wrong_arity(b"subscribe")),
+    (b"PUBLISH c", wrong_arity(b"publish")),
+    (b"PUBSUB", wrong_arity(b"pubsub")),
+    (b"PUBSUB NOPE", b"-ERR unknown subcommand 'NOPE'. Try PUBSUB HELP.\r\n"),
+    (b"PUBSUB NUMSUB c", array(bulk(b"c"), b":0\r\n")),
+    (b"PUBSUB CHANNELS", EMPTY),
+    (b"SUBSCRIBE c", message(b"subscribe", b"c", 1)),
+    (b"SUBSCRIBE c", message(b"subscribe", b"c", 1)),
+    (b"PSUBSCRIBE p*", message(b"psubscribe", b"p*", 2)),
+    (b"PING", array(bulk(b"pong"), bulk(b""))),
+    (b"PING x", array(bulk(b"pong"), bulk(b"x"))),
+    (b"PING x y", wrong_arity(b"ping")),
+    (b"GET k", forbidden(b"get")),
+    (b"CONFIG GET x", forbidden(b"config|get")),
+    (b"PUBLISH c m", forbidden(b"publish")),
+    (b"MULTI", forbidden(b"multi")),
+    (b"NOPE", b"-ERR unknown command 'NOPE', with args beginning with: \r\n"),
+    (b"GET", wrong_arity(b"get")),
+    (b"UNSUBSCRIBE none", message(b"unsubscribe", b"none", 2)),
+    (b"UNSUBSCRIBE", message(b"unsubscribe", b"c", 1)),
+    (b"PUNSUBSCRIBE", message(b"punsubscribe", b"p*", 0)),
+    (b"GET k", NIL),
+    (b"MULTI", OK),
+    (b"SUBSCRIBE c", QUEUED),
+    (b"EXEC", array(message(b"subscribe", b"c", 1))),
+    (b"RESET", b"+RESET\r\n"),
+    (b"PING", b"+PONG\r\n"),
+    (b"HELLO 3", re.compile(b"%7\r\n" + HELLO % 3)),
+    (b"SUBSCRIBE c", message(b"subscribe", b"c", 1, resp=b">")),
+    (b"PING", b"+PONG\r\n"),
+    (b"GET k", b"_\r\n"),
+    (b"PUBLISH c m", message(b"message", b"c", b"m", resp=b">")),
+    # From here on, each is the reply to the line before.
+    (b"UNSUBSCRIBE", b":1\r\n"),
+    (b"PUNSUBSCRIBE", message(b"unsubscribe", b"c", 0, resp=b">")),
+    (b"PING", message(b"punsubscribe", None, 0, resp=b">").replace(NIL, b"_\r\n")),
+)
+
 TRANSACTIONS: tuple[Line, ...] = (
     (b"EXEC", b"-ERR EXEC without MULTI\r\n"),
     (b"DISCARD", b"-ERR DISCARD without MULTI\r\n"),
@@ -325,6 +431,8 @@ CONVERSATIONS = {
     "counters": COUNTERS,
     "errors": ERRORS,
     "lists": LISTS,
+    "waiting": WAITING,
+    "channels": CHANNELS,
     "transactions": TRANSACTIONS,
     "scans": SCANS,
     "RESP3": RESP3,
@@ -374,7 +482,7 @@ def end_of_reply(data: bytes, start: int = 0) -> int | None:
     if line_end < 0:
         return None
     kind, end = data[start : start + 1], line_end + 2
-    if kind in b"$=*~%":
+    if kind in b"$=*~%>":
         size = int(data[start + 1 : line_end])
         if kind in b"$=":
             end += size + 2 if size >= 0 else 0
