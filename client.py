@@ -20,15 +20,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import json
 import math
 import os
 import re
+import select
 import socket
 import struct
 import sys
 import threading
 import time
 import weakref
+from collections import deque
 from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, Sequence, Union
@@ -48,9 +52,13 @@ __all__ = [
     "Lock",
     "LockError",
     "LockNotOwnedError",
+    "Monitor",
     "OutOfMemoryError",
     "Pipeline",
     "ProtocolError",
+    "PubSub",
+    "PubSubError",
+    "PubSubWorkerThread",
     "ResponseError",
     "ServerNotRunning",
     "WatchError",
@@ -160,6 +168,10 @@ class LockError(CacheError, ValueError):
 
 class LockNotOwnedError(LockError):
     """A lock that was held has run out, and may be held by somebody else."""
+
+
+class PubSubError(CacheError):
+    """A channel has no handler, and nobody would get its messages."""
 
 
 _ERRORS = {
@@ -296,6 +308,18 @@ class ReplyReader:
             f"the reply {buffer[start : start + 64]!r} is not RESP; is this a pipecache server?"
         )
 
+    @property
+    def empty(self) -> bool:
+        """Whether everything received has been read."""
+        return self._position == len(self._buffer)
+
+    def read_some(self) -> list[Any]:
+        """The replies that are there, as bytes, or else the next one."""
+        if self.empty:
+            self.feed(self._receive())
+        replies = [] if self._exact else self._split(len(self._buffer), False)
+        return replies or [self.read(False)]
+
     def read_all(self, count: int, decode: bool) -> list[Any]:
         """So many replies, each as :meth:`read` gives it."""
         replies: list[Any] = []
@@ -412,12 +436,37 @@ class Transport:
     connection can only be closed.
     """
 
+    _address: str
+
     def exchange(self, data: bytes) -> bytes:
         """Send one message and return the first chunk of what comes back."""
         raise NotImplementedError
 
+    def exchange_within(self, limit: float | None, data: bytes) -> bytes:
+        """As :meth:`exchange`, with another time limit for what comes back; None is none."""
+        with contextlib.suppress(ConnectionLost):  # what the server said before it hung up
+            self.send(data)
+        if not self.wait(limit):
+            raise _too_slow(self._address, limit)
+        return self.receive()
+
+    def send(self, data: bytes) -> None:
+        """Send one message; another thread may be waiting or receiving meanwhile."""
+        raise NotImplementedError
+
     def receive(self) -> bytes:
         """The next chunk."""
+        raise NotImplementedError
+
+    def wait(self, timeout: float | None) -> bool:
+        """Whether there is something to receive within so many seconds; None is no limit.
+
+        Ctrl+C ends the wait, and so does the end of the connection, which receive() then finds.
+        """
+        raise NotImplementedError
+
+    def interrupt(self) -> None:
+        """Have another thread that waits or receives find the connection lost."""
         raise NotImplementedError
 
     def ask(self, text: bytes) -> bytes:
@@ -527,21 +576,28 @@ if sys.platform == "win32":
             self._address = address
             self._timeout = timeout
             self._handle: int | None = None
-            self._event: int | None = None
+            self._events: list[int] = []
+            self._interrupted = False
+            self._pending = False  # whether wait() has begun to read
+            self._chunk: bytes | None = None  # what wait() has read
             self._open(time.monotonic() + connect_timeout, connect_timeout)
             try:
                 mode = DWORD(PIPE_READMODE_MESSAGE)
                 SetNamedPipeHandleState(self._handle, ctypes.byref(mode), None, None)
-                self._event = CreateEventW(None, True, False, None)
+                for _ in range(2):
+                    self._events.append(CreateEventW(None, True, False, None))
             except OSError as error:
                 self.close()
                 raise ServerNotRunning(f"Cannot use {address}: {error}") from error
-            self._operation = OVERLAPPED(hEvent=self._event)
-            self._overlapped = ctypes.byref(self._operation)
+            # One for each direction, for a message may be sent while another is awaited.
+            self._reading, self._writing = (OVERLAPPED(hEvent=each) for each in self._events)
+            self._read_overlapped = ctypes.byref(self._reading)
+            self._write_overlapped = ctypes.byref(self._writing)
             self._buffer = ctypes.create_string_buffer(CHUNK_SIZE)
             self._view = memoryview(self._buffer)
             self._count = DWORD()
             self._counted = ctypes.byref(self._count)
+            self._written = DWORD()
             self._more = False
 
         def _open(self, deadline: float, timeout: float) -> None:
@@ -586,23 +642,58 @@ if sys.platform == "win32":
                 if len(data) <= PIECE_SIZE:
                     self._write(data)
                 else:
-                    for start in range(0, len(data), PIECE_SIZE):
-                        self._write(data[start : start + PIECE_SIZE])
+                    self.send(data)
             except ConnectionLost:
                 return self.receive()  # what the server said before it hung up
             return self.receive()
 
+        def send(self, data: bytes) -> None:
+            for start in range(0, len(data), PIECE_SIZE):
+                self._write(data[start : start + PIECE_SIZE])
+
         def _write(self, data: bytes) -> None:
-            if not WriteFile(self._handle, data, len(data), None, self._overlapped):
-                self._finish()
+            if not WriteFile(self._handle, data, len(data), None, self._write_overlapped):
+                error = ctypes.get_last_error()
+                if error == ERROR_IO_PENDING:
+                    error = self._outcome(self._writing, self._written)
+                if error:
+                    raise _lost(self._address)
 
         def receive(self) -> bytes:
-            self._more = False
-            if not ReadFile(
-                self._handle, self._buffer, CHUNK_SIZE, self._counted, self._overlapped
+            if self._pending or self._chunk is not None:
+                if not self.wait(self._timeout):
+                    raise _too_slow(self._address, self._timeout)
+                chunk, self._chunk = self._chunk, None
+                return chunk or b""
+            if ReadFile(
+                self._handle, self._buffer, CHUNK_SIZE, self._counted, self._read_overlapped
             ):
-                self._finish()
+                self._more = False
+            else:
+                error = ctypes.get_last_error()
+                if error == ERROR_IO_PENDING:
+                    error = self._outcome(self._reading, self._count)
+                self._check(error)
             return self._view[: self._count.value].tobytes()
+
+        def wait(self, timeout: float | None) -> bool:
+            # By a read that is left to go on when the time is up: what it takes is not lost.
+            if self._chunk is not None:
+                return True
+            error = 0
+            if not self._pending and not ReadFile(
+                self._handle, self._buffer, CHUNK_SIZE, self._counted, self._read_overlapped
+            ):
+                error = ctypes.get_last_error()
+                self._pending = error == ERROR_IO_PENDING
+            if self._pending:
+                if not self._signalled(self._reading, timeout):
+                    return False
+                self._pending = False
+                error = self._result(self._reading, self._count)
+            self._check(error)
+            self._chunk = self._view[: self._count.value].tobytes()
+            return True
 
         def ask(self, text: bytes) -> bytes:
             self._write(text)
@@ -611,42 +702,61 @@ if sys.platform == "win32":
                 chunks.append(self.receive())
             return b"".join(chunks)
 
-        def _finish(self) -> None:
-            # After a call that has answered FALSE: wait for its outcome, if it has none yet.
-            error = ctypes.get_last_error()
-            if error == ERROR_IO_PENDING:
-                try:
-                    self._wait()
-                except BaseException:
-                    self._cancel()
-                    raise
-                if GetOverlappedResult(self._handle, self._overlapped, self._counted, False):
-                    return
-                error = ctypes.get_last_error()
-            elif error == ERROR_MORE_DATA:
+        def _check(self, error: int) -> None:
+            if error == ERROR_MORE_DATA:
                 self._count.value = CHUNK_SIZE
-            if error != ERROR_MORE_DATA:
+            elif error:
                 raise _lost(self._address)
-            self._more = True
+            self._more = error == ERROR_MORE_DATA
 
-        def _wait(self) -> None:
-            deadline = math.inf if self._timeout is None else time.monotonic() + self._timeout
-            limit = SLICE if self._timeout is None else min(SLICE, self._timeout)
-            while WaitForSingleObject(self._event, math.ceil(limit * 1000)) != WAIT_OBJECT_0:
-                limit = min(SLICE, deadline - time.monotonic())
-                if limit <= 0:
+        def _outcome(self, operation: OVERLAPPED, count: wintypes.DWORD) -> int:
+            # The error, or 0, of an operation that goes on.
+            try:
+                if not self._signalled(operation, self._timeout):
                     raise _too_slow(self._address, self._timeout)
+            except BaseException:
+                self._cancel(operation, count)
+                raise
+            return self._result(operation, count)
 
-        def _cancel(self) -> None:
+        def _result(self, operation: OVERLAPPED, count: wintypes.DWORD) -> int:
+            done = GetOverlappedResult(
+                self._handle, ctypes.byref(operation), ctypes.byref(count), False
+            )
+            return 0 if done else ctypes.get_last_error()
+
+        def _signalled(self, operation: OVERLAPPED, timeout: float | None) -> bool:
+            # The one place that waits: in slices, or Ctrl+C is not seen.
+            deadline = math.inf if timeout is None else time.monotonic() + timeout
+            limit = SLICE if timeout is None else min(SLICE, max(timeout, 0))
+            while WaitForSingleObject(operation.hEvent, math.ceil(limit * 1000)) != WAIT_OBJECT_0:
+                limit = min(SLICE, deadline - time.monotonic())
+                if self._interrupted:
+                    raise _lost(self._address)
+                if limit <= 0:
+                    return False
+            return True
+
+        def _cancel(self, operation: OVERLAPPED, count: wintypes.DWORD) -> None:
             # Until GetOverlappedResult has returned, the system may write to the buffer.
-            CancelIoEx(self._handle, self._overlapped)
-            GetOverlappedResult(self._handle, self._overlapped, self._counted, True)
+            CancelIoEx(self._handle, ctypes.byref(operation))
+            GetOverlappedResult(self._handle, ctypes.byref(operation), ctypes.byref(count), True)
+
+        def interrupt(self) -> None:
+            # A thread that is just about to read sees the flag when its slice is over.
+            self._interrupted = True
+            CancelIoEx(self._handle, self._read_overlapped)
 
         def close(self) -> None:
-            handles, self._handle, self._event = (self._handle, self._event), None, None
+            if self._pending:
+                self._pending = False
+                self._cancel(self._reading, self._count)
+            handles, self._events = self._events, []
+            if self._handle is not None:
+                handles.append(self._handle)
+                self._handle = None
             for handle in handles:
-                if handle is not None:
-                    CloseHandle(handle)
+                CloseHandle(handle)
 
     make_transport: Callable[[str, float, float | None], Transport] = PipeTransport
 
@@ -681,12 +791,12 @@ else:
 
         def exchange(self, data: bytes) -> bytes:
             try:
-                self._send(data)
+                self.send(data)
             except ConnectionLost:
                 return self.receive()  # what the server said before it hung up
             return self.receive()
 
-        def _send(self, data: bytes) -> None:
+        def send(self, data: bytes) -> None:
             try:
                 self._socket.sendall(data)
             except BlockingIOError:
@@ -705,6 +815,20 @@ else:
                 raise _lost(self._address)
             return chunk
 
+        def wait(self, timeout: float | None) -> bool:
+            poll = select.poll()
+            try:
+                poll.register(self._socket, select.POLLIN)
+            except ValueError:  # closed, in a child that was forked
+                raise _lost(self._address) from None
+            # The longest that poll() takes is 24 days.
+            limit = None if timeout is None else min(math.ceil(max(timeout, 0) * 1000), 2**31 - 1)
+            return bool(poll.poll(limit))
+
+        def interrupt(self) -> None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+
         def ask(self, text: bytes) -> bytes:
             # On a stream a command ends at the line feed, and its reply, which may hold line
             # feeds, where the server has nothing more to say.
@@ -712,7 +836,7 @@ else:
                 raise DataError(
                     "a text command holds no line break outside Windows; use Client instead"
                 )
-            self._send(text + b"\n")
+            self.send(text + b"\n")
             with contextlib.suppress(OSError):  # gone already, which receive() will find
                 self._socket.shutdown(socket.SHUT_WR)
             chunks = [self.receive()]
@@ -810,6 +934,8 @@ CONVERTERS: dict[str, Converter] = {
     **dict.fromkeys(("HINCRBYFLOAT", "INCRBYFLOAT", "ZINCRBY", "ZSCORE"), float),
     **dict.fromkeys(("SDIFF", "SINTER", "SMEMBERS", "SUNION"), set),
     **dict.fromkeys(("SCAN", "SSCAN"), _page(list)),
+    **dict.fromkeys(("BLPOP", "BRPOP"), tuple),
+    **dict.fromkeys(("BZPOPMAX", "BZPOPMIN"), lambda reply: (*reply[:2], float(reply[2]))),
     **dict.fromkeys(("ZPOPMAX", "ZPOPMIN"), _scored()),
     "HGETALL": _mapping,
     "HSCAN": _page(_mapping),
@@ -819,6 +945,12 @@ CONVERTERS: dict[str, Converter] = {
     "ZMSCORE": lambda reply: [None if score is None else float(score) for score in reply],
 }
 
+
+#: The commands that wait, and which of their arguments says how long.
+WAITING = {
+    **dict.fromkeys(("BLPOP", "BRPOP", "BLMOVE", "BRPOPLPUSH", "BZPOPMAX", "BZPOPMIN"), -1),
+    **dict.fromkeys(("BLMPOP", "BZMPOP"), 1),
+}
 
 # ----------------------------------------------------------------------------
 # Commands
@@ -881,7 +1013,7 @@ class Commands:
     """
 
     def execute_command(self, *arguments: Argument, convert: Converter | None = None) -> Any:
-        """Carry out any command, given as its name and arguments.
+        """Carry out any command, given as its name, in capitals, and arguments.
 
         :param convert: makes of a reply that is not None what is returned; without it the reply
             is returned as by the method for this command, if there is one.
@@ -912,6 +1044,7 @@ class Commands:
         exat: int | datetime | None = None,
         pxat: int | datetime | None = None,
         ifeq: Argument | None = None,
+        owned: bool = False,
     ) -> Any:
         """Set a key, to expire after ``ex`` seconds or ``px`` milliseconds if given.
 
@@ -921,13 +1054,16 @@ class Commands:
         :param get: return the value it had.
         :param exat, pxat: when it is to expire, in seconds or milliseconds since 1970.
         :param ifeq: only if it has this value.
+        :param owned: delete it when the connection that set it ends, at the latest when the
+            program does; an addition to Redis. Which connection a client uses, and when it drops
+            it, is its own affair: a :class:`Lock` that is to be owned has one for itself.
         :returns: True, or None if ``nx``, ``xx`` or ``ifeq`` was not met.
         """
         options: list[Argument] = []
         if not (ex is px is exat is pxat is ifeq is None):
             options += _options(EX=ex, PX=px, EXAT=exat, PXAT=pxat, IFEQ=ifeq)
-        if nx or xx or keepttl or get:
-            options += _flags(NX=nx, XX=xx, KEEPTTL=keepttl, GET=get)
+        if nx or xx or keepttl or get or owned:
+            options += _flags(NX=nx, XX=xx, KEEPTTL=keepttl, GET=get, OWNED=owned)
         convert = _as_it_is if get else None  # with get, "OK" is an old value
         return self.execute_command("SET", name, value, *options, convert=convert)
 
@@ -1260,6 +1396,51 @@ class Commands:
         """
         return self.execute_command("LMPOP", num_keys, *args, direction, "COUNT", count)
 
+    def blpop(self, keys: Arguments, timeout: float | None = 0) -> Any:
+        """Take the element at the head of the first list that has any: the list's name and it.
+
+        If none has, wait until one is pushed, in the order in which clients came.
+
+        :param timeout: seconds after which the result is None; 0 or None for no limit. The
+            client's own time limit counts from then on.
+        :raises ConnectionLost: also while it waits. It is not sent again, as an element may have
+            been taken.
+
+        In a transaction it does not wait.
+        """
+        return self.execute_command("BLPOP", *_listed(keys), timeout or 0)
+
+    def brpop(self, keys: Arguments, timeout: float | None = 0) -> Any:
+        """As :meth:`blpop`, at the tail."""
+        return self.execute_command("BRPOP", *_listed(keys), timeout or 0)
+
+    def blmove(
+        self,
+        first_list: Argument,
+        second_list: Argument,
+        timeout: float,
+        src: str = "LEFT",
+        dest: str = "RIGHT",
+    ) -> Any:
+        """As :meth:`lmove`, waiting for an element as :meth:`blpop` does."""
+        return self.execute_command("BLMOVE", first_list, second_list, src, dest, timeout or 0)
+
+    def brpoplpush(self, src: Argument, dst: Argument, timeout: float | None = 0) -> Any:
+        """As :meth:`rpoplpush`, waiting for an element as :meth:`blpop` does."""
+        return self.execute_command("BRPOPLPUSH", src, dst, timeout or 0)
+
+    def blmpop(
+        self,
+        timeout: float,
+        numkeys: int,
+        *args: Argument,
+        direction: str,
+        count: int | None = 1,
+    ) -> Any:
+        """As :meth:`lmpop`, waiting for an element as :meth:`blpop` does."""
+        options = _options(COUNT=count)
+        return self.execute_command("BLMPOP", timeout or 0, numkeys, *args, direction, *options)
+
     # -- Hashes --
 
     def hset(
@@ -1576,6 +1757,48 @@ class Commands:
         """Take the members with the highest scores: a list of tuples of member and score."""
         return self.execute_command("ZPOPMAX", name, *_present(count))
 
+    def zmpop(
+        self,
+        num_keys: int,
+        keys: Sequence[Argument],
+        min: bool | None = False,
+        max: bool | None = False,
+        count: int | None = 1,
+    ) -> Any:
+        """Take members from the first sorted set that has any: its name and a list, or None.
+
+        :param min: those with the lowest scores; each is a list of member and score, as text.
+        :param max: those with the highest.
+        """
+        options = [*_flags(MIN=bool(min), MAX=bool(max)), *_options(COUNT=count)]
+        return self.execute_command("ZMPOP", num_keys, *keys, *options)
+
+    def bzpopmin(self, keys: Arguments, timeout: float | None = 0) -> Any:
+        """Take the member with the lowest score of the first sorted set that has any.
+
+        Waits for one as :meth:`blpop` does.
+
+        :returns: a tuple of the sorted set's name, the member and its score, or None.
+        """
+        return self.execute_command("BZPOPMIN", *_listed(keys), timeout or 0)
+
+    def bzpopmax(self, keys: Arguments, timeout: float | None = 0) -> Any:
+        """As :meth:`bzpopmin`, with the highest score."""
+        return self.execute_command("BZPOPMAX", *_listed(keys), timeout or 0)
+
+    def bzmpop(
+        self,
+        timeout: float,
+        numkeys: int,
+        keys: Sequence[Argument],
+        min: bool | None = False,
+        max: bool | None = False,
+        count: int | None = 1,
+    ) -> Any:
+        """As :meth:`zmpop`, waiting for a member as :meth:`blpop` does."""
+        options = [*_flags(MIN=bool(min), MAX=bool(max)), *_options(COUNT=count)]
+        return self.execute_command("BZMPOP", timeout or 0, numkeys, *keys, *options)
+
     def zremrangebyrank(self, name: Argument, min: int, max: int) -> Any:
         """Delete the members from one place to another, and return how many."""
         return self.execute_command("ZREMRANGEBYRANK", name, min, max)
@@ -1606,6 +1829,26 @@ class Commands:
     ) -> Iterator[Any]:
         """The tuples of member and score, page by page."""
         return _pages(lambda cursor: self.zscan(name, cursor, match, count, score_cast_func))
+
+    # -- Channels --
+
+    def publish(self, channel: Argument, message: Argument) -> Any:
+        """Send a message to who has subscribed to the channel, and return how many got it."""
+        return self.execute_command("PUBLISH", channel, message)
+
+    def pubsub_channels(self, pattern: Argument = "*") -> Any:
+        """The channels that match a pattern and have been subscribed to by name."""
+        return self.execute_command("PUBSUB", "CHANNELS", pattern)
+
+    def pubsub_numsub(self, *args: Argument) -> Any:
+        """Each of the channels in a tuple with how many have subscribed to it by name."""
+        return self.execute_command(
+            "PUBSUB", "NUMSUB", *args, convert=lambda reply: [*_mapping(reply).items()]
+        )
+
+    def pubsub_numpat(self) -> Any:
+        """How many patterns have been subscribed to."""
+        return self.execute_command("PUBSUB", "NUMPAT")
 
     # -- Server --
 
@@ -1702,11 +1945,15 @@ class Commands:
 
 class _Connection:
     # A transport with the reader of its replies.
-    __slots__ = ("reader", "transport")
+    __slots__ = ("__weakref__", "reader", "transport")
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
         self.reader = ReplyReader(transport.receive)
+
+    def __del__(self) -> None:
+        # A pipe's handle, unlike a socket, would stay open until the process ends.
+        self.transport.close()
 
 
 class Client(Commands):
@@ -1747,14 +1994,18 @@ class Client(Commands):
         data = encode_commands((arguments,))
         connection = self._take()
         try:
-            reader = connection.reader
-            reader.feed(connection.transport.exchange(data))
+            reader, name = connection.reader, arguments[0]
+            if type(name) is str and name in WAITING:
+                limit = self._limit(arguments)
+                reader.feed(connection.transport.exchange_within(limit, data))
+            else:
+                reader.feed(connection.transport.exchange(data))
             reply = reader.read(self._decode)
         except BaseException:
             self._drop(connection)
             raise
         self._keep(connection, reply)
-        return _convert(arguments[0], reply, convert)
+        return _convert(name, reply, convert)
 
     def pipeline(self, transaction: bool = True) -> Pipeline:
         """Commands that are sent together; see :class:`Pipeline`.
@@ -1797,18 +2048,98 @@ class Client(Commands):
         blocking: bool = True,
         blocking_timeout: float | None = None,
         thread_local: bool = True,
+        owned: bool = False,
     ) -> Lock:
         """A lock that is this key; see :class:`Lock`."""
-        return Lock(self, name, timeout, sleep, blocking, blocking_timeout, thread_local)
+        return Lock(self, name, timeout, sleep, blocking, blocking_timeout, thread_local, owned)
+
+    def pubsub(self, ignore_subscribe_messages: bool = False) -> PubSub:
+        """Channels to subscribe to; see :class:`PubSub`."""
+        return PubSub(self, ignore_subscribe_messages)
+
+    def monitor(self) -> Monitor:
+        """What all clients ask of the server, as they do; see :class:`Monitor`."""
+        return Monitor(self)
+
+    def cached(
+        self,
+        ttl: float | timedelta,
+        key: Callable[..., str] | None = None,
+        prefix: str = "cached:",
+        dumps: Callable[[Any], str | bytes] = json.dumps,
+        loads: Callable[[bytes], Any] = json.loads,
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Have the server keep what a function returns, None too, for calls with equal arguments.
+
+            @cache.cached(ttl=60)
+            def price(article: str) -> float: ...
+
+        :param ttl: seconds that a result is kept.
+        :param key: makes the key, after the prefix, from the arguments. Without it the key is the
+            function's module and name and the arguments as JSON, so that they must be of JSON's
+            types (a method's ``self`` is not), and ``f(1)`` is another call than ``f(x=1)``.
+        :param dumps, loads: make str or bytes of a result, and a result of bytes. With JSON a
+            tuple comes back as a list. Pickle would keep it, but runs what others have written
+            into the key.
+        :raises ValueError: for a ttl that cannot be.
+
+        An exception is not kept. Programs that call at the same time may each run the function.
+        So does each call while there is no server, or it fails: the logger ``pipecache.client``
+        says so. The function's ``invalidate()`` deletes the result for its arguments.
+        """
+        px = int((ttl.total_seconds() if isinstance(ttl, timedelta) else ttl) * 1000)
+        if px <= 0:
+            raise ValueError("a result must be kept for a millisecond at least")
+
+        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+            def name(*args: Any, **kwargs: Any) -> str:
+                if key is not None:
+                    return prefix + key(*args, **kwargs)
+                arguments = json.dumps([args, kwargs], sort_keys=True)
+                return f"{prefix}{function.__module__}.{function.__qualname__}:{arguments}"
+
+            @functools.wraps(function)
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                at = name(*args, **kwargs)
+                kept = self._attempt("GET", at)
+                if kept is not None:
+                    return loads(kept)
+                result = function(*args, **kwargs)
+                self._attempt("SET", at, dumps(result), "PX", px)
+                return result
+
+            def invalidate(*args: Any, **kwargs: Any) -> Any:
+                return self.delete(name(*args, **kwargs))
+
+            wrapper.invalidate = invalidate  # type: ignore[attr-defined]
+            return wrapper
+
+        return decorate
+
+    def _attempt(self, *command: Argument) -> Any:
+        # For cached(): the reply in bytes, or None where the server does not give it.
+        try:
+            connection = self._take()
+            reply = self._converse(connection, [(encode_commands([command]), 1)], False)[0]
+            self._keep(connection, reply)
+            return _convert(command[0], reply, _as_it_is)
+        except DataError:
+            raise
+        except CacheError as error:
+            import logging  # which most programs that use this file need not load
+
+            level = logging.DEBUG if isinstance(error, ServerNotRunning) else logging.WARNING
+            logging.getLogger("pipecache.client").log(level, "%s %s: %s", *command[:2], error)
+            return None
 
     def close(self) -> None:
-        """Close the connections that are not in use; the next command opens a new one."""
+        """Close the connections that are not in use; the next command opens a new one.
+
+        Those of a lock that is held, a :class:`PubSub` and a :class:`Monitor` are in use.
+        """
         with contextlib.suppress(IndexError):  # other threads may take some meanwhile
             while True:
                 self._idle.pop().transport.close()
-
-    #: A pipe's handle, unlike a socket, would stay open until the process ends.
-    __del__ = close
 
     def __enter__(self) -> Client:
         return self
@@ -1816,14 +2147,29 @@ class Client(Commands):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _converse(self, connection: _Connection, parts: Sequence[tuple[bytes, int]]) -> list[Any]:
+    def _limit(self, command: Sequence[Any]) -> float | None:
+        # How long to wait for the reply of a command that waits.
+        with contextlib.suppress(IndexError, TypeError, ValueError):  # the server says what it is
+            seconds = float(command[WAITING[command[0].upper()]])
+            if seconds == 0 or self._timeout is None:
+                return None
+            return self._timeout + max(seconds, 0)
+        return self._timeout
+
+    def _converse(
+        self,
+        connection: _Connection,
+        parts: Sequence[tuple[bytes, int]],
+        decode: bool | None = None,
+    ) -> list[Any]:
         # Send commands, each part with the number of them, and return their replies, errors too.
+        decode = self._decode if decode is None else decode
         replies: list[Any] = []
         try:
             reader = connection.reader
             for data, count in parts:
                 reader.feed(connection.transport.exchange(data))
-                replies += reader.read_all(count, self._decode)
+                replies += reader.read_all(count, decode)
         except BaseException:
             self._drop(connection)
             raise
@@ -1833,7 +2179,10 @@ class Client(Commands):
         try:
             return self._idle.pop()
         except IndexError:
-            return _Connection(make_transport(self.address, self._connect_timeout, self._timeout))
+            return self._connect()
+
+    def _connect(self) -> _Connection:
+        return _Connection(make_transport(self.address, self._connect_timeout, self._timeout))
 
     def _keep(self, connection: _Connection, last_reply: Any) -> None:
         if type(last_reply) is ResponseError and str(last_reply).startswith("Protocol error"):
@@ -1850,10 +2199,16 @@ class Client(Commands):
 #: Every client there is, for a forked child: it must not talk on its parent's connections.
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 
+#: The connections that are not for the next command of any thread, for the same reason; an owned
+#: key would also outlive the parent as long as its child.
+_reserved: weakref.WeakSet[_Connection] = weakref.WeakSet()
+
 
 def _close_inherited() -> None:
     for client in _clients:
         client.close()
+    for connection in _reserved:
+        connection.transport.close()
 
 
 if hasattr(os, "register_at_fork"):
@@ -2034,6 +2389,30 @@ def _parts(commands: Sequence[Sequence[Argument]]) -> Iterator[tuple[bytes, int]
         yield from _parts(commands[start : start + step])
 
 
+class _Session(Commands):
+    # The commands on a connection taken from a client, for as long as keys belong to it.
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._lock = threading.Lock()
+        self._connection: _Connection | None = client._take()
+        _reserved.add(self._connection)
+
+    def execute_command(self, *arguments: Argument, convert: Converter | None = None) -> Any:
+        with self._lock:
+            connection, self._connection = self._connection, None
+            if connection is None:
+                raise _lost(self._client.address)
+            reply = self._client._converse(connection, [(encode_commands([arguments]), 1)])[0]
+            self._connection = connection
+        return _convert(arguments[0], reply, convert)
+
+    def give_back(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            _reserved.discard(connection)
+            self._client._keep(connection, None)
+
+
 class Lock:
     """A lock that threads and programs share: a key that has its holder's token in it.
 
@@ -2044,9 +2423,14 @@ class Lock:
     :param blocking_timeout: seconds it waits at most; None for no limit.
     :param thread_local: whether it is held by the thread that got it alone; if not, another one
         may give it back.
+    :param owned: whether it is free again when its holder is gone: the key is OWNED by a
+        connection that the lock keeps for itself while it is held. So it needs no timeout, nor
+        can a crash, however hard, leave it held. It is lost with that connection, but not by the
+        client's :meth:`Client.close`. With ``thread_local`` it is free when the thread is gone.
 
     As a context manager it is held inside. It is got by SET with NX and PX, and given back and
-    prolonged, as long as its token is in the key, by DELIFEQ and SET with IFEQ.
+    prolonged, as long as its token is in the key, by DELIFEQ and SET with IFEQ. A forked child
+    does not hold its parent's lock.
     """
 
     def __init__(
@@ -2058,6 +2442,7 @@ class Lock:
         blocking: bool = True,
         blocking_timeout: float | None = None,
         thread_local: bool = True,
+        owned: bool = False,
     ) -> None:
         self.name = name
         self.timeout = timeout
@@ -2066,6 +2451,7 @@ class Lock:
         self.blocking_timeout = blocking_timeout
         self.local: Any = threading.local() if thread_local else SimpleNamespace()
         self._client = client
+        self._owned = owned
 
     def __enter__(self) -> Lock:
         if not self.acquire():
@@ -2093,11 +2479,18 @@ class Lock:
         deadline = math.inf if limit is None else time.monotonic() + limit
         mine = _encode_argument(os.urandom(16).hex() if token is None else token)
         px = int(self.timeout * 1000) if self.timeout else None
-        while not self._client.set(self.name, mine, nx=True, px=px):
-            if not blocking or time.monotonic() + sleep > deadline:
-                return False
-            time.sleep(sleep)
-        self.local.token = mine
+        session = _Session(self._client) if self._owned else None
+        commands, held = session or self._client, False
+        try:
+            while not commands.set(self.name, mine, nx=True, px=px, owned=self._owned):
+                if not blocking or time.monotonic() + sleep > deadline:
+                    return False
+                time.sleep(sleep)
+            held = True
+        finally:
+            if session is not None and not held:
+                session.give_back()
+        self.local.token, self.local.session = mine, session
         return True
 
     def release(self) -> None:
@@ -2107,9 +2500,15 @@ class Lock:
         :raises LockNotOwnedError: if it has run out meanwhile.
         """
         token = self._token("release")
-        self.local.token = None
-        if not self._client.delifeq(self.name, token):
-            raise LockNotOwnedError("Cannot release a lock that's no longer owned")
+        session = self.local.session
+        try:
+            with self._still("release") as commands:
+                self.local.token = self.local.session = None
+                if not commands.delifeq(self.name, token):
+                    raise LockNotOwnedError("Cannot release a lock that's no longer owned")
+        finally:
+            if session is not None:
+                session.give_back()
 
     def extend(self, additional_time: float, replace_ttl: bool = False) -> bool:
         """Hold the lock for so many seconds more, or from now on with ``replace_ttl``: True.
@@ -2117,8 +2516,9 @@ class Lock:
         :raises LockError, LockNotOwnedError: as :meth:`release`; also if it never runs out.
         """
         token = self._token("extend", self.timeout)
-        left = 0 if replace_ttl else max(self._client.pttl(self.name), 0)
-        return self._prolong("extend", token, left + int(additional_time * 1000))
+        with self._still("extend") as commands:
+            left = 0 if replace_ttl else max(commands.pttl(self.name), 0)
+            return self._prolong("extend", token, left + int(additional_time * 1000))
 
     def reacquire(self) -> bool:
         """Hold the lock for its whole time again, from now on: True; raises as :meth:`extend`."""
@@ -2132,7 +2532,11 @@ class Lock:
     def owned(self) -> bool:
         """Whether this thread holds the lock."""
         token = getattr(self.local, "token", None)
-        held_by = self._client.get(self.name)
+        try:
+            with self._still("own") as commands:
+                held_by = commands.get(self.name)
+        except LockNotOwnedError:
+            return False
         return token is not None and held_by is not None and _encode_argument(held_by) == token
 
     def _token(self, verb: str, timeout: float | None = 0) -> bytes:
@@ -2144,9 +2548,386 @@ class Lock:
         return token
 
     def _prolong(self, verb: str, token: bytes, milliseconds: int) -> bool:
-        if not self._client.set(self.name, token, px=milliseconds, ifeq=token):
-            raise LockNotOwnedError(f"Cannot {verb} a lock that's no longer owned")
+        with self._still(verb) as commands:
+            if commands.set(self.name, token, px=milliseconds, ifeq=token, owned=self._owned):
+                return True
+        raise LockNotOwnedError(f"Cannot {verb} a lock that's no longer owned")
+
+    @contextlib.contextmanager
+    def _still(self, verb: str) -> Iterator[Commands]:
+        # The commands, on the connection that the key belongs to if it does to one.
+        session = getattr(self.local, "session", None)
+        try:
+            yield session or self._client
+        except ConnectionLost as error:
+            if session is None:
+                raise
+            raise LockNotOwnedError(f"Cannot {verb} a lock that's no longer owned") from error
+
+
+# ----------------------------------------------------------------------------
+# Live data: channels, and what others ask of the server
+# ----------------------------------------------------------------------------
+
+
+class PubSub:
+    """Channels of one client's server, on a connection of its own.
+
+    :param ignore_subscribe_messages: whether messages that only confirm what was subscribed to
+        or unsubscribed from are left out.
+    :ivar channels, patterns: what is subscribed to, each with its handler or None.
+
+    A message is a dict: its ``type`` (message, pmessage; subscribe, psubscribe, unsubscribe,
+    punsubscribe; pong), ``pattern``, ``channel`` and ``data``, which is the number of
+    subscriptions where it only confirms one. A handler, given as ``name=handler``, is called
+    with the messages of its channel or pattern, which are then returned by no method.
+
+    When the connection is lost it connects again, waiting for the server as long as the client's
+    ``connect_timeout``, and subscribes to the same; what was published meanwhile is missing. One
+    thread at a time may receive, and others subscribe, unsubscribe and close meanwhile.
+    """
+
+    def __init__(self, client: Client, ignore_subscribe_messages: bool = False) -> None:
+        self.ignore_subscribe_messages = ignore_subscribe_messages
+        self.channels: dict[Any, Callable[[dict[str, Any]], object] | None] = {}
+        self.patterns: dict[Any, Callable[[dict[str, Any]], object] | None] = {}
+        self._client = client
+        self._leaving: set[tuple[str, Any]] = set()
+        self._inbox: deque[Any] = deque()
+        self._subscribed = threading.Event()
+        self._lock = threading.RLock()  # for all that is here but the inbox
+        self._connection: _Connection | None = None
+        self._busy: _Connection | None = None  # the one that a thread is receiving on
+
+    def __enter__(self) -> PubSub:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.reset()
+
+    @property
+    def subscribed(self) -> bool:
+        """Whether messages can come: until the last channel's unsubscribe message is read."""
+        return self._subscribed.is_set()
+
+    def subscribe(self, *args: Any, **kwargs: Callable[[dict[str, Any]], object]) -> None:
+        """Receive what is published to these channels; a keyword gives one its handler.
+
+        :raises ServerNotRunning, CacheTimeout: as any command.
+        """
+        self._subscribe("SUBSCRIBE", self.channels, args, kwargs)
+
+    def psubscribe(self, *args: Any, **kwargs: Callable[[dict[str, Any]], object]) -> None:
+        """As :meth:`subscribe`, for all channels that match patterns such as ``news.*``."""
+        self._subscribe("PSUBSCRIBE", self.patterns, args, kwargs)
+
+    def unsubscribe(self, *args: Any) -> None:
+        """Receive no more of these channels, or of any that was subscribed to by name."""
+        self._unsubscribe("UNSUBSCRIBE", self.channels, args)
+
+    def punsubscribe(self, *args: Any) -> None:
+        """Receive no more by these patterns, or by any."""
+        self._unsubscribe("PUNSUBSCRIBE", self.patterns, args)
+
+    def ping(self, message: Argument | None = None) -> None:
+        """Ask for a message of type ``pong``."""
+        self._send("PING", *_present(message))
+
+    def get_message(
+        self, ignore_subscribe_messages: bool = False, timeout: float | None = 0.0
+    ) -> dict[str, Any] | None:
+        """The next message, or None if none has come within so many seconds (None: no limit).
+
+        None too for one that a handler has taken, or that is to be ignored.
+
+        :raises ServerNotRunning, CacheTimeout: if the server is gone. The next call tries again.
+        """
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while not self._subscribed.is_set():
+            left = deadline - time.monotonic()
+            # In slices, or Windows does not see Ctrl+C.
+            if not self._subscribed.wait(max(0, min(left, SLICE))) and left <= SLICE:
+                return None
+        reply = self._next(deadline)
+        return None if reply is None else self._handle(reply, ignore_subscribe_messages)
+
+    def listen(self) -> Iterator[dict[str, Any]]:
+        """The messages as they come, until nothing is subscribed to any more."""
+        while self.subscribed:
+            reply = self._next(math.inf)
+            message = None if reply is None else self._handle(reply, False)
+            if message is not None:
+                yield message
+
+    __iter__ = listen
+
+    def run_in_thread(
+        self,
+        sleep_time: float = 0.0,
+        daemon: bool = False,
+        exception_handler: Callable[[BaseException, PubSub, PubSubWorkerThread], object]
+        | None = None,
+    ) -> PubSubWorkerThread:
+        """Have a thread call the handlers, until its ``stop()`` is called.
+
+        :param sleep_time: seconds between looks at whether it is to stop, if it has no connection.
+        :param exception_handler: is called with an exception, this object and the thread, which
+            then goes on; without it the exception ends the thread.
+        :raises PubSubError: if a channel or pattern has no handler.
+        """
+        for kind, handlers in (("Channel", self.channels), ("Pattern", self.patterns)):
+            for name, handler in handlers.items():
+                if handler is None:
+                    raise PubSubError(f"{kind}: '{name}' has no handler registered")
+        thread = PubSubWorkerThread(self, sleep_time, daemon, exception_handler)
+        thread.start()
+        return thread
+
+    def reset(self) -> None:
+        """Subscribe to nothing any more, and give the connection up."""
+        with self._lock:
+            self._disconnect()
+            self.channels.clear()
+            self.patterns.clear()
+            self._inbox.clear()
+            self._subscribed.clear()
+
+    close = reset
+
+    def _name(self, name: Argument) -> Any:
+        data = _encode_argument(name)
+        return data.decode() if self._client._decode else data
+
+    def _subscribe(self, command: str, known: dict[Any, Any], args: Any, kwargs: Any) -> None:
+        names = _listed(args[0], args[1:]) if args else []
+        handlers = {
+            **dict.fromkeys(map(self._name, names)),
+            **{self._name(n): kwargs[n] for n in kwargs},
+        }
+        with self._lock:
+            self._send(command, *handlers)
+            known.update(handlers)
+            self._leaving.difference_update((command, name) for name in handlers)
+            self._subscribed.set()
+
+    def _unsubscribe(self, command: str, known: dict[Any, Any], args: Any) -> None:
+        names = _listed(args[0], args[1:]) if args else []
+        with self._lock:
+            self._send(command, *names)
+            leaving = [*map(self._name, names)] if args else [*known]
+            self._leaving.update((command.replace("UN", ""), name) for name in leaving)
+
+    def _send(self, *command: Argument) -> None:
+        data = encode_commands([command])
+        with self._lock:
+            try:
+                self._connected().transport.send(data)
+            except ConnectionLost:  # what was sent is lost with it, or can be sent twice
+                self._disconnect()
+                self._connected().transport.send(data)
+
+    def _connected(self) -> _Connection:
+        if self._connection is None:
+            for command, name in self._leaving:
+                (self.patterns if command == "PSUBSCRIBE" else self.channels).pop(name, None)
+            self._leaving.clear()
+            connection = self._client._connect()
+            _reserved.add(connection)
+            if not self.channels and not self.patterns:
+                self._subscribed.clear()
+            for names in (("SUBSCRIBE", *self.channels), ("PSUBSCRIBE", *self.patterns)):
+                if len(names) > 1:
+                    connection.transport.send(encode_commands([names]))
+            self._connection = connection
+        return self._connection
+
+    def _disconnect(self) -> None:
+        # Its handle may be closed only when no other thread is inside a call with it.
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.transport.interrupt()
+            if connection is not self._busy:
+                connection.transport.close()
+
+    def _next(self, deadline: float) -> Any:
+        # The next reply; None when the time is up, or another thread has unsubscribed from all.
+        give_up = None
+        while not self._inbox:
+            try:
+                with self._lock:
+                    connection = self._connected() if self.subscribed else None
+                    if connection is None or not self.subscribed:
+                        return None
+                    self._busy = connection
+                give_up = None
+                if not self._receive(connection, deadline):
+                    return None
+            except (ConnectionLost, ServerNotRunning) as error:
+                now = time.monotonic()
+                give_up = give_up or now + self._client._connect_timeout
+                if isinstance(error, ServerNotRunning):
+                    if now > give_up:
+                        raise
+                    time.sleep(SLICE / 5)
+        return self._inbox.popleft()
+
+    def _receive(self, connection: _Connection, deadline: float) -> bool:
+        replies: list[Any] = []
+        whole = False  # whether the stream is between two replies
+        try:
+            if connection.reader.empty:
+                left = None if deadline == math.inf else deadline - time.monotonic()
+                try:
+                    if not connection.transport.wait(left):
+                        whole = True
+                        return False
+                except KeyboardInterrupt:
+                    whole = True
+                    raise
+            replies = connection.reader.read_some()
+            whole = True
+        finally:
+            with self._lock:
+                self._busy = None
+                if connection is not self._connection:
+                    connection.transport.close()
+                elif whole:
+                    self._inbox.extend(replies)
+                else:
+                    self._disconnect()
         return True
+
+    def _handle(self, reply: Any, ignore: bool) -> dict[str, Any] | None:
+        if isinstance(reply, ResponseError):
+            raise reply
+        # PING is answered in another way while nothing is subscribed to.
+        parts = reply if isinstance(reply, list) else [b"pong", b"" if reply == b"PONG" else reply]
+        kind, *rest = parts
+        kind = kind.decode()
+        if self._client._decode:
+            rest = [part.decode() if isinstance(part, bytes) else part for part in rest]
+        pattern = rest.pop(0) if kind == "pmessage" else None
+        channel = rest.pop(0) if len(rest) > 1 else None
+        message = {"type": kind, "pattern": pattern, "channel": channel, "data": rest[0]}
+        if kind in ("message", "pmessage"):
+            handlers, name = (
+                (self.channels, channel) if kind == "message" else (self.patterns, pattern)
+            )
+            handler = handlers.get(name)
+            if handler is None:
+                return message
+            handler(message)
+            return None
+        if kind in ("unsubscribe", "punsubscribe"):
+            with self._lock:
+                left = (kind.replace("un", "").upper(), channel)
+                if left in self._leaving:
+                    self._leaving.remove(left)
+                    (self.channels if kind == "unsubscribe" else self.patterns).pop(channel, None)
+                if not self.channels and not self.patterns:
+                    self._subscribed.clear()
+        ignore = (ignore or self.ignore_subscribe_messages) and kind != "pong"
+        return None if ignore else message
+
+
+class PubSubWorkerThread(threading.Thread):
+    """A thread that calls the handlers of a :class:`PubSub`, see its ``run_in_thread``."""
+
+    def __init__(
+        self,
+        pubsub: PubSub,
+        sleep_time: float,
+        daemon: bool = False,
+        exception_handler: Callable[[BaseException, PubSub, PubSubWorkerThread], object]
+        | None = None,
+    ) -> None:
+        super().__init__(daemon=daemon)
+        self.pubsub = pubsub
+        self.sleep_time = sleep_time
+        self.exception_handler = exception_handler
+        self._running = threading.Event()
+        self._running.set()
+
+    def run(self) -> None:
+        while self._running.is_set():
+            try:
+                self.pubsub.get_message(True, max(self.sleep_time, SLICE))
+            except BaseException as error:
+                if self.exception_handler is None:
+                    raise
+                self.exception_handler(error, self.pubsub, self)
+        self.pubsub.close()
+
+    def stop(self) -> None:
+        """Subscribe to nothing any more, which ends the thread; a handler may call it too."""
+        self._running.clear()
+        self.pubsub.close()
+
+
+class Monitor:
+    """The commands of all clients as the server carries them out, while inside ``with``.
+
+    On a connection of its own. Each is a dict: ``time`` (in seconds since 1970), ``db``,
+    ``client_address``, ``client_port``, ``client_type`` (unix, tcp, or pipe) and ``command``,
+    its words with blanks between. MONITOR costs the server time.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._connection: _Connection | None = None
+        self._inbox: deque[Any] = deque()
+
+    def __enter__(self) -> Monitor:
+        self._connection = self._client._connect()
+        _reserved.add(self._connection)
+        data = encode_commands([("MONITOR",)])
+        self._connection.reader.feed(self._connection.transport.exchange(data))
+        _convert("MONITOR", self._connection.reader.read(True), None)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._connection is not None:
+            self._connection.transport.close()
+            self._connection = None
+        self._inbox.clear()
+
+    def next_command(self) -> dict[str, Any]:
+        """Wait for a command and return it.
+
+        :raises ConnectionLost: if the server is gone.
+        """
+        if self._connection is None:
+            raise CacheError("A monitor is to be used inside 'with'")
+        while not self._inbox:
+            self._inbox.extend(_receive_some(self._connection))
+        moment, _, rest = _text(self._inbox.popleft()).partition(" [")
+        place, _, command = rest.partition("] ")
+        db, _, client = place.partition(" ")
+        address, _, port = client.rpartition(":")
+        kind = "tcp" if address else "pipe"
+        if client.startswith("unix:"):
+            address, kind, port = "unix", "unix", client[5:]
+        words = " ".join(re.findall(r'"(.*?)(?<!\\)"', command)).replace('\\"', '"')
+        return {
+            "time": float(moment),
+            "db": int(db),
+            "client_address": address or client,
+            "client_port": port if address else "",
+            "client_type": kind,
+            "command": words,
+        }
+
+    def listen(self) -> Iterator[dict[str, Any]]:
+        """The commands as they come."""
+        while True:
+            yield self.next_command()
+
+
+def _receive_some(connection: _Connection) -> list[Any]:
+    # What has come, or comes next, however long that takes.
+    if connection.reader.empty:
+        connection.transport.wait(None)
+    return connection.reader.read_some()
 
 
 def send_command(command: str, pipe: str = DEFAULT_PIPE) -> str:
@@ -2215,11 +2996,35 @@ def _split(line: bytes) -> list[bytes]:
     return words
 
 
+#: The commands after which lines come until Ctrl+C.
+_STREAMS = ("SUBSCRIBE", "PSUBSCRIBE", "MONITOR")
+
+
+def _stream(cache: Client, arguments: Sequence[Argument]) -> None:
+    connection = cache._connect()
+    try:
+        connection.transport.send(encode_commands([arguments]))
+        while True:
+            for reply in _receive_some(connection):
+                if isinstance(reply, ResponseError):
+                    raise reply
+                elements = reply if isinstance(reply, list) else [reply]
+                _print(b" ".join([_show(element, b"") for element in elements]))
+    except KeyboardInterrupt:
+        return
+    finally:
+        connection.transport.close()
+
+
 def _run(cache: Client, arguments: Sequence[bytes], missing: bytes) -> int:
     """Carry out one command, print its reply, and return the exit status."""
+    name = arguments[0].decode("latin-1").upper()
     try:
-        # The name is in bytes, so that the reply comes as it is.
-        _print(_show(cache.execute_command(*arguments), missing))
+        if name in _STREAMS:
+            _stream(cache, arguments)
+            return 0
+        command: Sequence[Argument] = [name, *arguments[1:]] if name in WAITING else arguments
+        _print(_show(cache.execute_command(*command, convert=_as_it_is), missing))
     except ResponseError as error:
         _print(_show(error, missing))
         return 1
