@@ -2904,15 +2904,17 @@ class Monitor:
         place, _, command = rest.partition("] ")
         db, _, client = place.partition(" ")
         address, _, port = client.rpartition(":")
-        kind = "tcp" if address else "pipe"
-        if client.startswith("unix:"):
+        kind = "tcp"
+        if client.startswith("\\\\"):
+            kind, port = "pipe", ""
+        elif client.startswith("unix:"):
             address, kind, port = "unix", "unix", client[5:]
         words = " ".join(re.findall(r'"(.*?)(?<!\\)"', command)).replace('\\"', '"')
         return {
             "time": float(moment),
             "db": int(db),
-            "client_address": address or client,
-            "client_port": port if address else "",
+            "client_address": address,
+            "client_port": port,
             "client_type": kind,
             "command": words,
         }

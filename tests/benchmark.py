@@ -35,6 +35,17 @@ shares
     loop over bare sockets, each asks again as soon as it is answered, and after a second it is
     counted how many replies the least served got, and how many the median client.
 
+delivery
+    From before a message is published until its one subscriber has it, both of them the client's
+    own and in one process, as a test of a channel would have it; and a GET of the same client.
+fanout
+    Messages a second that reach 100 subscribers of one channel together, with one PUBLISH under
+    way and with ten.  The subscribers are one loop over bare sockets that counts bytes; how long
+    it had nothing to do says whether it is what is seen.
+waiting
+    200 clients that wait in BLPOP: what they add to the server's memory, and what part of a
+    processor the server takes while they do.
+
 The same worker processes (``peers/worker.py``) are the clients of every contender of a half,
 servers run side by side and idle while others are measured, every visit is warmed up and the
 answers are checked.  Clients are used with their own defaults, but that pymemcache is told to wait
@@ -96,6 +107,9 @@ CROWD = 256
 #: of what the median client gets.
 SHARERS = 50
 STARVED = 0.25
+#: Subscribers of one channel, and clients that wait.
+SUBSCRIBERS = 100
+WAITERS = 200
 #: Bytes by which a server's memory may still move when it is read.
 STILL = 65536
 
@@ -156,6 +170,14 @@ METRICS: dict[str, Metric] = {
             ("longest", Metric("longest", "µs")),
         )
     },
+    "delivery": Metric("publish to received", "µs"),
+    "delivery_get": Metric("GET", "µs"),
+    "fanout1": Metric("1 under way", "1/s", True),
+    "fanout1_idle": Metric("receiver idle", "", True),
+    "fanout10": Metric("10 under way", "1/s", True),
+    "fanout10_idle": Metric("receiver idle", "", True),
+    "waiting_memory": Metric("memory", "MB"),
+    "waiting_processor": Metric("of a processor", "%"),
     "shares_least": Metric("least served", "1/s", True),
     "shares_median": Metric("median client", "1/s", True),
     "shares_ratio": Metric("least / median", "", True),
@@ -166,8 +188,8 @@ METRICS: dict[str, Metric] = {
 #: What a contender with a server takes part in, a server with no client of its own (those of the
 #: measurement ask it), this project's own, and a contender without a server.
 SERVED = ("trips", "together", "apart", "clients")
-ASKED = (*BENCHES, "shares")
-MINE = (*SERVED, "memory", "startup", "crowd", *ASKED)
+ASKED = (*BENCHES, "shares", "fanout", "waiting")
+MINE = (*SERVED, "memory", "startup", "crowd", "delivery", *ASKED)
 FILE = ("trips", "clients")
 
 
@@ -249,6 +271,12 @@ TARGETS = (
     Target("linux", "bench50_set_p99", 12.0, "redis-server's time, 50 clients", REDIS),
     Target("linux", "bench50x16_get", 0.20, "redis-server's rate, 50 clients x 16", REDIS),
     Target("linux", "bench50x16_set", 0.20, "redis-server's rate, 50 clients x 16", REDIS),
+    Target("linux", "delivery", 0.80, "redis-py on redis-server", ("redis-unix",)),
+    Target("wine", "delivery", 1.20, "a GET round trip", over="delivery_get"),
+    Target("linux", "fanout1", 0.30, "redis-server's rate, 100 subscribers", REDIS),
+    Target("linux", "fanout10", 0.30, "redis-server's rate, 100 subscribers", REDIS),
+    Target("linux", "waiting_processor", 2.0, "% that 200 waiting clients take"),
+    Target("linux", "waiting_memory", 20.0, "MB that 200 waiting clients add"),
     Target("linux", "shares_ratio", STARVED, f"least served of {SHARERS} clients, of the median"),
 )
 
@@ -586,7 +614,13 @@ class Linux(Half):
             "pipecache",
             measured=("trips",),
         ),
-        Contender("redis-unix", "redis-server, redis-py, Unix socket", "redis", "redis-server"),
+        Contender(
+            "redis-unix",
+            "redis-server, redis-py, Unix socket",
+            "redis",
+            "redis-server",
+            measured=(*SERVED, "delivery"),
+        ),
         Contender(
             "redis-unix-hiredis",
             "redis-server, redis-py + hiredis, Unix socket",
@@ -717,7 +751,7 @@ class Windows(Half):
         ),
     )
 
-    possible = (*SERVED, "startup", "crowd")
+    possible = (*SERVED, "startup", "crowd", "delivery")
 
     def set_up(self) -> None:
         self.python = provision.windows_python(WINDOWS_PYTHON)
@@ -1084,6 +1118,76 @@ class Shares(Measurement):
         }
 
 
+class Delivery(Measurement):
+    name = "delivery"
+    title = "a message to one subscriber"
+    columns = ("delivery", "delivery_get")
+    compared = "delivery"
+
+    def visit(self, half: Half, contender: Contender) -> dict[str, float]:
+        address = half.serve(contender)
+        (worker,) = half.crew(1)
+        worker.ask("open", **half.opening(contender, address))
+        seconds = 0.1 if self.quick else 0.3
+        found = worker.ask("delivery", seconds=seconds, warm=seconds / 4)
+        worker.ask("close")
+        return {"delivery": found["delivery"], "delivery_get": found["get"]}
+
+
+class Fanout(Measurement):
+    name = "fanout"
+    title = f"{SUBSCRIBERS} subscribers of one channel"
+    share = 0.6
+    columns = ("fanout1", "fanout1_idle", "fanout10", "fanout10_idle")
+    compared = "fanout1"
+
+    def visit(self, half: Half, contender: Contender) -> dict[str, float]:
+        address = half.serve(contender)
+        (worker,) = half.crew(1)
+        results = {}
+        for count in (1, 10):
+            seconds = 0.3 if self.quick else 1.0
+            asked = {"address": address, "count": SUBSCRIBERS, "under_way": count}
+            found = worker.ask("fanout", seconds=seconds, **asked)
+            results[f"fanout{count}"] = found["rate"]
+            results[f"fanout{count}_idle"] = found["idle"]
+        return results
+
+
+class Waiting(Memory):
+    name = "waiting"
+    title = f"{WAITERS} clients that wait in BLPOP"
+    columns = ("waiting_memory", "waiting_processor")
+    compared = "waiting_memory"
+
+    def visit(self, half: Half, contender: Contender) -> dict[str, float]:
+        address = half.pipe(f"{contender.service}-waiting")
+        program = half.start(contender.service, address)
+        try:
+            program.wait_ready()
+            (worker,) = half.crew(1)
+            pid = program.process.pid
+            worker.ask("wait", address=address, count=1)
+            before = self._settled(pid)
+            worker.ask("wait", address=address, count=WAITERS)
+            after = self._settled(pid)
+            started, used = time.monotonic(), self._processor_time(pid)
+            time.sleep(1.0 if self.quick else 3.0)
+            used = self._processor_time(pid) - used
+            taken = time.monotonic() - started
+            worker.ask("wait", address=address, count=0)
+        finally:
+            program.stop()
+        return {
+            "waiting_memory": (after - before) / 1e6,
+            "waiting_processor": 100 * used / taken,
+        }
+
+    def _processor_time(self, pid: int) -> float:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 MEASUREMENTS: tuple[type[Measurement], ...] = (
     Trips,
     Together,
@@ -1093,6 +1197,9 @@ MEASUREMENTS: tuple[type[Measurement], ...] = (
     Bench50,
     Bench50x16,
     Shares,
+    Delivery,
+    Fanout,
+    Waiting,
     Startup,
     Crowd,
     Memory,

@@ -36,6 +36,9 @@ class Session:
     mget: Callable[[Sequence[str]], Any] | None = None
     #: Store many pairs by the quickest means the client has.
     fill: Callable[[dict[str, str]], Any] | None = None
+    #: Send a message to a channel; and a way to subscribe, as redis-py has it.
+    publish: Callable[[str, str], Any] | None = None
+    pubsub: Callable[[], Any] | None = None
     #: An echo has no values: it answers with what it was asked.
     echo: bool = False
 
@@ -70,6 +73,8 @@ def open_pipecache(address: str, project: str) -> Session:
         pipeline if hasattr(client, "pipeline") else None,
         client.mget if many else None,
         client.mset if many else None,
+        getattr(client, "publish", None),
+        getattr(client, "pubsub", None),
     )
 
 
@@ -112,7 +117,8 @@ def open_redis(address: str, hiredis: str = "no", single: str = "no") -> Session
             commands.get(key)
         return commands.execute()
 
-    return Session(client.get, client.set, client.close, pipeline, client.mget, client.mset)
+    several = pipeline, client.mget, client.mset
+    return Session(client.get, client.set, client.close, *several, client.publish, client.pubsub)
 
 
 def open_memcached(address: str) -> Session:

@@ -164,6 +164,31 @@ def do_crowd(address: str, count: int) -> dict[str, Any]:
     return {"connect": connected - started, "answer": answered - connected}
 
 
+def do_delivery(seconds: float, warm: float) -> dict[str, Any]:
+    """Microseconds from before a message is published until its one subscriber has it, and for a
+    GET between the same client and server."""
+    it = session()
+    if it.publish is None or it.pubsub is None:
+        raise NotImplementedError("this client has no channels")
+    publish, pubsub = it.publish, it.pubsub()
+    pubsub.subscribe("news")
+    check("SUBSCRIBE", plain(pubsub.get_message(timeout=PATIENCE)["channel"]), "news")
+
+    def deliver(value: str) -> None:
+        publish("news", value)
+        message = pubsub.get_message(timeout=PATIENCE)
+        check("the message", plain(message["data"]), value)
+
+    it.set(KEYS[0], VALUES[0])
+    values = [(value,) for value in VALUES]
+    timed(deliver, values, warm)
+    laps = timed(deliver, values, seconds)
+    timed(it.get, [(KEYS[0],)], warm)
+    trips = timed(it.get, [(KEYS[0],)], seconds)
+    pubsub.close()
+    return {"delivery": statistics.median(laps) * 1e6, "get": statistics.median(trips) * 1e6}
+
+
 DO: dict[str, Callable[..., dict[str, Any]]] = {
     "open": do_open,
     "close": do_close,
@@ -172,6 +197,7 @@ DO: dict[str, Callable[..., dict[str, Any]]] = {
     "load": do_load,
     "fill": do_fill,
     "crowd": do_crowd,
+    "delivery": do_delivery,
 }
 
 
@@ -243,6 +269,65 @@ else:
         }
 
     DO["shares"] = do_shares
+
+    def do_fanout(address: str, count: int, under_way: int, seconds: float) -> dict[str, Any]:
+        """Messages a second that reach *count* subscribers of one channel together, while so many
+        commands that publish are under way; and the share of the time in which this loop had
+        nothing to do, which says whether it is what is measured.
+        """
+        clock = time.perf_counter
+        publish = b"*3\r\n$7\r\nPUBLISH\r\n$4\r\nnews\r\n$11\r\nval:0000000\r\n" * under_way
+        message = b"*3\r\n$7\r\nmessage\r\n$4\r\nnews\r\n$11\r\nval:0000000\r\n"
+        replied = len(b":%d\r\n" % count) * under_way
+        publisher, *subscribers = (_connect(address) for _ in range(count + 1))
+        buffer = bytearray(1 << 20)
+        received = turns = 0
+        idle = 0.0
+        with selectors.DefaultSelector() as selector:
+            for subscriber in subscribers:
+                subscriber.send(b"*2\r\n$9\r\nSUBSCRIBE\r\n$4\r\nnews\r\n")
+                expected = b"*3\r\n$9\r\nsubscribe\r\n$4\r\nnews\r\n:1\r\n"
+                check("SUBSCRIBE", subscriber.receive(), expected)
+                selector.register(subscriber.socket, selectors.EVENT_READ)
+            begin = now = clock()
+            while now < begin + seconds:
+                publisher.send(publish)
+                left = replied
+                while left:
+                    left -= len(publisher.receive())
+                turns += under_way
+                while received < turns * count * len(message):
+                    before = clock()
+                    ready = selector.select(PATIENCE)
+                    idle += clock() - before
+                    for key, _ in ready:
+                        received += key.fileobj.recv_into(buffer)  # type: ignore[union-attr]
+                now = clock()
+        check("what was received", received, turns * count * len(message))
+        for client in (publisher, *subscribers):
+            client.close()
+        return {"rate": turns * count / (now - begin), "idle": idle / (now - begin)}
+
+    DO["fanout"] = do_fanout
+
+    _waiting: list[_Client] = []
+
+    def do_wait(address: str, count: int) -> dict[str, Any]:
+        """Let *count* clients wait in BLPOP; with 0 none of them any more."""
+        for client in _waiting:
+            client.close()
+        _waiting[:] = [_connect(address) for _ in range(count)]
+        for client in _waiting:
+            client.send(b"*3\r\n$5\r\nBLPOP\r\n$5\r\nqueue\r\n$1\r\n0\r\n")
+        asking = _connect(address)
+        text = b""
+        while b"blocked_clients:%d\r\n" % count not in text:
+            asking.send(b"*2\r\n$4\r\nINFO\r\n$7\r\nclients\r\n")
+            text = asking.receive()
+        asking.close()
+        return {}
+
+    DO["wait"] = do_wait
 
 
 _connect = _Client
