@@ -3567,7 +3567,7 @@ def _describe(context: Context) -> str:
         "O": subscriber.monitors,
         "P": subscriber.count() > 0,
         "x": context.queue is not None,
-        "b": context.waiter is not None,
+        "b": context.waiter is not None and not context.waiter.done,
         "d": context.watch is not None and context.watch.broken,
         "U": context.peer.address.startswith("/"),
     }
@@ -4496,12 +4496,16 @@ class SocketConnection(Connection):
             self._pushed = True
             if self._closed:
                 return
+            if not self._outbox:
+                try:
+                    sent = self._send_now(data)
+                except ConnectionLost:  # receive() will tell
+                    return
+                if sent == len(data):
+                    return
+                data = data[sent:]
             self._queue(data, whole)
-            with contextlib.suppress(ConnectionLost):  # receive() will tell
-                self._send_some()
-            waiting = bool(self._outbox)
-        if waiting:
-            self.wake()
+        self.wake()
 
     def _send_now(self, data: bytes) -> int:
         try:

@@ -36,8 +36,9 @@ shares
     counted how many replies the least served got, and how many the median client.
 
 delivery
-    From before a message is published until its one subscriber has it, both of them the client's
-    own and in one process, as a test of a channel would have it; and a GET of the same client.
+    From before a message is published until its one subscriber has it, a program of its own: half
+    of the way to one that publishes it again, and back. The same with both in one process, which
+    waits for the reply to its PUBLISH before it looks for the message; and a GET.
 fanout
     Messages a second that reach 100 subscribers of one channel together, with one PUBLISH under
     way and with ten.  The subscribers are one loop over bare sockets that counts bytes; how long
@@ -171,6 +172,7 @@ METRICS: dict[str, Metric] = {
         )
     },
     "delivery": Metric("publish to received", "µs"),
+    "delivery_alone": Metric("the same in one process", "µs"),
     "delivery_get": Metric("GET", "µs"),
     "fanout1": Metric("1 under way", "1/s", True),
     "fanout1_idle": Metric("receiver idle", "", True),
@@ -272,7 +274,9 @@ TARGETS = (
     Target("linux", "bench50x16_get", 0.20, "redis-server's rate, 50 clients x 16", REDIS),
     Target("linux", "bench50x16_set", 0.20, "redis-server's rate, 50 clients x 16", REDIS),
     Target("linux", "delivery", 0.80, "redis-py on redis-server", ("redis-unix",)),
+    Target("linux", "delivery_alone", 0.80, "redis-py on redis-server", ("redis-unix",)),
     Target("wine", "delivery", 1.20, "a GET round trip", over="delivery_get"),
+    Target("wine", "delivery_alone", 1.20, "a GET round trip", over="delivery_get"),
     Target("linux", "fanout1", 0.30, "redis-server's rate, 100 subscribers", REDIS),
     Target("linux", "fanout10", 0.30, "redis-server's rate, 100 subscribers", REDIS),
     Target("linux", "waiting_processor", 2.0, "% that 200 waiting clients take"),
@@ -1121,17 +1125,23 @@ class Shares(Measurement):
 class Delivery(Measurement):
     name = "delivery"
     title = "a message to one subscriber"
-    columns = ("delivery", "delivery_get")
+    columns = ("delivery", "delivery_alone", "delivery_get")
     compared = "delivery"
 
     def visit(self, half: Half, contender: Contender) -> dict[str, float]:
         address = half.serve(contender)
-        (worker,) = half.crew(1)
-        worker.ask("open", **half.opening(contender, address))
+        workers = half.crew(2)
+        ask_all(workers, "open", **half.opening(contender, address))
         seconds = 0.1 if self.quick else 0.3
-        found = worker.ask("delivery", seconds=seconds, warm=seconds / 4)
-        worker.ask("close")
-        return {"delivery": found["delivery"], "delivery_get": found["get"]}
+        workers[0].send("delivery", seconds=seconds, warm=seconds / 4)
+        workers[1].send("return")
+        found, _ = (worker.receive() for worker in workers)
+        ask_all(workers, "close")
+        return {
+            "delivery": found["delivery"],
+            "delivery_alone": found["alone"],
+            "delivery_get": found["get"],
+        }
 
 
 class Fanout(Measurement):

@@ -164,29 +164,58 @@ def do_crowd(address: str, count: int) -> dict[str, Any]:
     return {"connect": connected - started, "answer": answered - connected}
 
 
-def do_delivery(seconds: float, warm: float) -> dict[str, Any]:
-    """Microseconds from before a message is published until its one subscriber has it, and for a
-    GET between the same client and server."""
+def _subscribe(channel: str) -> tuple[Callable[[str, str], Any], Callable[[], str], Any]:
+    # What publishes, what waits for a message and returns it, and the subscriber.
     it = session()
     if it.publish is None or it.pubsub is None:
         raise NotImplementedError("this client has no channels")
-    publish, pubsub = it.publish, it.pubsub()
-    pubsub.subscribe("news")
-    check("SUBSCRIBE", plain(pubsub.get_message(timeout=PATIENCE)["channel"]), "news")
+    pubsub = it.pubsub()
+    pubsub.subscribe(channel)
+    check("SUBSCRIBE", plain(pubsub.get_message(timeout=PATIENCE)["channel"]), channel)
+    return it.publish, lambda: str(plain(pubsub.get_message(timeout=PATIENCE)["data"])), pubsub
 
-    def deliver(value: str) -> None:
-        publish("news", value)
-        message = pubsub.get_message(timeout=PATIENCE)
-        check("the message", plain(message["data"]), value)
 
-    it.set(KEYS[0], VALUES[0])
-    values = [(value,) for value in VALUES]
-    timed(deliver, values, warm)
-    laps = timed(deliver, values, seconds)
-    timed(it.get, [(KEYS[0],)], warm)
-    trips = timed(it.get, [(KEYS[0],)], seconds)
+def do_return() -> dict[str, Any]:
+    """Publish in "back" what comes in "there", up to an empty message."""
+    publish, receive, pubsub = _subscribe("there")
+    while not publish("back", "ready"):  # nobody has subscribed yet
+        time.sleep(0.001)
+    value = receive()
+    while value:
+        publish("back", value)
+        value = receive()
     pubsub.close()
-    return {"delivery": statistics.median(laps) * 1e6, "get": statistics.median(trips) * 1e6}
+    return {}
+
+
+def do_delivery(seconds: float, warm: float) -> dict[str, Any]:
+    """Microseconds from before a message is published until its one subscriber has it: half of the
+    way to a subscriber in another process, which publishes it again, and back; the same for a
+    subscriber in this process; and for a GET of the same client."""
+    publish, receive, pubsub = _subscribe("back")
+    check("the other process", receive(), "ready")
+
+    def there_and_back(value: str) -> None:
+        publish("there", value)
+        check("the message", receive(), value)
+
+    def alone(value: str) -> None:
+        publish("back", value)
+        check("the message", receive(), value)
+
+    session().set(KEYS[0], VALUES[0])
+    values = [(value,) for value in VALUES]
+    results = {}
+    for name, call, arguments, share in (
+        ("delivery", there_and_back, values, 2),
+        ("alone", alone, values, 1),
+        ("get", session().get, [(KEYS[0],)], 1),
+    ):
+        timed(call, arguments, warm)
+        results[name] = statistics.median(timed(call, arguments, seconds)) / share * 1e6
+    publish("there", "")
+    pubsub.close()
+    return results
 
 
 DO: dict[str, Callable[..., dict[str, Any]]] = {
@@ -198,6 +227,7 @@ DO: dict[str, Callable[..., dict[str, Any]]] = {
     "fill": do_fill,
     "crowd": do_crowd,
     "delivery": do_delivery,
+    "return": do_return,
 }
 
 
