@@ -1457,6 +1457,11 @@ class Peer:
         """The id of its process and the path of its program; 0 and an empty one if not known."""
         return 0, ""
 
+    def describe(self) -> str:
+        """Who it is, for the log."""
+        process, program = self.process()
+        return f"process {process}, {program or 'program not known'}" if process else self.address
+
 
 class Subscriber:
     """What one client has subscribed to."""
@@ -2099,7 +2104,8 @@ def execute(context: Context, arguments: Any) -> Reply:
 
 def _refuse(context: Context, error: Any) -> Reply:
     if isinstance(error, ProtocolError):
-        log.warning("Closing a connection: %s", str(error).partition(" ")[2])
+        what = str(error).partition(" ")[2]
+        log.warning("Closing client %d (%s): %s", context.id, context.peer.describe(), what)
         context.close()
     return error  # type: ignore[no-any-return]
 
@@ -5064,7 +5070,7 @@ class Session(Peer):
             requests = feed(chunk, connection.end_of_message)
             while requests and not context.closing:
                 if self._suspicious and any(map(_is_http, requests)):
-                    log.warning("Closing a connection from %s: HTTP", connection.peer)
+                    log.warning("Closing client %d (%s): HTTP", context.id, self.describe())
                     return
                 answer(requests)
                 requests = []
@@ -5174,11 +5180,6 @@ class Session(Peer):
         if not self._process[1]:
             self._process = self.connection.process()
         return self._process
-
-    def describe(self) -> str:
-        """Who it is, for the log."""
-        process, program = self.process()
-        return f"process {process}, {program or 'program not known'}" if process else self.address
 
 
 class _Desk:
@@ -5425,7 +5426,7 @@ def _argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pipecache.py",
         allow_abbrev=False,
-        description="A key-value cache on a named pipe, for the programs of one user.",
+        description="A key-value cache and messaging server on a named pipe, for one user.",
     )
     option = parser.add_argument
     # fmt: off
