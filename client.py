@@ -2640,7 +2640,8 @@ class PubSub:
 
         None too for one that a handler has taken, or that is to be ignored.
 
-        :raises ServerNotRunning, CacheTimeout: if the server is gone. The next call tries again.
+        :raises ServerNotRunning, ConnectionLost, CacheTimeout: if the server is gone, or hangs up
+            again and again. The next call tries once more.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while not self._subscribed.is_set():
@@ -2725,6 +2726,9 @@ class PubSub:
             except ConnectionLost:  # what was sent is lost with it, or can be sent twice
                 self._disconnect()
                 self._connected().transport.send(data)
+            except BaseException:  # in the middle of a command
+                self._disconnect()
+                raise
 
     def _connected(self) -> _Connection:
         if self._connection is None:
@@ -2759,17 +2763,21 @@ class PubSub:
                     if connection is None or not self.subscribed:
                         return None
                     self._busy = connection
-                give_up = None
                 if not self._receive(connection, deadline):
                     return None
-            except (ConnectionLost, ServerNotRunning) as error:
+                give_up = None
+            except (ConnectionLost, ServerNotRunning):
+                # The first time it is tried again at once; one that accepts may hang up again.
                 now = time.monotonic()
-                give_up = give_up or now + self._client._connect_timeout
-                if isinstance(error, ServerNotRunning):
-                    if now > give_up:
-                        raise
+                if give_up is None:
+                    give_up = now + self._client._connect_timeout
+                elif now > give_up:
+                    raise
+                else:
                     time.sleep(SLICE / 5)
-        return self._inbox.popleft()
+        with contextlib.suppress(IndexError):  # another thread may have reset it just now
+            return self._inbox.popleft()
+        return None
 
     def _receive(self, connection: _Connection, deadline: float) -> bool:
         replies: list[Any] = []

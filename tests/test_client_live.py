@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 import unittest
 from typing import Any, Callable
@@ -202,6 +205,33 @@ class PubSubTests(LiveClientCase):
         wait_until(lambda: other.publish("weather", "rain"), "the subscription")
         heard: Any = listening.wait()
         self.assertEqual([each["type"] for each in heard], ["subscribe", "psubscribe", "pmessage"])
+
+    @unittest.skipIf(WINDOWS, "the socket of a stand-in for the server")
+    def test_a_server_that_hangs_up_again_and_again(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        path = os.path.join(folder.name, "socket")
+        listener = socket.socket(getattr(socket, "AF_UNIX", -1))
+        self.addCleanup(listener.close)
+        listener.bind(path)
+        listener.listen()
+        connections = []
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):  # closed, in the end
+                while True:
+                    connection, _ = listener.accept()
+                    connections.append(connection.recv(100))
+                    connection.close()
+
+        Background(hang_up)
+        pubsub = client.Client(path, connect_timeout=0.2).pubsub()
+        pubsub.subscribe("news")
+        with self.assertRaises((ConnectionLost, client.ServerNotRunning)):
+            pubsub.get_message(timeout=DEADLINE)
+        self.assertLess(len(connections), 20)
+        pubsub.close()
+        listener.shutdown(socket.SHUT_RDWR)
 
     def test_no_server_any_more(self) -> None:
         pubsub = self.client(connect_timeout=0.1).pubsub()
