@@ -1807,6 +1807,7 @@ class Context:
         self.end_transaction()
         if self.waiter is not None:
             self.live.waiting.end(self.waiter, NOTHING)
+            self.waiter = None
         self.unsubscribe()
         self.store.release(self)
         self.live.channels.deliver()
@@ -5043,21 +5044,21 @@ class Session(Peer):
     :param suspicious: whether it may be a browser that was sent here.
     """
 
-    def __init__(self, connection: Connection, local_address: str, suspicious: bool) -> None:
-        self.connection, self._suspicious = connection, suspicious
+    def __init__(
+        self, connection: Connection, settings: Settings, local_address: str, suspicious: bool
+    ) -> None:
+        self.connection, self._settings, self._suspicious = connection, settings, suspicious
         self.address, self.local_address = connection.peer, local_address
         #: Why the server has hung up, if so.
         self.dropped = ""
         self._process = 0, ""
         self._listened = False
-        self._context: Context
 
     def run(self, context: Context) -> None:
         """Serve the client until it, or the server, ends the connection.
 
         :raises ConnectionLost: if a reply could not be delivered.
         """
-        self._context = context
         connection = self.connection
         parser = RequestParser(connection.framed, context.settings.max_message)
         receive, feed, answer = connection.receive, parser.feed, self._answer
@@ -5072,14 +5073,13 @@ class Session(Peer):
                 if self._suspicious and any(map(_is_http, requests)):
                     log.warning("Closing client %d (%s): HTTP", context.id, self.describe())
                     return
-                answer(requests)
+                answer(context, requests)
                 requests = []
                 if parser.restricted:  # one at a time: by the next the client may be let in
                     parser.restricted = context.locked_out
                     requests = feed(b"")
 
-    def _answer(self, requests: list[Request]) -> None:
-        context = self._context
+    def _answer(self, context: Context, requests: list[Request]) -> None:
         context.active = time.monotonic()
         channels, waiting, subscriber = (
             context.live.channels,
@@ -5131,11 +5131,10 @@ class Session(Peer):
                 data = output[0] if len(output) == 1 else b"".join(output)
                 self.connection.send(data, terminator is not None)
             if context.waiter is not None:
-                self._wait(context.waiter, terminator)
+                self._wait(context, context.waiter, terminator)
 
-    def _wait(self, waiter: Waiter, terminator: bytes | None) -> None:
+    def _wait(self, context: Context, waiter: Waiter, terminator: bytes | None) -> None:
         # Until the client has what it waits for, or its time is over, or it is gone.
-        context = self._context
         while not waiter.done:
             left = waiter.left()
             if left is not None and left <= 0:
@@ -5160,7 +5159,7 @@ class Session(Peer):
             self.connection.push(data, line)
 
     def push(self, data: bytes, line: bool) -> None:
-        unsent, most = self.connection.unsent, self._context.settings.subscriber_buffer
+        unsent, most = self.connection.unsent, self._settings.subscriber_buffer
         if unsent and unsent + len(data) > most:
             self.dropped = f"it left more than {most} bytes of what it subscribed to lying"
             self.connection.abort()
@@ -5367,7 +5366,7 @@ class Server:
 
     def _serve(self, connection: Connection, desk: _Desk) -> None:
         open_to_all = desk.listener.open_to_all
-        session = Session(connection, desk.listener.address, suspicious=open_to_all)
+        session = Session(connection, self._settings, desk.listener.address, open_to_all)
         password = self._settings.password if open_to_all else None
         context = Context(
             self._store, self._settings, self._statistics, self._live, session, password

@@ -511,7 +511,7 @@ class MessageTests(unittest.TestCase):
         connection = RecordedConnection(*messages)
         store = Store()
         context = Context(store, Settings(), Statistics("address"), Live(store))
-        Session(connection, "", False).run(context)
+        Session(connection, context.settings, "", False).run(context)
         return connection.sent
 
     def test_no_reply_is_no_message(self) -> None:
