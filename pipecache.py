@@ -5081,11 +5081,8 @@ class Session(Peer):
 
     def _answer(self, context: Context, requests: list[Request]) -> None:
         context.active = time.monotonic()
-        channels, waiting, subscriber = (
-            context.live.channels,
-            context.live.waiting,
-            context.subscriber,
-        )
+        channels, waiting = context.live.channels, context.live.waiting
+        subscriber = context.subscriber
         ready, messages = waiting.ready, subscriber.messages
         pending = iter(requests)
         more = True
@@ -5116,19 +5113,21 @@ class Session(Peer):
                 context.statistics.commands += len(output)
                 if arguments.__class__ is list:
                     context.command = arguments[0]  # type: ignore[index]
+                # Only RESP is a stream; a text client wants its reply in one message.
+                answered = output and (reply is not NOTHING or any(output))
+                data = output[0] if len(output) == 1 else b"".join(output)
                 listens = self._listened or subscriber.listens
                 if listens:
                     # In order with what others send it from now on.
                     self._listened = subscriber.listens
                     subscriber.form = context.protocol if terminator is None else terminator
-                    self._push(b"".join(output), terminator is not None)
+                    if answered:
+                        self.connection.push(data, terminator is not None)
                 if channels.told:
                     channels.deliver()
             if listens:
                 self.connection.flush()
-            elif output and (reply is not NOTHING or any(output)):
-                # Only RESP is a stream; a text client wants its reply in one message.
-                data = output[0] if len(output) == 1 else b"".join(output)
+            elif answered:
                 self.connection.send(data, terminator is not None)
             if context.waiter is not None:
                 self._wait(context, context.waiter, terminator)
@@ -5144,19 +5143,15 @@ class Session(Peer):
                 context.close()
                 return
         form = context.protocol if terminator is None else terminator
-        data = b"" if waiter.muted else encode(waiter.reply, form)
+        data = encode(waiter.reply, form)
         with context.store.lock:
             context.waiter, context.halted = None, context.closing
-            if self._listened:
-                self._push(data, terminator is not None)
+            if self._listened and not waiter.muted:
+                self.connection.push(data, terminator is not None)
         if self._listened:
             self.connection.flush()
         elif not waiter.muted:
             self.connection.send(data, terminator is not None)
-
-    def _push(self, data: bytes, line: bool) -> None:
-        if data or line:
-            self.connection.push(data, line)
 
     def push(self, data: bytes, line: bool) -> None:
         unsent, most = self.connection.unsent, self._settings.subscriber_buffer

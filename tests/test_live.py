@@ -523,6 +523,16 @@ class ServedTests(ServerCase):
         other.ask(b"RPUSH k v\n")
         self.assertEqual(raw.receive(), b"k\nv\n")
 
+    def test_a_text_subscriber_that_waits(self) -> None:
+        self.serve()
+        raw, other = self.raw(), self.raw()
+        raw.ask(b"HELLO 3\n")
+        raw.ask(b"SUBSCRIBE c\n")
+        raw.send(b"BLPOP k 0\n")
+        self.blocked(1, other)
+        other.ask(b"RPUSH k v\n")
+        self.assertEqual(raw.receive(), b"k\nv\n")
+
     def test_one_that_leaves_while_it_waits_swallows_nothing(self) -> None:
         self.serve()
         leaving, behind, other = self.raw(), self.raw(), self.raw()
