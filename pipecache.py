@@ -4449,6 +4449,8 @@ class SocketConnection(Connection):
             return None
 
     def _wait(self, timeout: float | None) -> bool:
+        if self._interrupted:  # its wake() may be spent, and Wine does not tell of SHUT_RD
+            return True
         with self._lock:
             if self._waker is None:
                 self._waker = socket.socketpair()
