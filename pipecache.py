@@ -56,13 +56,31 @@ import sys
 import threading
 import time
 import weakref
-from typing import Any, Callable, Deque, Dict, Iterable, List, Sequence, Tuple, TypeVar, Union
+from typing import (
+    Any,
+    Callable,
+    Deque,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Sequence,
+    Tuple,
+    TypeVar,
+    Union,
+)  # fmt: skip
+
+try:
+    import sqlite3
+except ImportError:  # not every Python was built with it, and only --db needs it
+    sqlite3 = None  # type: ignore[assignment]
 
 if sys.platform == "win32":
     import ctypes
     from ctypes import wintypes
 
-__all__ = ["AddressInUse", "PipecacheError", "Server", "TransportError", "main"]
+__all__ = ["AddressInUse", "PersistenceError", "PipecacheError", "Server", "TransportError", "main"]
 __version__ = "1.0.0"
 
 log = logging.getLogger("pipecache")
@@ -115,6 +133,13 @@ TURN_COST = 4096
 #: Seconds between two looks for expired keys, and keys taken away at a time.
 SWEEP_INTERVAL = 0.1
 SWEEP_KEYS = 1000
+#: Seconds between two writings of what was changed to the file, between two lines about loading
+#: it, and in which what is left must be written at the end; bytes that a key and its value can
+#: have there.
+SAVE_INTERVAL = 0.5
+PROGRESS_INTERVAL = 1.0
+SAVE_TIMEOUT = 30.0
+MAX_ROW = 999_000_000
 #: Keys looked at by one SCAN at most, and up to how many members HSCAN and its like give at once.
 MAX_SCAN = 10_000
 SCAN_WHOLE = 128
@@ -166,6 +191,7 @@ class Settings:
     :param tcp: a port of 127.0.0.1 to serve too, or None.
     :param password: what clients of that port must give by AUTH.
     :param tcp_no_password: serve that port without a password, to every account of this machine.
+    :param db: the file in which everything is kept, or None: in memory alone.
     :raises ValueError: for a value that cannot be used.
     """
 
@@ -174,6 +200,7 @@ class Settings:
         max_message: int = MAX_MESSAGE, max_memory: int = 0, policy: str = "noeviction",
         subscriber_buffer: int = SUBSCRIBER_BUFFER, notify_keyspace_events: str = "",
         tcp: int | None = None, password: bytes | None = None, tcp_no_password: bool = False,
+        db: str | None = None,
     ) -> None:  # fmt: skip
         for wrong, reason in (
             (
@@ -198,6 +225,8 @@ class Settings:
                 "every account of this machine can connect to a TCP port: it needs a password,"
                 " or tcp_no_password=True",
             ),
+            (db == "", "the file needs a name"),
+            (db is not None and sqlite3 is None, "this Python has no sqlite3, which a file needs"),
         ):
             if wrong:
                 raise ValueError(reason)
@@ -206,7 +235,7 @@ class Settings:
         self.max_memory, self.policy = max_memory, policy
         self.subscriber_buffer = subscriber_buffer
         self.notify_keyspace_events = notify_keyspace_events
-        self.tcp, self.password = tcp, password
+        self.tcp, self.password, self.db = tcp, password, db
 
     def set_max_message(self, size: int) -> None:
         """Change ``max_message``, for what is received from now on.
@@ -233,6 +262,10 @@ class TransportError(PipecacheError):
 
 class AddressInUse(TransportError):
     """Another program serves the name already."""
+
+
+class PersistenceError(PipecacheError):
+    """The file cannot be read or written; the message says why and what to do."""
 
 
 class ConnectionLost(PipecacheError):
@@ -719,6 +752,15 @@ class ListValue(Deque[bytes]):
         self.payload = 0
         self.push(elements, left=False)
 
+    def parts(self) -> list[bytes]:
+        """What of() makes the same value from."""
+        return list(self)
+
+    @classmethod
+    def of(cls, parts: list[bytes]) -> ListValue:
+        """The value of such parts; here and below, ValueError if there is none."""
+        return cls(parts)
+
 
 class Table(Dict[bytes, Any]):
     """A dict that can be walked through in parts, and asked for any one of its keys."""
@@ -791,6 +833,18 @@ class Hash(Table):
         twin.payload = self.payload
         return twin
 
+    def parts(self) -> list[bytes]:
+        return list(itertools.chain.from_iterable(self.items()))
+
+    @classmethod
+    def of(cls, parts: list[bytes]) -> Hash:
+        value = cls()
+        value.update(zip(parts[::2], parts[1::2]))
+        if 2 * len(value) != len(parts):
+            raise ValueError("a field twice, or without a value")
+        value.payload = sum(map(len, parts))
+        return value
+
 
 class Set(Hash):
     """A set: its members are fields without a value."""
@@ -798,6 +852,18 @@ class Set(Hash):
     __slots__ = ()
     LETTER = "s"
     COST, ELEMENT_COST = 250, 66
+
+    def parts(self) -> list[bytes]:
+        return list(self)
+
+    @classmethod
+    def of(cls, parts: list[bytes]) -> Set:
+        value = cls()
+        value.update(dict.fromkeys(parts, b""))
+        if len(value) != len(parts):
+            raise ValueError("a member twice")
+        value.payload = sum(map(len, parts))
+        return value
 
 
 def cost_of(value: Any) -> int:
@@ -897,6 +963,22 @@ class SortedSet:
         twin.payload = self.payload
         return twin
 
+    def parts(self) -> list[bytes]:
+        return [*self.scores, struct.pack(f"<{len(self)}d", *self.scores.values())]
+
+    @classmethod
+    def of(cls, parts: list[bytes]) -> SortedSet:
+        *members, packed = parts
+        scores = [score for (score,) in struct.iter_unpack("<d", packed)]
+        value = cls()
+        value.scores.update(zip(members, scores))
+        if not len(value) == len(members) == len(scores) or any(map(math.isnan, scores)):
+            raise ValueError("a member twice, or without a score")
+        pairs, half = sorted(zip(scores, members)), cls.PART // 2
+        value._parts = [pairs[start : start + half] for start in range(0, len(pairs), half)]
+        value.payload = sum(map(len, members))
+        return value
+
     def _part(self, pair: tuple[Any, ...]) -> int:
         # The first part that does not end before the pair, or the last one.
         low, high = 0, len(self._parts) - 1
@@ -975,6 +1057,22 @@ class Groups(Dict[Any, Dict[Any, None]]):
             self.pop(group, None)
 
 
+class Moment(int):
+    """A deadline that was given by the wall clock, and moves when that is set."""
+
+    __slots__ = ()
+
+
+class Changes(NamedTuple):
+    """What happened to keys since the changes were last taken: see :meth:`Store.take_changes`."""
+
+    cleared: bool  #: Whether every other key is gone.
+    keys: list[bytes]
+    values: list[Any]  #: Theirs, or None for a key that is gone.
+    deadlines: list[int | None]  #: Theirs, as the store has them.
+    epoch: int  #: The milliseconds since 1970 at 0 of the store's clock.
+
+
 class Watch:
     """What a client has asked to be told of: whether one of these keys was changed since."""
 
@@ -1024,6 +1122,9 @@ class Store:
         # When each key was last used, while the policy asks for that.
         self._uses: dict[bytes, int] | None = None
         self._key_cost = KEY_COST
+        # The keys that were changed, while somebody takes the changes; and whether all went.
+        self._changed: set[bytes] | None = None
+        self._cleared = False
 
     def __len__(self) -> int:
         return len(self._values)
@@ -1039,10 +1140,18 @@ class Store:
 
     def unix_time(self, time: int) -> int:
         """The milliseconds since 1970 at this millisecond of :meth:`now`."""
-        offset = int(self._wall() * 1000) - self.now()
-        if abs(offset - self._offset) > CLOCK_STEP:
-            self._offset = offset
+        self._follow_wall_clock()
         return time + self._offset
+
+    def _follow_wall_clock(self) -> None:
+        # When it was set, what it gave the deadline for goes with it; elapsed time does not change.
+        step = int(self._wall() * 1000) - self.now() - self._offset
+        if abs(step) > CLOCK_STEP:
+            self._offset += step
+            for key, deadline in self._deadlines.items():
+                if deadline.__class__ is Moment:
+                    self._deadlines[key] = Moment(deadline - step)
+                    heapq.heappush(self._queue, (deadline - step, key))
 
     def read(self, key: bytes, kind: type[Value]) -> Value | None:
         """The value of a key, or None.
@@ -1139,6 +1248,8 @@ class Store:
             self.used += len(value) - len(old)  # type: ignore[arg-type]
         else:
             self._count(key, old, value)
+        if self._changed is not None:
+            self._changed.add(key)
         if self._watches:
             self._tell(key)
         if self._uses is not None:
@@ -1245,6 +1356,8 @@ class Store:
     def _set_deadline(self, key: bytes, deadline: int) -> None:
         if key not in self._deadlines:
             self.used += DEADLINE_COST
+        if self._changed is not None:
+            self._changed.add(key)
         self._deadlines[key] = deadline
         heapq.heappush(self._queue, (deadline, key))
         self._shorten_queue()
@@ -1264,6 +1377,8 @@ class Store:
         """Let a key stay, and tell whether it would have expired."""
         if key not in self or not self._forget_deadline(key):
             return False
+        if self._changed is not None:
+            self._changed.add(key)
         self._tell(key)
         if self.observer is not None:
             self.observer("g", b"persist", key)
@@ -1302,9 +1417,64 @@ class Store:
         self._queue.clear()
         self._owners.clear()
         self._owned.clear()
+        if self._changed is not None:
+            self._changed, self._cleared = set(), True
         self.used = self._reserved
         if self._uses is not None:
             self._uses.clear()
+
+    def load(self, key: bytes, value: Any, time: int | None, by_clock: bool) -> bool:
+        """Put in a key that was kept elsewhere, and tell whether it has not expired meanwhile.
+
+        :param time: when it expires, in milliseconds since 1970, or None.
+        :param by_clock: whether the wall clock was what said so.
+        """
+        if time is not None:
+            deadline = time - self.unix_time(0)
+            if deadline <= self.now():
+                return False
+            self._set_deadline(key, Moment(deadline) if by_clock else deadline)
+        self._put(key, value)
+        return True
+
+    def track(self) -> None:
+        """Keep the changes from now on, for :meth:`take_changes`."""
+        self._changed = set()
+
+    @property
+    def untaken(self) -> int:
+        """The number of changed keys whose changes were not taken."""
+        return len(self._changed or ()) + self._cleared
+
+    def take_changes(self) -> Changes:
+        """What happened since the last time; a key that belongs to somebody is as one that is gone.
+
+        It takes as few steps of Python as can be: nobody is served meanwhile.
+        """
+        keys = list(self._changed or ())
+        values = list(map(self._values.get, keys))
+        for index, value in enumerate(values):
+            if value.__class__ is not bytes and value is not None:
+                values[index] = value.copy()
+        if self._owners:
+            values = [None if key in self._owners else value for key, value in zip(keys, values)]
+        deadlines = list(map(self._deadlines.get, keys))
+        changes = Changes(self._cleared, keys, values, deadlines, self.unix_time(0))
+        self._changed, self._cleared = set(), False
+        return changes
+
+    def put_back(self, changes: Changes) -> None:
+        """Let changes that were taken be taken again."""
+        assert self._changed is not None
+        if not self._cleared:
+            self._changed.update(changes.keys)
+            self._cleared = changes.cleared
+        if len(self._changed) > 2 * len(self) + 100_000:  # of keys that came and went since
+            self.change_all()
+
+    def change_all(self) -> None:
+        """Let the next changes taken be the whole of what is here."""
+        self._changed, self._cleared = set(self._values), True
 
     def watch(self, key: bytes, watch: Watch) -> None:
         """Let a watch be told when this key is changed."""
@@ -1379,6 +1549,7 @@ class Store:
     def sweep(self, most: int) -> bool:
         """Take away up to so many expired keys and tell whether more may be left."""
         now = self.now()
+        self._follow_wall_clock()
         self._shorten_queue()
         for _ in range(most):
             if not self._queue or self._queue[0][0] > now:
@@ -1414,6 +1585,8 @@ class Store:
         if self._owners:
             self.disown(key)
         self._count(key, value, None)
+        if self._changed is not None:
+            self._changed.add(key)
         self._tell(key)
         if self._uses is not None:
             self._uses.pop(key, None)
@@ -1716,6 +1889,369 @@ class Live:
 
 
 # ----------------------------------------------------------------------------
+# Persistence: the values in a SQLite file
+# ----------------------------------------------------------------------------
+
+#: What marks a file as ours ("pipc" to SQLite and file(1)), and how its rows are to be read.
+APPLICATION_ID = int.from_bytes(b"pipc", "big")
+FILE_FORMAT = 1
+
+# One row a key; kind is Redis's letter for it, value pack()'s bytes, expires in milliseconds since
+# 1970, and by_clock whether the wall clock was what said so.
+_SCHEMA = """CREATE TABLE keys (key BLOB PRIMARY KEY, kind TEXT NOT NULL, value BLOB NOT NULL,
+    expires INTEGER, by_clock INTEGER NOT NULL) WITHOUT ROWID"""
+_KINDS: dict[str, Any] = {kind.LETTER: kind for kind in (ListValue, Hash, Set, SortedSet)}
+
+#: What SQLite and the system say, and what to do.
+_ADVICE = (
+    ("locked", "another program uses it, such as a second server: stop that one or choose another"
+     " file"),
+    ("readonly", "it, or its folder, cannot be written: change that or choose another file"),
+    ("unable to open", "its folder does not exist, or it may not be opened: change that or choose"
+     " another file"),
+    ("full", "make room on the disk"),
+    ("too big", "make room, or use another disk"),
+    ("not a database", "it is another program's, and is left as it is: choose another file"),
+    ("malformed", "it is damaged, and is left as it is: put a copy of it in its place, or move it"
+     " away to begin anew"),
+    ("disk I/O", "look whether the disk is full or failing"),
+)  # fmt: skip
+
+
+def pack(value: Any) -> bytes:
+    """A value as bytes: a string as it is; else the number of its parts, their lengths, all of 32
+    bits, the least byte first, and the parts."""
+    if value.__class__ is bytes:
+        return value  # type: ignore[no-any-return]
+    parts = value.parts()
+    return struct.pack(f"<{1 + len(parts)}I", len(parts), *map(len, parts)) + b"".join(parts)
+
+
+def unpack(letter: str, data: bytes) -> Any:
+    """The value that was packed so.
+
+    :raises ValueError: if there is no such value.
+    """
+    if letter == "$":
+        return data
+    try:
+        kind = _KINDS[letter]
+        (count,) = struct.unpack_from("<I", data)
+        lengths = struct.unpack_from(f"<{count}I", data, 4)
+        ends = list(itertools.accumulate(lengths, initial=4 + 4 * count))
+        value = kind.of([data[start:end] for start, end in zip(ends, ends[1:])])
+    except (KeyError, struct.error) as error:
+        raise ValueError(f"no value of kind {letter!r}") from error
+    if ends[-1] != len(data) or not value:
+        raise ValueError("bytes too many or too few")
+    return value
+
+
+class Persistence:
+    """Keeps what a store holds in a file, written by a thread of its own.
+
+    What was changed is written in one transaction, SAVE_INTERVAL seconds after the last. While the
+    file cannot be written, the changes are kept and tried again.
+    """
+
+    def __init__(self, path: str, store: Store) -> None:
+        self.path = os.path.abspath(path)
+        self._store = store
+        self._database: Any = None
+        self._inode: object = None
+        #: Why the last attempt to write failed, "" if it did not.
+        self.error = ""
+        #: Keys that the file cannot take, because of their size.
+        self.refused: dict[bytes, int] = {}
+        self.loaded = self.expired = self.saves = 0
+        #: When the file last was made to hold everything, and how long that took.
+        self.saved_at, self.duration = time.time(), 0.0
+        #: When it did, and when the attempt under way began, if there is one, as time.monotonic().
+        self.level = time.monotonic()
+        self.began: float | None = None
+        # Who wants to know when everything up to now is in the file.
+        self._requests: list[Callable[[str], None]] = []
+        self._asked, self._ending = threading.Event(), False
+        self._thread: threading.Thread | None = None
+
+    def open(self) -> None:
+        """Open the file, or begin one, and put what it holds into the store.
+
+        :raises PersistenceError: if it cannot be read and written, or is not ours; it is left as
+            it is.
+        """
+        try:
+            self._connect()
+            self._load()
+            self._store.track()
+        except (sqlite3.Error, OSError, ValueError) as error:
+            self._disconnect()
+            raise PersistenceError(self._failure("use", error)) from error
+        except BaseException:
+            self._disconnect()
+            raise
+
+    def _connect(self) -> None:
+        self._look_at_it()
+        self._database = database = sqlite3.connect(
+            self.path, timeout=0, isolation_level=None, check_same_thread=False
+        )
+        # The lock is kept, so that no second server comes to use it; that also spares the shared
+        # memory, which not every disk has.
+        database.execute("PRAGMA locking_mode=EXCLUSIVE")
+        (mark,), (tables,) = (
+            database.execute(query).fetchone()
+            for query in ("PRAGMA application_id", "SELECT count(*) FROM sqlite_master")
+        )
+        if mark != APPLICATION_ID and (mark or tables):
+            raise sqlite3.DatabaseError("file is not a database of pipecache")
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA synchronous=FULL")
+        database.execute(f"PRAGMA journal_size_limit={64 << 20}")
+        database.execute("BEGIN IMMEDIATE")
+        if not tables:
+            database.execute(f"PRAGMA application_id={APPLICATION_ID}")
+            database.execute(_SCHEMA)
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+        if version > FILE_FORMAT:
+            raise sqlite3.DatabaseError(self._too_new(version))
+        # Written even where it stands already: what cannot be written must not be relied on.
+        database.execute(f"PRAGMA user_version={FILE_FORMAT}")
+        database.execute("COMMIT")
+        found = os.stat(self.path)
+        self._inode = found.st_dev, found.st_ino
+
+    def _look_at_it(self) -> None:
+        # Before SQLite, which may write to what it only reads: a journal that was left beside it.
+        try:
+            with open(self.path, "rb") as file:
+                header = file.read(100)
+        except FileNotFoundError:
+            # As what it will be: nobody else's to read.
+            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+            return
+        if not header:
+            return
+        if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
+            raise sqlite3.DatabaseError("file is not a database")
+        mark, version = (int.from_bytes(header[at : at + 4], "big") for at in (68, 60))
+        if mark not in (0, APPLICATION_ID):
+            raise sqlite3.DatabaseError("file is not a database of pipecache")
+        if mark and version > FILE_FORMAT:
+            raise sqlite3.DatabaseError(self._too_new(version))
+
+    @staticmethod
+    def _too_new(version: int) -> str:
+        return (
+            f"a newer pipecache has written it, in format {version}, of which this one knows"
+            f" {FILE_FORMAT}: use that one, or choose another file"
+        )
+
+    def _load(self) -> None:
+        load, rows = self._store.load, self._database.cursor()
+        (count,) = rows.execute("SELECT count(*) FROM keys").fetchone()
+        done, started = 0, time.monotonic()
+        told = started
+        rows.execute("SELECT key, kind, value, expires, by_clock FROM keys")
+        while True:
+            some = rows.fetchmany(10_000)
+            if not some:
+                break
+            with self._store.lock:
+                for key, kind, value, expires, by_clock in some:
+                    if not key.__class__ is value.__class__ is bytes:
+                        raise ValueError(f"malformed: key {key!r} is not bytes")
+                    if kind != "$":
+                        try:
+                            value = unpack(kind, value)  # noqa: PLW2901
+                        except ValueError as error:
+                            what = f"malformed: key {key[:ERROR_EXCERPT]!r}: {error}"
+                            raise ValueError(what) from error
+                    if not load(key, value, expires, bool(by_clock)):
+                        self.expired += 1
+            done += len(some)
+            if time.monotonic() > told + PROGRESS_INTERVAL:
+                told = time.monotonic()
+                log.info("Loading %s: %d of %d keys", self.path, done, count)
+        if self.expired:
+            now = int(time.time() * 1000)
+            self._database.execute("DELETE FROM keys WHERE expires <= ?", (now,))
+        self.loaded = done - self.expired
+        facts = self.path, self.loaded, time.monotonic() - started
+        log.info("Keeping everything in %s: %d keys loaded in %.1f s", *facts)
+
+    def start(self) -> None:
+        """Let the thread write from now on."""
+        self._thread = threading.Thread(target=self._run, name="pipecache-saver", daemon=True)
+        self._thread.start()
+        if hasattr(os, "register_at_fork"):
+            this = weakref.ref(self)
+            os.register_at_fork(after_in_child=lambda: _abandon(this()))
+
+    def stop(self, timeout: float) -> bool:
+        """Write what is left, end the thread and close the file; False if that takes longer.
+
+        :param timeout: in seconds.
+        """
+        self._ending = True
+        self._asked.set()
+        if self._thread is not None:
+            self._thread.join(timeout)
+            if self._thread.is_alive():
+                log.error("Stopped before everything was saved to %s", self.path)
+                return False
+        self._disconnect()
+        return True
+
+    def size(self) -> int:
+        """The bytes of the file, and of the log beside it."""
+        size = 0
+        for path in (self.path, self.path + "-wal"):
+            with contextlib.suppress(OSError):
+                size += os.path.getsize(path)
+        return size
+
+    def request(self, done: Callable[[str], None]) -> None:
+        """Let the file hold everything up to now, under the store's lock; ``done`` hears, under it
+        too, what went wrong, or "" when that is so."""
+        self._requests.append(done)
+        self._asked.set()
+
+    def _disconnect(self) -> None:
+        # The last one to close the file takes the log into it.
+        database, self._database = self._database, None
+        if database is not None:
+            with contextlib.suppress(sqlite3.Error):
+                database.close()
+
+    def _run(self) -> None:
+        wait = SAVE_INTERVAL
+        while not self._ending:
+            self._asked.wait(wait)
+            self._asked.clear()
+            started = time.monotonic()
+            self._save()
+            wait = max(SAVE_INTERVAL - (time.monotonic() - started), 0.01)
+        self._save()
+        if self._store.untaken:
+            log.error("%d changed keys were not saved to %s", self._store.untaken, self.path)
+
+    def _save(self) -> None:
+        store = self._store
+        started = time.monotonic()
+        with store.lock:
+            requests, self._requests = self._requests, []
+            if not (store.untaken or requests):
+                self.level = started
+                return
+        changes, error = None, ""
+        self.began = started
+        try:
+            if self._is_gone():
+                self._begin_anew()
+            with store.lock:
+                now, changes = time.time(), store.take_changes()
+            self._write(changes)
+            if requests:
+                # So that the file alone is all of it, and can be copied.
+                self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except (sqlite3.Error, OSError, PersistenceError, MemoryError) as failure:
+            error = self._failure("save to", failure)
+            if changes is not None:
+                with store.lock:
+                    store.put_back(changes)
+        else:
+            self.saves += 1
+            self.saved_at, self.level = now, started
+            self.duration = time.monotonic() - started
+        self.began = None
+        if error and error != self.error:
+            log.error("%s. Going on from memory, and trying again", error)
+        elif self.error and not error:
+            log.info("Saving to %s works again", self.path)
+        self.error = error
+        with store.lock:
+            for done in requests:
+                done(error)
+
+    def _write(self, changes: Changes) -> None:
+        execute = self._database.execute
+        execute("BEGIN IMMEDIATE")
+        try:
+            if changes.cleared:
+                execute("DELETE FROM keys")
+                self.refused.clear()
+            gone: list[tuple[bytes]] = []
+            self._database.executemany(
+                "INSERT OR REPLACE INTO keys VALUES (?, ?, ?, ?, ?)", self._rows(changes, gone)
+            )
+            self._database.executemany("DELETE FROM keys WHERE key = ?", gone)
+            execute("COMMIT")
+        except BaseException:
+            if self._database.in_transaction:
+                execute("ROLLBACK")
+            raise
+
+    def _rows(self, changes: Changes, gone: list[tuple[bytes]]) -> Iterator[tuple[Any, ...]]:
+        for key, value, deadline in zip(changes.keys, changes.values, changes.deadlines):
+            if value is None:
+                gone.append((key,))
+                self.refused.pop(key, None)
+                continue
+            data = value if value.__class__ is bytes else pack(value)
+            size = len(key) + len(data)
+            if size > MAX_ROW:
+                gone.append((key,))
+                if key not in self.refused:
+                    what = "Key %r takes %d bytes, more than the file can have: it is not kept"
+                    log.error(what, key[:ERROR_EXCERPT], size)
+                self.refused[key] = size
+                continue
+            if self.refused:
+                self.refused.pop(key, None)
+            kind = "$" if data is value else value.LETTER
+            if deadline is None:
+                yield key, kind, data, None, 0
+            else:
+                by_clock = deadline.__class__ is Moment
+                yield key, kind, data, deadline + changes.epoch, by_clock
+
+    def _is_gone(self) -> bool:
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            return True
+        if (found.st_dev, found.st_ino) != self._inode:
+            what = "another file was put in its place: move that away, or start the server anew"
+            raise PersistenceError(what)
+        return self._database is None
+
+    def _begin_anew(self) -> None:
+        log.warning("%s was taken away: beginning it anew", self.path)
+        self._disconnect()
+        try:
+            self._connect()
+        except BaseException:
+            self._disconnect()
+            raise
+        with self._store.lock:
+            self._store.change_all()
+
+    def _failure(self, what: str, error: Exception) -> str:
+        text = str(error)
+        advice = next((advice for word, advice in _ADVICE if word in text), "")
+        return f"Cannot {what} {self.path}: {text}" + (f" ({advice})" if advice else "")
+
+
+def _abandon(persistence: Persistence | None) -> None:
+    # In a forked child: to close the file there would take the log away that the parent writes.
+    if persistence is not None and persistence._database is not None:
+        import ctypes
+
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(persistence._database))
+
+
+# ----------------------------------------------------------------------------
 # Commands: how they are declared, found and carried out
 # ----------------------------------------------------------------------------
 
@@ -1736,12 +2272,15 @@ class Context:
 
     :param peer: the client, as others reach it.
     :param password: what the client must give by AUTH before anything else, or None.
+    :param persistence: what keeps the store in a file, or None.
     """
 
     def __init__(
         self, store: Store, settings: Settings, statistics: Statistics, live: Live,
         peer: Peer | None = None, password: bytes | None = None,
+        persistence: Persistence | None = None,
     ) -> None:  # fmt: skip
+        self.persistence = persistence
         self.store, self.settings, self.statistics, self.live = store, settings, statistics, live
         self.password = password
         self.peer = peer or Peer()
@@ -2114,14 +2653,15 @@ def _refuse(context: Context, error: Any) -> Reply:
 #: What is carried out before a password is given, and what is not queued by MULTI.
 _BEFORE_AUTH = frozenset({"AUTH", "HELLO", "QUIT", "RESET"})
 _NOT_QUEUED = frozenset({"DISCARD", "EXEC", "MULTI", "QUIT", "RESET", "WATCH"})
+_NOT_IN_TRANSACTIONS = frozenset({"BGSAVE", "SAVE"})
 #: What a subscriber whose protocol does not tell messages from replies may ask for.
 _WHILE_SUBSCRIBED = frozenset(
     {"PING", "PSUBSCRIBE", "PUNSUBSCRIBE", "QUIT", "RESET", "SUBSCRIBE", "UNSUBSCRIBE"}
 )
 #: What MONITOR does not show, as Redis has it.
 _UNSEEN = frozenset(
-    {"CLIENT KILL", "CLIENT LIST", "CLIENT UNBLOCK", "CONFIG GET", "CONFIG SET", "DEBUG SLEEP",
-     "MONITOR"}
+    {"BGSAVE", "CLIENT KILL", "CLIENT LIST", "CLIENT UNBLOCK", "CONFIG GET", "CONFIG SET",
+     "DEBUG SLEEP", "MONITOR", "SAVE"}
 )  # fmt: skip
 
 
@@ -2155,6 +2695,8 @@ def _accept(context: Context, arguments: list[bytes]) -> Reply:
                 f"ERR Can't execute '{name}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT"
                 " / RESET are allowed in this context"
             )
+        if context.queue is not None and entry.name in _NOT_IN_TRANSACTIONS:
+            raise CommandError("ERR Command not allowed inside a transaction")
         if context.queue is None:
             grows = entry.grows
         elif entry.name == "EXEC":
@@ -2375,7 +2917,7 @@ def deadline_of(
     latest = INTEGER_MAX if absolute else INTEGER_MAX - epoch - now
     if number < least or not INTEGER_MIN <= duration <= latest:
         raise invalid_expire(name)
-    return duration - epoch if absolute else duration + now
+    return Moment(duration - epoch) if absolute else duration + now
 
 
 #: The options for a time to live: the unit in milliseconds, and whether it counts from 1970.
@@ -2431,8 +2973,15 @@ def take_from(
     if seconds is None or not context.may_wait:
         return nothing
     deadline = time.monotonic() + seconds if seconds else None
-    context.waiter = Waiter(context.live.waiting, context.peer, kind, attempt, deadline)
-    context.live.waiting.add(context.waiter, names)
+    return wait_for(
+        context, Waiter(context.live.waiting, context.peer, kind, attempt, deadline), names
+    )
+
+
+def wait_for(context: Context, waiter: Waiter, names: Iterable[bytes]) -> Reply:
+    """Let a client wait for these keys: its reply is yet to come."""
+    context.waiter = waiter
+    context.live.waiting.add(waiter, names)
     context.halted = True
     return NOTHING
 
@@ -3724,6 +4273,34 @@ def flushall(context: Context, **mode: bool) -> Reply:
     return OK
 
 
+def _persistence(context: Context) -> Persistence:
+    if context.persistence is None:
+        raise CommandError("ERR there is no file to save to: start the server with --db FILE")
+    return context.persistence
+
+
+@server.reads("SAVE", "Write everything to the file and wait until it is there.")
+def save(context: Context) -> Reply:
+    waiter = Waiter(context.live.waiting, context.peer, bytes, lambda key: None, None)
+
+    def saved(error: str) -> None:
+        context.live.waiting.end(waiter, CommandError(f"ERR {error}") if error else OK)
+
+    _persistence(context).request(saved)
+    return wait_for(context, waiter, [])
+
+
+@server.reads("BGSAVE [SCHEDULE]", "Write everything to the file now.")
+def bgsave(context: Context, **when: bool) -> Reply:
+    _persistence(context).request(lambda error: None)
+    return Status(b"Background saving started")
+
+
+@server.reads("LASTSAVE", "When everything was last written, in seconds since 1970.")
+def lastsave(context: Context) -> Reply:
+    return int(_persistence(context).saved_at)
+
+
 @server.reads("TIME", "The seconds since 1970, and the microseconds beyond.")
 def time_(context: Context) -> Reply:
     return [b"%d" % part for part in divmod(time.time_ns() // 1000, 1_000_000)]
@@ -3817,7 +4394,8 @@ def _parameters(context: Context) -> dict[str, object]:
         "notify-keyspace-events": context.live.events,
         "port": context.settings.tcp or 0,
         "proto-max-bulk-len": context.settings.max_message,
-        "save": "",
+        "dbfilename": context.settings.db or "",
+        "save": "1 1" if context.persistence else "",
         "subscriber-buffer": context.settings.subscriber_buffer,
         "timeout": 0,
     }
@@ -3992,7 +4570,7 @@ def _sections(context: Context) -> dict[str, dict[str, object]]:
             "maxmemory_human": f"{_finite(store.limit) / 1024**2:.2f}M",
             "maxmemory_policy": store.policy,
         },
-        "Persistence": {"loading": 0},
+        "Persistence": _persistence_facts(context.persistence, store),
         "Stats": {
             "total_connections_received": statistics.connections,
             "total_commands_processed": statistics.commands,
@@ -4005,6 +4583,29 @@ def _sections(context: Context) -> dict[str, dict[str, object]]:
         "CPU": {"used_cpu_sys": f"{times.system:.6f}", "used_cpu_user": f"{times.user:.6f}"},
         "Cluster": {"cluster_enabled": 0},
         "Keyspace": {"db0": f"keys={len(store)},expires={store.expiring}"} if len(store) else {},
+    }
+
+
+def _persistence_facts(file: Persistence | None, store: Store) -> dict[str, object]:
+    if file is None:
+        return {"loading": 0}
+    now, began = time.monotonic(), file.began
+    return {
+        "loading": 0,
+        "rdb_changes_since_last_save": store.untaken,
+        "rdb_bgsave_in_progress": int(began is not None),
+        "rdb_last_save_time": int(file.saved_at),
+        "rdb_last_bgsave_status": "err" if file.error else "ok",
+        "rdb_last_bgsave_time_sec": math.ceil(file.duration),
+        "rdb_current_bgsave_time_sec": -1 if began is None else int(now - began),
+        "rdb_saves": file.saves,
+        "rdb_last_load_keys_expired": file.expired,
+        "rdb_last_load_keys_loaded": file.loaded,
+        "db_file": file.path,
+        "db_file_bytes": file.size(),
+        "db_seconds_behind": f"{now - file.level if store.untaken else 0:.1f}",
+        "db_keys_too_large": len(file.refused),
+        "db_last_error": file.error,
     }
 
 
@@ -5205,6 +5806,8 @@ class Server:
         self._store.policy = self._settings.policy
         self._statistics = Statistics(self.address)
         self._live = Live(self._store)
+        db = self._settings.db
+        self._persistence = None if db is None else Persistence(db, self._store)
         self._live.events.choose(self._settings.notify_keyspace_events)
         self._desks: list[_Desk] = []
         most = self._settings.max_clients * (1 if self._settings.tcp is None else 2)
@@ -5215,12 +5818,14 @@ class Server:
         self._changed = threading.Condition(self._lock)
         self._stopping, self._stopped = threading.Event(), threading.Event()
         self._sessions: set[Session] = set()
+        self._saved = True
 
     def start(self) -> None:
         """Open the pipe and serve it on background threads.
 
         :raises AddressInUse: if another program serves the name.
         :raises TransportError: if the pipe cannot be made.
+        :raises PersistenceError: if the file cannot be used.
         :raises RuntimeError: if it was started before.
         """
         if self._desks:
@@ -5230,12 +5835,18 @@ class Server:
             usable = sorted(os.sched_getaffinity(0))
             self._processor = {usable[self._process % len(usable)]}
         desks = [_Desk(make_listener(self.address))]
-        if self._settings.tcp is not None:
-            try:
+        try:
+            if self._settings.tcp is not None:
                 desks.append(_Desk(TCPListener(self._settings.tcp)))
-            except BaseException:
-                desks[0].listener.close()
-                raise
+            if self._persistence is not None:
+                self._persistence.open()  # those who connect meanwhile wait
+                with self._store.lock, contextlib.suppress(CommandError):
+                    self._store.make_room()
+                self._persistence.start()
+        except BaseException:
+            for desk in desks:
+                desk.listener.close()
+            raise
         self._desks = desks
         # The interpreter waits for a pool's threads before it runs atexit functions (since
         # Python 3.9), so a host program that ends without stop() would hang there.
@@ -5259,8 +5870,9 @@ class Server:
     def stop(self) -> bool:
         """Let running commands finish, end every connection, give the name free.
 
-        Returns within STOP_TIMEOUT seconds, whatever the clients do; False if by then a command
-        had not come to its end, so that its thread and the name are still in use.
+        Returns within STOP_TIMEOUT seconds, whatever the clients do, and once everything is saved;
+        False if by then a command had not come to its end, so that its thread and the name are
+        still in use, or the file cannot be written within SAVE_TIMEOUT more.
         """
         # A forked child has none of the threads, but shares the sockets with those that need them.
         if not self._desks or self._process != os.getpid():
@@ -5270,10 +5882,12 @@ class Server:
             self._stopping.set()
         if first:
             self._end_workers()
+            if self._persistence is not None:
+                self._saved = self._persistence.stop(SAVE_TIMEOUT)
             self._stopped.set()
         else:
-            self._stopped.wait(STOP_TIMEOUT)
-        return not self._workers
+            self._stopped.wait(STOP_TIMEOUT + SAVE_TIMEOUT)
+        return self._saved and not self._workers
 
     def _end_workers(self) -> None:
         for desk in self._desks:
@@ -5366,8 +5980,9 @@ class Server:
         session = Session(connection, self._settings, desk.listener.address, open_to_all)
         password = self._settings.password if open_to_all else None
         context = Context(
-            self._store, self._settings, self._statistics, self._live, session, password
-        )
+            self._store, self._settings, self._statistics, self._live, session, password,
+            self._persistence,
+        )  # fmt: skip
         with self._lock:
             self._sessions.add(session)
             desk.spare -= 1
@@ -5440,6 +6055,8 @@ def _argument_parser() -> argparse.ArgumentParser:
            help="messages a subscriber may leave lying before it is dropped (8mb)")
     option("--notify-keyspace-events", metavar="LETTERS", default="",
            help="tell channels what happens to keys, as in Redis's setting of that name; KEA: all")
+    option("--db", metavar="FILE",
+           help="keep everything in this file too: what is set is there after the next start")
     option("--tcp", metavar="PORT", type=int,
            help="serve this port of 127.0.0.1 too, which any account of this machine can reach")
     option("--password-file", metavar="FILE",
@@ -5474,7 +6091,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
-    except TransportError as error:
+    except (TransportError, PersistenceError) as error:
         log.error("%s", error)
         return 1
     if not server.stop():
