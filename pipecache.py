@@ -136,7 +136,7 @@ SWEEP_KEYS = 1000
 #: Seconds between two writings of what was changed to the file, between two lines about loading
 #: it, and in which what is left must be written at the end; bytes that a key and its value can
 #: have there.
-SAVE_INTERVAL = 0.5
+SAVE_INTERVAL = 0.75
 PROGRESS_INTERVAL = 1.0
 SAVE_TIMEOUT = 30.0
 MAX_ROW = 999_000_000
@@ -1106,7 +1106,8 @@ class Store:
         #: Bytes that the keys and values take; above the limit, make_room() evicts some.
         self.used = self._reserved = 0
         self.limit = math.inf
-        self._clock, self._wall, self._offset = clock, wall, 0
+        self._clock, self._wall = clock, wall
+        self._offset = int(wall() * 1000) - self.now()
         self._values, self._deadlines = Table(), Table()
         # The deadlines in order. A deadline that was moved or taken away stays in the heap
         # until it comes up, or until such entries are the majority.
@@ -1451,7 +1452,8 @@ class Store:
 
         It takes as few steps of Python as can be: nobody is served meanwhile.
         """
-        keys = list(self._changed or ())
+        # In their order, in which they are quickest written.
+        keys = sorted(self._changed or ())
         values = list(map(self._values.get, keys))
         for index, value in enumerate(values):
             if value.__class__ is not bytes and value is not None:
@@ -1900,15 +1902,16 @@ FILE_FORMAT = 1
 # 1970, and by_clock whether the wall clock was what said so.
 _SCHEMA = """CREATE TABLE keys (key BLOB PRIMARY KEY, kind TEXT NOT NULL, value BLOB NOT NULL,
     expires INTEGER, by_clock INTEGER NOT NULL) WITHOUT ROWID"""
+_ROW_TYPES = {(bytes, bytes, type(None)), (bytes, bytes, int)}
 _KINDS: dict[str, Any] = {kind.LETTER: kind for kind in (ListValue, Hash, Set, SortedSet)}
 
 #: What SQLite and the system say, and what to do.
 _ADVICE = (
     ("locked", "another program uses it, such as a second server: stop that one or choose another"
      " file"),
-    ("readonly", "it, or its folder, cannot be written: change that or choose another file"),
-    ("unable to open", "its folder does not exist, or it may not be opened: change that or choose"
-     " another file"),
+    ("denied", "it may not be read and written: change that or choose another file"),
+    ("readonly", "it, or its folder, may not be written: change that or choose another file"),
+    ("unable to open", "its folder may not be written: change that or choose another file"),
     ("full", "make room on the disk"),
     ("too big", "make room, or use another disk"),
     ("not a database", "it is another program's, and is left as it is: choose another file"),
@@ -1983,6 +1986,7 @@ class Persistence:
         try:
             self._connect()
             self._load()
+            self._make_ready()
             self._store.track()
         except (sqlite3.Error, OSError, ValueError) as error:
             self._disconnect()
@@ -2005,26 +2009,34 @@ class Persistence:
         )
         if mark != APPLICATION_ID and (mark or tables):
             raise sqlite3.DatabaseError("file is not a database of pipecache")
-        database.execute("PRAGMA journal_mode=WAL")
-        database.execute("PRAGMA synchronous=FULL")
-        database.execute(f"PRAGMA journal_size_limit={64 << 20}")
-        database.execute("BEGIN IMMEDIATE")
-        if not tables:
-            database.execute(f"PRAGMA application_id={APPLICATION_ID}")
-            database.execute(_SCHEMA)
         (version,) = database.execute("PRAGMA user_version").fetchone()
         if version > FILE_FORMAT:
             raise sqlite3.DatabaseError(self._too_new(version))
-        # Written even where it stands already: what cannot be written must not be relied on.
-        database.execute(f"PRAGMA user_version={FILE_FORMAT}")
-        database.execute("COMMIT")
+        if not tables:
+            database.execute("PRAGMA journal_mode=WAL")
+            database.execute("BEGIN IMMEDIATE")
+            database.execute(f"PRAGMA application_id={APPLICATION_ID}")
+            database.execute(_SCHEMA)
+            database.execute("COMMIT")
+
+    def _make_ready(self) -> None:
+        # What has been read is to be relied on, so it may be written, and has to be.
+        execute = self._database.execute
+        execute("PRAGMA journal_mode=WAL")
+        execute("PRAGMA synchronous=FULL")
+        execute(f"PRAGMA journal_size_limit={64 << 20}")
+        execute("BEGIN IMMEDIATE")
+        execute(f"PRAGMA user_version={FILE_FORMAT}")
+        if self.expired:
+            execute("DELETE FROM keys WHERE expires <= ?", (int(time.time() * 1000),))
+        execute("COMMIT")
         found = os.stat(self.path)
         self._inode = found.st_dev, found.st_ino
 
     def _look_at_it(self) -> None:
         # Before SQLite, which may write to what it only reads: a journal that was left beside it.
         try:
-            with open(self.path, "rb") as file:
+            with open(self.path, "r+b") as file:  # to read it alone will not do
                 header = file.read(100)
         except FileNotFoundError:
             # As what it will be: nobody else's to read.
@@ -2048,7 +2060,11 @@ class Persistence:
         )
 
     def _load(self) -> None:
-        load, rows = self._store.load, self._database.cursor()
+        with contextlib.closing(self._database.cursor()) as rows:
+            self._load_from(rows)
+
+    def _load_from(self, rows: sqlite3.Cursor) -> None:
+        load = self._store.load
         (count,) = rows.execute("SELECT count(*) FROM keys").fetchone()
         done, started = 0, time.monotonic()
         told = started
@@ -2059,8 +2075,9 @@ class Persistence:
                 break
             with self._store.lock:
                 for key, kind, value, expires, by_clock in some:
-                    if not key.__class__ is value.__class__ is bytes:
-                        raise ValueError(f"malformed: key {key!r} is not bytes")
+                    types = type(key), type(value), type(expires)
+                    if types not in _ROW_TYPES:
+                        raise ValueError(f"malformed: the types of a row, {types}")
                     if kind != "$":
                         try:
                             value = unpack(kind, value)  # noqa: PLW2901
@@ -2073,9 +2090,6 @@ class Persistence:
             if time.monotonic() > told + PROGRESS_INTERVAL:
                 told = time.monotonic()
                 log.info("Loading %s: %d of %d keys", self.path, done, count)
-        if self.expired:
-            now = int(time.time() * 1000)
-            self._database.execute("DELETE FROM keys WHERE expires <= ?", (now,))
         self.loaded = done - self.expired
         facts = self.path, self.loaded, time.monotonic() - started
         log.info("Keeping everything in %s: %d keys loaded in %.1f s", *facts)
@@ -2181,27 +2195,39 @@ class Persistence:
             if changes.cleared:
                 execute("DELETE FROM keys")
                 self.refused.clear()
-            gone: list[tuple[bytes]] = []
-            self._database.executemany(
-                "INSERT OR REPLACE INTO keys VALUES (?, ?, ?, ?, ?)", self._rows(changes, gone)
-            )
-            self._database.executemany("DELETE FROM keys WHERE key = ?", gone)
+            # Many rows a statement: for each the interpreter is given up and has to be got back.
+            gone: list[bytes] = []
+            for rows in _batches(self._rows(changes, gone)):
+                places = ", ".join(["(?, ?, ?, ?, ?)"] * len(rows))
+                values = list(itertools.chain.from_iterable(rows))
+                execute(f"INSERT OR REPLACE INTO keys VALUES {places}", values)
+            for keys in _batches(gone):
+                places = ", ".join("?" * len(keys))
+                execute(f"DELETE FROM keys WHERE key IN ({places})", keys)
             execute("COMMIT")
         except BaseException:
             if self._database.in_transaction:
                 execute("ROLLBACK")
             raise
 
-    def _rows(self, changes: Changes, gone: list[tuple[bytes]]) -> Iterator[tuple[Any, ...]]:
+    def _rows(self, changes: Changes, gone: list[bytes]) -> Iterator[tuple[Any, ...]]:
+        # What is to be written; what is to be taken away goes into a list.
+        plain = set(map(type, changes.values)) == {bytes} and not any(changes.deadlines)
+        if plain and not self.refused and max(map(len, changes.values)) < MAX_ROW // 2:
+            yield from zip(
+                changes.keys, itertools.repeat("$"), changes.values, itertools.repeat(None),
+                itertools.repeat(0),
+            )  # fmt: skip
+            return
         for key, value, deadline in zip(changes.keys, changes.values, changes.deadlines):
             if value is None:
-                gone.append((key,))
+                gone.append(key)
                 self.refused.pop(key, None)
                 continue
             data = value if value.__class__ is bytes else pack(value)
             size = len(key) + len(data)
             if size > MAX_ROW:
-                gone.append((key,))
+                gone.append(key)
                 if key not in self.refused:
                     what = "Key %r takes %d bytes, more than the file can have: it is not kept"
                     log.error(what, key[:ERROR_EXCERPT], size)
@@ -2231,6 +2257,7 @@ class Persistence:
         self._disconnect()
         try:
             self._connect()
+            self._make_ready()
         except BaseException:
             self._disconnect()
             raise
@@ -2241,6 +2268,16 @@ class Persistence:
         text = str(error)
         advice = next((advice for word, advice in _ADVICE if word in text), "")
         return f"Cannot {what} {self.path}: {text}" + (f" ({advice})" if advice else "")
+
+
+def _batches(items: Iterable[Value]) -> Iterator[list[Value]]:
+    # A statement of SQLite takes 999 values (before 3.32), a row is five.
+    rest = iter(items)
+    while True:
+        batch = list(itertools.islice(rest, 199))
+        if not batch:
+            return
+        yield batch
 
 
 def _abandon(persistence: Persistence | None) -> None:
