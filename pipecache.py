@@ -91,15 +91,6 @@ log = logging.getLogger("pipecache")
 # ----------------------------------------------------------------------------
 
 DEFAULT_PIPE = "KeyValuePipe"  #: The name of the pipe when none is given.
-MAX_CLIENTS = 1000  #: Clients served at once; one more waits until another leaves.
-
-#: The longest text command, and the longest argument of a RESP command, in bytes; and the least
-#: that this can be set to.
-MAX_MESSAGE = 512 * 1024 * 1024
-MIN_MESSAGE = 1024
-
-#: Seconds a client may leave its reply lying, without taking any of it, before it is dropped.
-SEND_TIMEOUT = 30.0
 #: Seconds in which stop() returns, and after how many of them it stops waiting for replies.
 STOP_TIMEOUT = 5.0
 STOP_GRACE = 2.0
@@ -115,14 +106,13 @@ PIECE_SIZE = 1024 * 1024
 BACKLOG = 256 * 1024 * 1024
 CHUNK_OVERHEAD = 100
 
-#: Bytes that a client may have waiting of what it is told unasked (messages of channels, MONITOR's
-#: lines) before it is dropped.
-SUBSCRIBER_BUFFER = 8 * 1024 * 1024
-
-#: Arguments of one command, and the length of the line that announces them in RESP.
-MAX_ARGUMENTS = 1024 * 1024
+#: The length of the line that announces arguments in RESP, and what an argument takes beside its
+#: own bytes.
 MAX_HEADER = 65536
-#: The same, and bytes of one, while a client has not given the password it must give.
+ARGUMENT_OVERHEAD = 48
+#: Bytes of a command half read that are let in however little memory is left.
+FREE_INPUT = 1024 * 1024
+#: Arguments of a command, and bytes of one, while a client has not given the password it must give.
 MAX_LOCKED_OUT_ARGUMENTS = 10
 MAX_LOCKED_OUT_ARGUMENT = 16384
 #: Bytes of one client's replies after which the others get a turn, and what each command counts
@@ -133,6 +123,8 @@ TURN_COST = 4096
 #: Seconds between two looks for expired keys, and keys taken away at a time.
 SWEEP_INTERVAL = 0.1
 SWEEP_KEYS = 1000
+#: Seconds between two looks for clients whose time is over.
+OVERDUE_INTERVAL = 0.5
 #: Seconds between two writings of what was changed to the file, between two lines about loading
 #: it, and in which what is left must be written at the end; bytes that a key and its value can
 #: have there.
@@ -178,39 +170,105 @@ def parse_size(text: str) -> int:
     return int(match[1]) << 10 * " kmg".index(match[2] or " ")
 
 
+class Limit(NamedTuple):
+    """A bound on what clients may take; ``0`` is none where the least is 0.
+
+    The name of its entry in :data:`LIMITS` is its option and its setting.
+    """
+
+    parameter: str  #: Its name in CONFIG, Redis's where Redis has one.
+    default: float
+    least: float
+    unit: str  #: ``"bytes"``, ``"seconds"``, or ``""`` for a number.
+    meaning: str
+
+    def parse(self, text: str) -> float:
+        """The value that a text stands for.
+
+        :raises ValueError: if there is none, or it is too small.
+        """
+        if self.unit == "bytes":
+            value: float = parse_size(text)
+        elif self.unit == "seconds":
+            value = float(text) if re.fullmatch(r"\d{1,9}(\.\d{1,3})?", text) else -1.0
+        else:
+            value = int(text) if re.fullmatch(r"\d{1,9}", text) else -1
+        return self.check(value)
+
+    def check(self, value: float) -> float:
+        """The same value.
+
+        :raises ValueError: if it is too small, or no number.
+        """
+        if not self.least <= value < math.inf:
+            raise ValueError(f"argument must be {self.least:g} or more {self.unit}".rstrip())
+        return value
+
+
+LIMITS: dict[str, Limit] = {
+    "max_clients": Limit("maxclients", 1000, 1, "", "clients served at once; one more waits"),
+    "max_message": Limit(
+        "proto-max-bulk-len", 512 << 20, 1024, "bytes", "longest value, or text command"
+    ),
+    "max_arguments": Limit("max-arguments", 1 << 20, 128, "", "arguments of one command"),
+    "max_command": Limit(
+        "client-query-buffer-limit", 1 << 30, 65536, "bytes", "one command, with all its arguments"
+    ),
+    "max_reply": Limit("max-reply", 1 << 30, 65536, "bytes", "one reply; a longer one is an error"),
+    "max_memory": Limit(
+        "maxmemory", 0, 0, "bytes", "keys, values and commands half read, all together"
+    ),
+    "subscriber_buffer": Limit(
+        "subscriber-buffer", 8 << 20, 1, "bytes",
+        "messages that a subscriber leaves lying before it is dropped",
+    ),
+    "idle_timeout": Limit("timeout", 0, 0, "seconds", "a client that asks for nothing is dropped"),
+    "message_timeout": Limit(
+        "message-timeout", 60, 0, "seconds", "to finish a command once it has begun"
+    ),
+    "reply_timeout": Limit(
+        "reply-timeout", 30, 0.1, "seconds", "a client may leave its reply lying"
+    ),
+}  # fmt: skip
+
+
 class Settings:
     """What one server is told when it is made.
 
     :param pipe: the pipe's name, see :func:`pipe_address`.
-    :param max_clients: clients served at once.
-    :param max_message: bytes of the longest text command or RESP argument.
-    :param max_memory: bytes that keys and values may take, 0 for no limit.
-    :param policy: what happens beyond that, one of POLICIES.
-    :param subscriber_buffer: bytes that a subscriber may leave lying before it is dropped.
+    :param policy: what happens beyond ``max_memory``, one of POLICIES.
     :param notify_keyspace_events: letters as Redis's setting of that name has them.
     :param tcp: a port of 127.0.0.1 to serve too, or None.
     :param password: what clients of that port must give by AUTH.
     :param tcp_no_password: serve that port without a password, to every account of this machine.
     :param db: the file in which everything is kept, or None: in memory alone.
+    :param limits: by their names in LIMITS, in bytes, in seconds, or as a number.
     :raises ValueError: for a value that cannot be used.
     """
 
+    # Those of LIMITS, which can be changed while the server runs, but for the first.
+    max_clients: int
+    max_message: int
+    max_arguments: int
+    max_command: int
+    max_reply: int
+    max_memory: int
+    subscriber_buffer: int
+    idle_timeout: float
+    message_timeout: float
+    reply_timeout: float
+
     def __init__(
-        self, pipe: str = DEFAULT_PIPE, max_clients: int = MAX_CLIENTS,
-        max_message: int = MAX_MESSAGE, max_memory: int = 0, policy: str = "noeviction",
-        subscriber_buffer: int = SUBSCRIBER_BUFFER, notify_keyspace_events: str = "",
-        tcp: int | None = None, password: bytes | None = None, tcp_no_password: bool = False,
-        db: str | None = None,
+        self, pipe: str = DEFAULT_PIPE, policy: str = "noeviction",
+        notify_keyspace_events: str = "", tcp: int | None = None, password: bytes | None = None,
+        tcp_no_password: bool = False, db: str | None = None, **limits: float,
     ) -> None:  # fmt: skip
         for wrong, reason in (
             (
                 not pipe.strip() or any(char < " " for char in pipe),
                 "the pipe needs a name, without control characters",
             ),
-            (max_clients < 1, "max_clients must be 1 or more"),
-            (max_memory < 0, "max_memory must be 0 (no limit) or more bytes"),
             (policy not in POLICIES, f"the policy must be one of {', '.join(POLICIES)}"),
-            (subscriber_buffer < 1, "subscriber_buffer must be 1 byte or more"),
             (
                 not set(notify_keyspace_events) <= set(EVENT_LETTERS),
                 f"notify_keyspace_events is made of the letters {EVENT_LETTERS}",
@@ -230,21 +288,18 @@ class Settings:
         ):
             if wrong:
                 raise ValueError(reason)
-        self.set_max_message(max_message)
-        self.pipe, self.max_clients = pipe, max_clients
-        self.max_memory, self.policy = max_memory, policy
-        self.subscriber_buffer = subscriber_buffer
+        self.pipe, self.policy = pipe, policy
         self.notify_keyspace_events = notify_keyspace_events
         self.tcp, self.password, self.db = tcp, password, db
-
-    def set_max_message(self, size: int) -> None:
-        """Change ``max_message``, for what is received from now on.
-
-        :raises ValueError: if it is too small.
-        """
-        if size < MIN_MESSAGE:
-            raise ValueError(f"max_message must be {MIN_MESSAGE} bytes or more")
-        self.max_message = size
+        for name, value in limits.items():
+            if name not in LIMITS:
+                raise TypeError(f"there is no setting {name!r}")
+            try:
+                LIMITS[name].check(value)
+            except ValueError as error:
+                raise ValueError(str(error).replace("argument", name)) from None
+        for name, limit in LIMITS.items():
+            setattr(self, name, limits.get(name, limit.default))
 
 
 # ----------------------------------------------------------------------------
@@ -278,6 +333,12 @@ class ProtocolError(PipecacheError):
 
 class CommandError(PipecacheError):
     """An error reply. ``str()`` of it is the text as Redis sends it, code first."""
+
+
+def reply_too_long(context: Context) -> CommandError:
+    """The error in place of a reply that is longer than the limit."""
+    most = f"max-reply, {context.settings.max_reply} bytes"
+    return CommandError(f"ERR the reply is longer than {most}: ask for less at a time")
 
 
 def wrong_arity(name: bytes) -> CommandError:
@@ -395,17 +456,18 @@ _WORD = re.compile(rb"""[ \t]*(?:"([^"]*)"(?![^ \t])|'([^']*)'(?![^ \t])|([^ \t"
 _BLANKS = b" \t"
 
 
-def split_text(line: bytes) -> list[bytes]:
+def split_text(line: bytes, most: float = math.inf) -> list[bytes]:
     """Cut a text command (without its terminator) into its arguments.
 
-    :raises CommandError: for an empty command and for unbalanced quotes.
+    :param most: how many there may be.
+    :raises CommandError: for an empty command, for unbalanced quotes, and for too many.
     """
     words: list[bytes] = []
     position, end = 0, len(line)
     before_value = math.inf
     while len(words) < before_value:
-        if len(words) >= MAX_ARGUMENTS:
-            raise CommandError(f"ERR more than {MAX_ARGUMENTS} arguments")
+        if len(words) >= most:
+            raise CommandError(f"ERR more than {most} arguments")
         match = _WORD.match(line, position)
         if match is None:
             if line[position:].strip(_BLANKS):
@@ -426,6 +488,18 @@ def split_text(line: bytes) -> list[bytes]:
 def encode_double(number: float) -> bytes:
     """A score, in as many digits as make it exact."""
     return b"%.17g" % number
+
+
+def measure(reply: Reply) -> int:
+    """The bytes that a reply takes, or somewhat fewer: before it is encoded, and quickly."""
+    if isinstance(reply, dict):
+        return measure(list(reply)) + measure(list(reply.values()))
+    if isinstance(reply, (list, tuple)):
+        if reply and reply[0].__class__ is bytes:
+            with contextlib.suppress(TypeError):
+                return sum(map(len, reply))  # of bytes, as nearly always
+        return sum(map(measure, reply))
+    return len(reply) if isinstance(reply, bytes) else 0
 
 
 def encode_text(reply: Reply, terminator: bytes) -> bytes:
@@ -518,21 +592,23 @@ class RequestParser:
 
     :param framed: whether a chunk's end can be a message's end (a pipe), so
         that a text command is one message; else it ends at a line feed.
-    :param max_message: bytes of the longest text command or RESP argument.
+    :param limits: what a command may take.
 
     After a :class:`ProtocolError` has come out as the last request, nothing
     more may be fed.
     """
 
-    def __init__(self, framed: bool, max_message: int = MAX_MESSAGE) -> None:
-        self._framed = framed
-        self.max_message = max_message
+    def __init__(self, framed: bool, limits: Settings) -> None:
+        self._framed, self._limits = framed, limits
         self._buffer = bytearray()
         self._arguments: list[bytes] = []
         self._missing = 0  # arguments of the command half read
         self._bulk = -1  # the length of the argument under way, -1 before its header
         self._scanned = 0  # bytes of the buffer known to hold no line feed
         self._speaks_resp = False
+        self._size = 0  # what the arguments of the command half read take
+        #: Bytes of memory that a command half read takes, 0 if there is none.
+        self.held = 0
         #: Whether only what a password needs is read, because none was given yet.
         self.restricted = False
 
@@ -544,10 +620,12 @@ class RequestParser:
                 # The command half read, and no further: what comes after it may go the quick way.
                 self._buffer += chunk
                 self._parse(requests, end_of_message, one=True)
+                self._note_held()
                 if not requests or not self._buffer or self.restricted:
                     return requests
                 chunk = bytes(self._buffer)
                 self._buffer.clear()
+                self.held = 0
             if chunk.startswith(b"*") and not self.restricted:
                 chunk = self._split_pipeline(chunk, requests)
                 if not chunk:
@@ -557,11 +635,21 @@ class RequestParser:
                 return requests
             self._buffer += chunk
             self._parse(requests, end_of_message)
+            self._note_held()
         except ProtocolError as error:
-            self._buffer.clear()
-            text_terminator = b"" if self._framed else b"\n"
-            requests.append((error, None if self._speaks_resp else text_terminator))
+            requests.append(self.refuse(error))
         return requests
+
+    def refuse(self, error: ProtocolError) -> Request:
+        """Give up what was read, and the request that ends in this error."""
+        self._buffer.clear()
+        self._arguments = []
+        self._missing = self._size = self.held = 0
+        text_terminator = b"" if self._framed else b"\n"
+        return error, None if self._speaks_resp else text_terminator
+
+    def _note_held(self) -> None:
+        self.held = len(self._buffer) + self._size + (self._missing > 0)
 
     def _split_pipeline(self, chunk: bytes, requests: list[Request]) -> bytes:
         # The quick way for whole commands without line breaks in their arguments: one split at
@@ -629,12 +717,12 @@ class RequestParser:
         if header is None:
             return None
         size = _parse_length(header[0])
-        if size is None or size > MAX_ARGUMENTS:
+        if size is None or size > self._limits.max_arguments:
             raise ProtocolError("ERR Protocol error: invalid multibulk length")
         if self.restricted and size > MAX_LOCKED_OUT_ARGUMENTS:
             raise ProtocolError("ERR Protocol error: unauthenticated multibulk length")
         self._missing = max(size, 0)
-        self._arguments = []
+        self._arguments, self._size = [], 0
         return header[1]
 
     def _parse_argument(self, position: int, requests: list[Request]) -> int | None:
@@ -647,8 +735,11 @@ class RequestParser:
             if header is None:
                 return None
             size = _parse_length(header[0])
-            if size is None or not 0 <= size <= self.max_message:
+            if size is None or not 0 <= size <= self._limits.max_message:
                 raise ProtocolError("ERR Protocol error: invalid bulk length")
+            if self._size + size > self._limits.max_command:
+                most = f"the limit of {self._limits.max_command} bytes"
+                raise ProtocolError(f"ERR Protocol error: the command is longer than {most}")
             if self.restricted and size > MAX_LOCKED_OUT_ARGUMENT:
                 raise ProtocolError("ERR Protocol error: unauthenticated bulk length")
             self._bulk = size
@@ -660,10 +751,12 @@ class RequestParser:
             raise ProtocolError("ERR Protocol error: expected CRLF after a bulk string")
         with memoryview(buffer) as view:
             self._arguments.append(bytes(view[position:end]))
+        self._size += self._bulk + ARGUMENT_OVERHEAD
         self._bulk = -1
         self._missing -= 1
         if not self._missing:
             requests.append((self._arguments, None))
+            self._size = 0
         return end + 2
 
     def _parse_text(
@@ -677,7 +770,7 @@ class RequestParser:
             complete = end > 0
             end = end or len(buffer)
             self._scanned = 0 if complete else end - position
-        limit = MAX_LOCKED_OUT_ARGUMENT if self.restricted else self.max_message
+        limit = MAX_LOCKED_OUT_ARGUMENT if self.restricted else self._limits.max_message
         if end - position > limit + 2:
             self._speaks_resp = False
             raise ProtocolError(f"ERR the command is longer than the limit of {limit} bytes")
@@ -689,7 +782,7 @@ class RequestParser:
     def _is_line(self, chunk: bytes, end_of_message: bool) -> bool:
         # Whether a chunk is one whole text command, as nearly all of them come.
         whole = end_of_message if self._framed else chunk.find(b"\n") == len(chunk) - 1 >= 0
-        return whole and len(chunk) <= self.max_message and not self.restricted
+        return whole and len(chunk) <= self._limits.max_message and not self.restricted
 
     def _take_line(self, line: bytes, requests: list[Request]) -> None:
         terminator = b""
@@ -700,7 +793,7 @@ class RequestParser:
             return
         self._speaks_resp = False
         try:
-            requests.append((split_text(line), terminator))
+            requests.append((split_text(line, self._limits.max_arguments), terminator))
         except CommandError as error:
             requests.append((error, terminator))
 
@@ -2330,6 +2423,9 @@ class Context:
         self.may_wait = True
         #: Whether, for either, nothing more of what the client sent is to be carried out now.
         self.halted = False
+        #: What the client did for which its connection is closed; for the log, which may have to
+        #: be waited for, and so is not written under the lock.
+        self.fault = ""
         #: The name of its last command.
         self.command = b""
         #: The version of RESP the client has chosen by HELLO.
@@ -2681,8 +2777,7 @@ def execute(context: Context, arguments: Any) -> Reply:
 
 def _refuse(context: Context, error: Any) -> Reply:
     if isinstance(error, ProtocolError):
-        what = str(error).partition(" ")[2]
-        log.warning("Closing client %d (%s): %s", context.id, context.peer.describe(), what)
+        context.fault = str(error).partition(" ")[2]
         context.close()
     return error  # type: ignore[no-any-return]
 
@@ -3076,7 +3171,7 @@ def pick(members: Sequence[bytes], count: int) -> list[bytes]:
     """So many members by chance; of a negative number each may come more than once."""
     if count >= 0:
         return random.sample(members, min(count, len(members)))
-    if -count > MAX_ARGUMENTS:
+    if -count > LIMITS["max_arguments"].default:
         raise CommandError("ERR value is out of range")
     return random.choices(members, k=-count) if members else []
 
@@ -3956,6 +4051,7 @@ def exec_(context: Context, *words: bytes) -> Reply:
     if broken:
         return NO_LIST
     replies: list[Reply] = []
+    size = 0
     context.may_wait = False
     try:
         for entry, arguments in queue:
@@ -3963,9 +4059,10 @@ def exec_(context: Context, *words: bytes) -> Reply:
                 replies.append(carry_out(context, entry, arguments))
             except CommandError as error:
                 replies.append(error)
+            size += measure(replies[-1])
     finally:
         context.may_wait = True
-    return replies
+    return replies if size <= context.settings.max_reply else reply_too_long(context)
 
 
 @transactions.reads("DISCARD", "Forget the queued commands.")
@@ -4373,25 +4470,6 @@ def _set_memory_limit(context: Context, size: int) -> None:
         context.store.make_room()
 
 
-def _memory_size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError:
-        raise ValueError("argument must be a memory value") from None
-
-
-def _message_size(text: str) -> int:
-    if _memory_size(text) < MIN_MESSAGE:
-        raise ValueError(f"argument must be {MIN_MESSAGE} or more")
-    return _memory_size(text)
-
-
-def _buffer_size(text: str) -> int:
-    if _memory_size(text) < 1:
-        raise ValueError("argument must be 1 or more")
-    return _memory_size(text)
-
-
 def _policy(text: str) -> str:
     if text.lower() not in POLICIES:
         raise ValueError(f"argument(s) must be one of the following: {', '.join(POLICIES)}")
@@ -4403,20 +4481,38 @@ def _letters(text: str) -> str:
     return text
 
 
+def _read_limit(limit: Limit, text: str) -> float:
+    if limit.unit == "bytes" and not re.fullmatch(r"\d+([kmg]b?|b)?", text.lower()):
+        raise ValueError("argument must be a memory value")  # as Redis says it
+    return limit.parse(text)
+
+
+def _set_limit(name: str, context: Context, value: float) -> None:
+    setattr(context.settings, name, value)
+    if name == "max_memory":
+        _set_memory_limit(context, int(value))
+
+
 #: What CONFIG SET can change: how its value is read, and how it is set.
 _CHANGES: dict[str, tuple[Callable[[str], Any], Callable[[Context, Any], None]]] = {
-    "maxmemory": (_memory_size, _set_memory_limit),
     "maxmemory-policy": (_policy, lambda context, policy: setattr(context.store, "policy", policy)),
     "notify-keyspace-events": (
         _letters, lambda context, letters: context.live.events.choose(letters)
     ),
-    "proto-max-bulk-len": (
-        _message_size, lambda context, size: context.settings.set_max_message(size)
-    ),
-    "subscriber-buffer": (
-        _buffer_size, lambda context, size: setattr(context.settings, "subscriber_buffer", size)
-    ),
+    **{
+        limit.parameter: (
+            functools.partial(_read_limit, limit), functools.partial(_set_limit, name)
+        )
+        for name, limit in LIMITS.items() if name != "max_clients"
+    },
 }  # fmt: skip
+
+
+def _limits(context: Context) -> dict[str, object]:
+    values = {
+        limit.parameter: f"{getattr(context.settings, name):.12g}" for name, limit in LIMITS.items()
+    }
+    return {**values, "maxmemory": _finite(context.store.limit)}
 
 
 def _parameters(context: Context) -> dict[str, object]:
@@ -4424,17 +4520,13 @@ def _parameters(context: Context) -> dict[str, object]:
         "appendonly": "no",
         "bind": "127.0.0.1",
         "databases": 1,
-        "maxclients": context.settings.max_clients,
-        "maxmemory": _finite(context.store.limit),
+        "dbfilename": context.settings.db or "",
         "maxmemory-policy": context.store.policy,
         "maxmemory-samples": LRU_SAMPLES,
         "notify-keyspace-events": context.live.events,
         "port": context.settings.tcp or 0,
-        "proto-max-bulk-len": context.settings.max_message,
-        "dbfilename": context.settings.db or "",
         "save": "1 1" if context.persistence else "",
-        "subscriber-buffer": context.settings.subscriber_buffer,
-        "timeout": 0,
+        **_limits(context),
     }
 
 
@@ -4598,8 +4690,8 @@ def _sections(context: Context) -> dict[str, dict[str, object]]:
             "connected_clients": len(statistics.clients),
             "blocked_clients": len(context.live.waiting.waiters),
             "maxclients": settings.max_clients,
-            "max_message_bytes": settings.max_message,
         },
+        "Limits": {name.replace("-", "_"): value for name, value in _limits(context).items()},
         "Memory": {
             "used_memory": store.used,
             "used_memory_human": f"{store.used / 1024**2:.2f}M",
@@ -4878,6 +4970,8 @@ class Connection:
 
     #: Whether a text command is one message, rather than a line.
     framed = False
+    #: What says how long a client may leave its reply lying.
+    limits = Settings()
     #: Whether the chunk last received is, or ends, a message.
     end_of_message = True
 
@@ -4918,7 +5012,8 @@ class Connection:
         BACKLOG bytes: one that sends many commands before it reads a reply would else wait for
         the server, which waits for it.
 
-        :raises ConnectionLost: if the client is gone, or does not take it within SEND_TIMEOUT.
+        :raises ConnectionLost: if the client is gone, or does not take it within
+            ``reply_timeout`` seconds.
         """
         raise NotImplementedError
 
@@ -5029,8 +5124,8 @@ class Listener:
         raise NotImplementedError
 
 
-def _reply_not_taken() -> ConnectionLost:
-    return ConnectionLost(f"the client did not take its reply within {SEND_TIMEOUT:g} s")
+def _reply_not_taken(limits: Settings) -> ConnectionLost:
+    return ConnectionLost(f"the client did not take its reply within {limits.reply_timeout:g} s")
 
 
 def _in_use(listener: Listener) -> AddressInUse:
@@ -5175,7 +5270,7 @@ class SocketConnection(Connection):
         return taken
 
     def flush(self) -> None:
-        deadline = time.monotonic() + SEND_TIMEOUT
+        deadline = time.monotonic() + self.limits.reply_timeout
         while self._outbox:
             with self._lock:
                 events = self._events()
@@ -5183,7 +5278,7 @@ class SocketConnection(Connection):
                 events &= ~selectors.EVENT_READ
             happened = _ready({self._socket: events}, deadline - time.monotonic())
             if not happened:
-                raise _reply_not_taken()
+                raise _reply_not_taken(self.limits)
             if happened[self._socket] & selectors.EVENT_READ:
                 chunk = self._take_chunk()
                 self._ended = chunk is None
@@ -5192,7 +5287,7 @@ class SocketConnection(Connection):
             if happened[self._socket] & selectors.EVENT_WRITE:
                 with self._lock:
                     if self._send_some():
-                        deadline = time.monotonic() + SEND_TIMEOUT
+                        deadline = time.monotonic() + self.limits.reply_timeout
 
     def close(self) -> None:
         with self._lock:
@@ -5462,7 +5557,7 @@ if sys.platform == "win32":
             return ConnectionLost(f"{what}: {ctypes.FormatError(error).strip()}")
 
         def flush(self) -> None:
-            deadline = time.monotonic() + SEND_TIMEOUT
+            deadline = time.monotonic() + self.limits.reply_timeout
             while self._outgoing is not None:
                 watched = 1
                 if self._backlog_size < BACKLOG and not self._gone:
@@ -5472,14 +5567,14 @@ if sys.platform == "win32":
                 which = WaitForMultipleObjects(watched, self._write_or_read, False, left)
                 if which == WAIT_OBJECT_0:
                     self._finish_write()
-                    deadline = time.monotonic() + SEND_TIMEOUT
+                    deadline = time.monotonic() + self.limits.reply_timeout
                 elif which == WAIT_OBJECT_0 + 1:
                     chunk = self._take_chunk()
                     if chunk is not None:
                         self._keep(chunk)
                 elif not self._instance.cancel(self._instance.writing):
                     self._outgoing = None
-                    raise _reply_not_taken()
+                    raise _reply_not_taken(self.limits)
 
         def close(self) -> None:
             with self._lock:
@@ -5677,6 +5772,10 @@ def _is_http(request: Request) -> bool:
     return words[0].upper() in (b"POST", b"HOST:")
 
 
+#: The replies that can be longer than what there is in the store.
+_LONG = frozenset({list, dict, Members, Pairs})
+
+
 class Session(Peer):
     """One client from connecting to leaving: requests in, replies out, messages in between.
 
@@ -5688,11 +5787,16 @@ class Session(Peer):
         self, connection: Connection, settings: Settings, local_address: str, suspicious: bool
     ) -> None:
         self.connection, self._settings, self._suspicious = connection, settings, suspicious
+        connection.limits = settings
         self.address, self.local_address = connection.peer, local_address
         #: Why the server has hung up, if so.
         self.dropped = ""
         self._process = 0, ""
         self._listened = False
+        #: Since when the client owes us the rest of a command, while it is waited for.
+        self.owing: float | None = None
+        # The memory that is counted for it.
+        self._held = 0
 
     def run(self, context: Context) -> None:
         """Serve the client until it, or the server, ends the connection.
@@ -5700,15 +5804,19 @@ class Session(Peer):
         :raises ConnectionLost: if a reply could not be delivered.
         """
         connection = self.connection
-        parser = RequestParser(connection.framed, context.settings.max_message)
+        parser = RequestParser(connection.framed, context.settings)
         receive, feed, answer = connection.receive, parser.feed, self._answer
         while not context.closing:
             chunk = receive()
             if chunk is None:
                 return
+            since, self.owing = self.owing, None
             parser.restricted = context.locked_out
-            parser.max_message = context.settings.max_message
             requests = feed(chunk, connection.end_of_message)
+            if requests:
+                since = None
+            if parser.held != self._held and not self._hold(context, parser.held):
+                requests.append(parser.refuse(ProtocolError(OUT_OF_MEMORY)))
             while requests and not context.closing:
                 if self._suspicious and any(map(_is_http, requests)):
                     log.warning("Closing client %d (%s): HTTP", context.id, self.describe())
@@ -5718,6 +5826,21 @@ class Session(Peer):
                 if parser.restricted:  # one at a time: by the next the client may be let in
                     parser.restricted = context.locked_out
                     requests = feed(b"")
+            if parser.held:
+                self.owing = since or time.monotonic()
+
+    def _hold(self, context: Context, size: int) -> bool:
+        # Count what a command half read takes, and tell whether there is so much.
+        store = context.store
+        with store.lock:
+            store.reserve(size - self._held)
+            self._held = size
+            if size > FREE_INPUT and store.used > store.limit:
+                try:
+                    store.make_room()
+                except CommandError:
+                    return False
+        return True
 
     def _answer(self, context: Context, requests: list[Request]) -> None:
         context.active = time.monotonic()
@@ -5736,10 +5859,13 @@ class Session(Peer):
                     if reply.__class__ is bytes and terminator is None:
                         # As encode_resp() does it, without the call.
                         data = b"$%d\r\n%b\r\n" % (len(reply), reply)  # type: ignore[arg-type,str-format]
-                    elif terminator is None or reply is NOTHING:
-                        data = encode_resp(reply, context.protocol)
                     else:
-                        data = encode_text(reply, terminator)
+                        if reply.__class__ in _LONG and measure(reply) > self._settings.max_reply:
+                            reply = reply_too_long(context)
+                        if terminator is None or reply is NOTHING:
+                            data = encode_resp(reply, context.protocol)
+                        else:
+                            data = encode_text(reply, terminator)
                     if messages:  # in order with the replies to what it does itself
                         data = b"".join(messages) + data
                         messages.clear()
@@ -5796,10 +5922,34 @@ class Session(Peer):
     def push(self, data: bytes, line: bool) -> None:
         unsent, most = self.connection.unsent, self._settings.subscriber_buffer
         if unsent and unsent + len(data) > most:
-            self.dropped = f"it left more than {most} bytes of what it subscribed to lying"
-            self.connection.abort()
+            self.drop(f"it left more than {most} bytes of what it subscribed to lying")
         else:
             self.connection.push(data, line)
+
+    def release(self, store: Store) -> None:
+        """Give back the memory that is counted for it."""
+        store.reserve(-self._held)
+        self._held = 0
+
+    def overdue(self, context: Context, now: float) -> str:
+        """Why a client is to be dropped at this time, or ""."""
+        limits = self._settings
+        owing, longest = self.owing, limits.message_timeout
+        if owing is not None and 0 < longest < now - owing:
+            return f"it did not finish a command within {longest:g} s"
+        # Who waits, listens, or has not all of its reply or its command through yet is not idle.
+        busy = context.waiter is not None or owing is not None or self.connection.unsent
+        if (
+            not (busy or context.subscriber.listens)
+            and 0 < limits.idle_timeout < now - context.active
+        ):
+            return f"it asked for nothing for {limits.idle_timeout:g} s"
+        return ""
+
+    def drop(self, reason: str) -> None:
+        """End the connection, and say why in the log."""
+        self.dropped = self.dropped or reason
+        self.connection.abort()
 
     def wake(self) -> None:
         self.connection.wake()
@@ -6034,6 +6184,9 @@ class Server:
         except ConnectionLost as error:
             session.dropped = session.dropped or str(error)
         finally:
+            if context.fault:
+                who = context.id, session.describe()
+                log.warning("Closing client %d (%s): %s", *who, context.fault)
             if session.dropped:
                 who = context.id, session.describe()
                 log.info("Client %d (%s) was dropped: %s", *who, session.dropped)
@@ -6041,16 +6194,31 @@ class Server:
                 self._sessions.discard(session)
                 desk.spare += 1
             with self._store.lock:
+                session.release(self._store)
                 context.leave()
             connection.close()
 
     def _sweep(self) -> None:
+        looked = time.monotonic()
         while not self._stopping.wait(SWEEP_INTERVAL):
+            now = time.monotonic()
+            if now - looked > OVERDUE_INTERVAL:
+                looked = now
+                self._drop_overdue(now)
             more = True
             while more and not self._stopping.is_set():
                 with self._store.lock:
                     more = self._store.sweep(SWEEP_KEYS)
                     self._live.channels.deliver()
+
+    def _drop_overdue(self, now: float) -> None:
+        with self._store.lock:
+            clients = list(self._statistics.clients.values())
+        for context in clients:
+            session = context.peer
+            reason = session.overdue(context, now) if isinstance(session, Session) else ""
+            if reason:
+                session.drop(reason)  # type: ignore[attr-defined]
 
 
 def _stop_left(server: Server | None) -> None:
@@ -6063,11 +6231,27 @@ def _stop_left(server: Server | None) -> None:
 # ----------------------------------------------------------------------------
 
 
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _value_of(limit: Limit) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            return limit.parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error).replace("argument ", "it ")) from None
+
+    return parse
+
+
+def _shown_default(limit: Limit) -> str:
+    if not limit.default:
+        return "no limit"
+    if limit.unit != "bytes":
+        return f"{limit.default:.12g}"
+    scale = int(math.log(limit.default, 1024))
+    return f"{limit.default / 1024**scale:g}{('', 'kb', 'mb', 'gb')[scale]}"
 
 
 def _argument_parser() -> argparse.ArgumentParser:
@@ -6079,17 +6263,13 @@ def _argument_parser() -> argparse.ArgumentParser:
     option = parser.add_argument
     # fmt: off
     option("--pipe", metavar="NAME", default=DEFAULT_PIPE, help="name of the pipe (%(default)s)")
-    option("--max-clients", metavar="N", type=int, default=MAX_CLIENTS,
-           help="clients served at once; one more waits (%(default)s)")
-    option("--max-message", metavar="SIZE", type=_size, default=MAX_MESSAGE,
-           help="longest command or value, such as 10mb (512mb)")
-    option("--max-memory", metavar="SIZE", type=_size, default=0,
-           help="what keys and values may take together, such as 256mb (no limit)")
+    for name, limit in LIMITS.items():
+        option(_option(name), metavar={"bytes": "SIZE", "seconds": "SECONDS"}.get(limit.unit, "N"),
+               type=_value_of(limit), default=limit.default,
+               help=f"{limit.meaning} ({_shown_default(limit)})")
     option("--max-memory-policy", dest="policy", metavar="POLICY", default=POLICIES[0],
            choices=POLICIES,
            help=f"what gives way beyond that: {', '.join(POLICIES)} (%(default)s)")
-    option("--subscriber-buffer", metavar="SIZE", type=_size, default=SUBSCRIBER_BUFFER,
-           help="messages a subscriber may leave lying before it is dropped (8mb)")
     option("--notify-keyspace-events", metavar="LETTERS", default="",
            help="tell channels what happens to keys, as in Redis's setting of that name; KEA: all")
     option("--db", metavar="FILE",

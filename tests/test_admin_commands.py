@@ -529,8 +529,8 @@ class MessageTests(unittest.TestCase):
 
 class InformationTests(ContextCase):
     SECTIONS = (
-        *("Server", "Clients", "Memory", "Persistence", "Stats", "Replication", "CPU"),
-        *("Cluster", "Keyspace"),
+        *("Server", "Clients", "Limits", "Memory", "Persistence", "Stats", "Replication"),
+        *("CPU", "Cluster", "Keyspace"),
     )
 
     def info(self, *sections: bytes) -> dict[str, dict[str, str]]:

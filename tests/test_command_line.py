@@ -123,10 +123,10 @@ class ServerTests(unittest.TestCase):
 
     def test_wrong_options(self) -> None:
         for arguments, expected in (
-            (["--max-clients", "0"], "max_clients must be 1 or more"),
-            (["--max-clients", "many"], "invalid int value: 'many'"),
+            (["--max-clients", "0"], "argument --max-clients: it must be 1 or more"),
+            (["--max-clients", "many"], "argument --max-clients: it must be 1 or more"),
             (["--max-message", "huge"], "'huge' is not a size such as 64kb, 10mb or 1gb"),
-            (["--max-message", "100"], "max_message must be 1024 bytes or more"),
+            (["--max-message", "100"], "argument --max-message: it must be 1024 or more bytes"),
             (["--log-level", "LOUD"], "invalid choice: 'LOUD'"),
             (["--log-file", str(ROOT / "nowhere" / "log")], "cannot write --log-file"),
             (["--pip", "name"], "unrecognized arguments: --pip"),

@@ -820,7 +820,7 @@ class ProcessTests(unittest.TestCase):
 
     def test_wrong_options(self) -> None:
         for options, text in (
-            (("--subscriber-buffer", "0"), "subscriber_buffer must be 1 byte or more"),
+            (("--subscriber-buffer", "0"), "it must be 1 or more bytes"),
             (("--notify-keyspace-events", "Q"), "is made of the letters Ag"),
         ):
             with self.subTest(options=options):

@@ -117,9 +117,9 @@ class ConversationTests(ServerCase):
         raw = self.raw()
         with self.assertLogs("pipecache", "WARNING"):
             reply = raw.ask(command(b"GET", b"k") + b"*1\r\nfoo\r\n" + command(b"DEL", b"k"))
-        expected = b"$1\r\nv\r\n-ERR Protocol error: expected '$', got 'f'\r\n"
-        self.assertEqual(reply + raw.read(len(expected) - len(reply)), expected)
-        self.assertTrue(raw.ended())
+            expected = b"$1\r\nv\r\n-ERR Protocol error: expected '$', got 'f'\r\n"
+            self.assertEqual(reply + raw.read(len(expected) - len(reply)), expected)
+            self.assertTrue(raw.ended())
         self.assertEqual(other.ask(b"GET k\n"), b"v\n")
 
     def test_quit(self) -> None:
@@ -259,7 +259,7 @@ class CrowdTests(ServerCase):
         greedy = self.raw()
         with new_client(self.name) as cache, self.assertLogs("pipecache", "INFO") as logged:
             cache.set("big", "x" * 1_000_000)
-            with mock.patch.object(pipecache, "SEND_TIMEOUT", 0.1):
+            with mock.patch.object(server._settings, "reply_timeout", 0.1):
                 greedy.send(b"GET big\n")
                 wait_until(lambda: len(server._sessions) == 1, "it is dropped")
         self.assertIn("did not take its reply within 0.1 s", logged.output[-1])

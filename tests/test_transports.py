@@ -13,7 +13,7 @@ from typing import Callable
 from unittest import mock
 
 import pipecache
-from pipecache import AddressInUse, Connection, ConnectionLost, TransportError
+from pipecache import AddressInUse, Connection, ConnectionLost, Settings, TransportError
 from tests.support import (
     DEADLINE,
     WINDOWS,
@@ -233,7 +233,7 @@ class ContractTests(TransportCase):
     def test_flush_gives_up(self) -> None:
         _, connection = self.connect()
         connection.push(b"x" * 10_000_000)
-        with mock.patch.object(pipecache, "SEND_TIMEOUT", 0.1):
+        with mock.patch.object(connection, "limits", Settings(reply_timeout=0.1)):
             with self.assertRaisesRegex(ConnectionLost, "did not take its reply within 0.1 s"):
                 connection.flush()
 
@@ -283,7 +283,7 @@ class ContractTests(TransportCase):
 
     def test_a_reply_nobody_takes(self) -> None:
         _, connection = self.connect()
-        with mock.patch.object(pipecache, "SEND_TIMEOUT", 0.1):
+        with mock.patch.object(connection, "limits", Settings(reply_timeout=0.1)):
             with self.assertRaisesRegex(ConnectionLost, "did not take its reply within 0.1 s"):
                 connection.send(b"x" * 10_000_000)
 

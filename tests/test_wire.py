@@ -12,6 +12,7 @@ from pipecache import (
     PipecacheError,
     ProtocolError,
     RequestParser,
+    Settings,
     Status,
     UnknownCommand,
     encode_resp,
@@ -28,11 +29,19 @@ def command(*arguments: bytes) -> bytes:
     return b"".join(parts)
 
 
+def limited(**limits: float) -> Settings:
+    """Settings with limits that are too small to be set."""
+    settings = Settings()
+    for name, value in limits.items():
+        setattr(settings, name, value)
+    return settings
+
+
 def parse(
     data: bytes, size: int = 0, framed: bool = False, limit: int = 1024 * 1024
 ) -> list[tuple[Any, bytes | None]]:
     """The requests in a stream fed ``size`` bytes at a time; errors as their texts."""
-    parser = RequestParser(framed, limit)
+    parser = RequestParser(framed, limited(max_message=limit))
     requests = []
     for start in range(0, len(data), size or len(data)):
         requests += parser.feed(data[start : start + (size or len(data))])
@@ -187,7 +196,7 @@ class TextRequestTests(unittest.TestCase):
     def test_messages(self) -> None:
         for messages, expected in self.MESSAGES:
             with self.subTest(messages=messages):
-                parser = RequestParser(framed=True)
+                parser = RequestParser(True, Settings())
                 requests = [request for each in messages for request in parser.feed(each)]
                 shown = [
                     (str(arguments) if isinstance(arguments, CommandError) else arguments, end)
@@ -196,14 +205,14 @@ class TextRequestTests(unittest.TestCase):
                 self.assertEqual(shown, expected)
 
     def test_a_message_in_pieces(self) -> None:
-        parser = RequestParser(framed=True)
+        parser = RequestParser(True, Settings())
         self.assertEqual(parser.feed(b"SET k a\nb", end_of_message=False), [])
         self.assertEqual(parser.feed(b"\nc", end_of_message=False), [])
         self.assertEqual(parser.feed(b"d\n"), [([b"SET", b"k", b"a\nb\ncd"], b"\n")])
 
     def test_a_message_over_the_limit(self) -> None:
         expected = "ERR the command is longer than the limit of 100 bytes"
-        parser = RequestParser(framed=True, max_message=100)
+        parser = RequestParser(True, limited(max_message=100))
         self.assertEqual(parser.feed(b"x" * 60, end_of_message=False), [])
         ((error, terminator),) = parser.feed(b"x" * 60, end_of_message=False)
         self.assertEqual((str(error), terminator), (expected, b""))
@@ -255,7 +264,7 @@ class RespRequestTests(unittest.TestCase):
         stream = command(b"SET", b"k", b"a\r\nb") + command(b"GET", b"k") + b"*0\r\n"
         expected = [(arguments, None) for arguments in self.commands_of(stream)[:-1]]
         for cut in range(len(stream)):
-            parser = RequestParser(framed=False)
+            parser = RequestParser(False, Settings())
             requests = parser.feed(stream[:cut]) + parser.feed(stream[cut:])
             with self.subTest(cut=cut):
                 self.assertEqual(requests, expected)
@@ -307,7 +316,7 @@ class RespRequestTests(unittest.TestCase):
     def test_memory_follows_what_has_arrived(self) -> None:
         tracemalloc.start()
         self.addCleanup(tracemalloc.stop)
-        parsers = [RequestParser(framed=False, max_message=2**29) for _ in range(200)]
+        parsers = [RequestParser(False, Settings()) for _ in range(200)]
         for parser in parsers:
             self.assertEqual(parser.feed(b"*1000000\r\n$536870912\r\nabc"), [])
         self.assertLess(tracemalloc.get_traced_memory()[1], 1_000_000)
