@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import functools
 import json
 import math
@@ -27,6 +28,7 @@ import os
 import re
 import select
 import socket
+import stat
 import struct
 import sys
 import threading
@@ -61,6 +63,7 @@ __all__ = [
     "PubSubWorkerThread",
     "ResponseError",
     "ServerNotRunning",
+    "UntrustedServer",
     "WatchError",
     "WrongTypeError",
     "send_command",
@@ -114,6 +117,10 @@ class CacheError(Exception):
 
 class ServerNotRunning(CacheError, ConnectionError):
     """Nobody serves the pipe, or it may not be opened; the message says which."""
+
+
+class UntrustedServer(CacheError, ConnectionError):
+    """Somebody else's program serves the pipe; nothing was sent to it."""
 
 
 class ConnectionLost(CacheError, ConnectionError):
@@ -476,6 +483,24 @@ class Transport:
     def close(self) -> None:
         raise NotImplementedError
 
+    def owner(self) -> str:
+        """Whose the server's end is: a SID on Windows, elsewhere the number of a user.
+
+        :raises OSError: if the system does not tell.
+        """
+        raise NotImplementedError
+
+    def process(self) -> tuple[int, str]:
+        """The server's process id and the path of its program; 0 and "" where it is not told."""
+        return 0, ""
+
+    def access(self) -> str:
+        """Who may connect, as the system has it: SDDL on Windows, elsewhere the socket's mode.
+
+        :raises OSError: if the system does not tell.
+        """
+        raise NotImplementedError
+
 
 def _lost(address: str) -> ConnectionLost:
     return ConnectionLost(f"The server at {address} ended the connection")
@@ -497,6 +522,16 @@ if sys.platform == "win32":
     ERROR_PIPE_BUSY = 231
     ERROR_MORE_DATA = 234
     ERROR_IO_PENDING = 997
+
+    TOKEN_QUERY = 0x0008
+    TOKEN_USER_CLASS = 1
+    SDDL_REVISION_1 = 1
+    SE_KERNEL_OBJECT = 6
+    OWNER_SECURITY_INFORMATION = 0x00000001
+    DACL_SECURITY_INFORMATION = 0x00000004
+    PROCESS_QUERY_LIMITED_INFORMATION = 0x1000
+    #: Whose programs could do what this user's can anyway: SYSTEM and Administrators.
+    POWERFUL = ("S-1-5-18", "S-1-5-32-544")
 
     GENERIC_READ = 0x80000000
     GENERIC_WRITE = 0x40000000
@@ -533,6 +568,7 @@ if sys.platform == "win32":
 
     # A library object of one's own: prototypes set on ctypes.windll are everybody's.
     _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
+    _advapi32 = ctypes.WinDLL("advapi32", use_last_error=True)
     HANDLE, DWORD, BOOL, LPVOID = wintypes.HANDLE, wintypes.DWORD, wintypes.BOOL, wintypes.LPVOID
     LPDWORD, LPOVERLAPPED = wintypes.LPDWORD, ctypes.POINTER(OVERLAPPED)
 
@@ -554,7 +590,40 @@ if sys.platform == "win32":
         _kernel32, "CreateEventW", HANDLE, _true, LPVOID, BOOL, BOOL, wintypes.LPCWSTR
     )
     CloseHandle = _bind(_kernel32, "CloseHandle", BOOL, _true, HANDLE)
+    LocalFree = _bind(_kernel32, "LocalFree", wintypes.HLOCAL, None, wintypes.HLOCAL)
+    GetCurrentProcess = _bind(_kernel32, "GetCurrentProcess", HANDLE, None)
+    OpenProcessToken = _bind(
+        _advapi32, "OpenProcessToken", BOOL, _true, HANDLE, DWORD, ctypes.POINTER(HANDLE)
+    )
+    GetTokenInformation = _bind(
+        _advapi32, "GetTokenInformation", BOOL, _true, HANDLE, ctypes.c_int, LPVOID, DWORD, LPDWORD
+    )
+    ConvertSidToStringSidW = _bind(
+        _advapi32, "ConvertSidToStringSidW", BOOL, _true, LPVOID, ctypes.POINTER(LPVOID)
+    )
+    ConvertStringSidToSidW = _bind(
+        _advapi32, "ConvertStringSidToSidW", BOOL, _true, wintypes.LPCWSTR, ctypes.POINTER(LPVOID)
+    )
+    ConvertSecurityDescriptorToStringSecurityDescriptorW = _bind(
+        _advapi32, "ConvertSecurityDescriptorToStringSecurityDescriptorW", BOOL, _true,
+        LPVOID, DWORD, DWORD, ctypes.POINTER(LPVOID), LPDWORD,
+    )
+    GetSecurityInfo = _bind(
+        _advapi32, "GetSecurityInfo", DWORD, None,
+        HANDLE, ctypes.c_int, DWORD, LPVOID, LPVOID, LPVOID, LPVOID, ctypes.POINTER(LPVOID),
+    )
+    LookupAccountSidW = _bind(
+        _advapi32, "LookupAccountSidW", BOOL, _true,
+        wintypes.LPCWSTR, LPVOID, wintypes.LPWSTR, LPDWORD, wintypes.LPWSTR, LPDWORD, LPDWORD,
+    )
 
+    GetNamedPipeServerProcessId = _bind(
+        _kernel32, "GetNamedPipeServerProcessId", BOOL, None, HANDLE, wintypes.PULONG
+    )
+    OpenProcess = _bind(_kernel32, "OpenProcess", HANDLE, None, DWORD, BOOL, DWORD)
+    QueryFullProcessImageNameW = _bind(
+        _kernel32, "QueryFullProcessImageNameW", BOOL, None, HANDLE, DWORD, wintypes.LPWSTR, LPDWORD
+    )
     WaitNamedPipeW = _bind(_kernel32, "WaitNamedPipeW", BOOL, None, wintypes.LPCWSTR, DWORD)
     ReadFile = _bind(
         _kernel32, "ReadFile", BOOL, None, HANDLE, LPVOID, DWORD, LPDWORD, LPOVERLAPPED
@@ -568,6 +637,45 @@ if sys.platform == "win32":
     CancelIoEx = _bind(_kernel32, "CancelIoEx", BOOL, None, HANDLE, LPOVERLAPPED)
     WaitForSingleObject = _bind(_kernel32, "WaitForSingleObject", DWORD, None, HANDLE, DWORD)
     # fmt: on
+
+    def _string_of(sid: Any) -> str:
+        text = LPVOID()
+        ConvertSidToStringSidW(sid, ctypes.byref(text))
+        try:
+            return ctypes.wstring_at(text.value or 0)
+        finally:
+            LocalFree(text)
+
+    @functools.lru_cache(maxsize=None)
+    def this_account() -> str:
+        """The SID of the account this process runs as; OSError if Windows does not tell."""
+        token = HANDLE()
+        OpenProcessToken(GetCurrentProcess(), TOKEN_QUERY, ctypes.byref(token))
+        try:
+            # TOKEN_USER: a pointer to the SID, then the SID, which has 68 bytes at most.
+            user = (ctypes.c_void_p * 32)()
+            size = DWORD()
+            GetTokenInformation(
+                token, TOKEN_USER_CLASS, user, ctypes.sizeof(user), ctypes.byref(size)
+            )
+            return _string_of(user[0])
+        finally:
+            CloseHandle(token)
+
+    def account_name(account: str) -> str:
+        """What people call the account with this SID; the SID itself if nobody knows it."""
+        sid = LPVOID()
+        name, domain = (ctypes.create_unicode_buffer(256) for _ in range(2))
+        try:
+            ConvertStringSidToSidW(account, ctypes.byref(sid))
+            sizes = [ctypes.byref(DWORD(256)) for _ in range(2)]
+            kind = ctypes.byref(DWORD())
+            LookupAccountSidW(None, sid, name, sizes[0], domain, sizes[1], kind)
+        except OSError:
+            return account
+        finally:
+            LocalFree(sid)
+        return f"{domain.value}\\{name.value}" if domain.value else name.value
 
     class PipeTransport(Transport):
         """A connection to a named pipe, in message mode."""
@@ -758,9 +866,70 @@ if sys.platform == "win32":
             for handle in handles:
                 CloseHandle(handle)
 
+        def owner(self) -> str:
+            sid = LPVOID()
+            descriptor = self._descriptor(OWNER_SECURITY_INFORMATION, ctypes.byref(sid))
+            try:
+                return _string_of(sid)
+            finally:
+                LocalFree(descriptor)
+
+        def access(self) -> str:
+            wanted, text = DACL_SECURITY_INFORMATION, LPVOID()
+            descriptor = self._descriptor(wanted, None)
+            try:
+                ConvertSecurityDescriptorToStringSecurityDescriptorW(
+                    descriptor, SDDL_REVISION_1, wanted, ctypes.byref(text), None
+                )
+                return ctypes.wstring_at(text.value or 0)
+            finally:
+                LocalFree(text)
+                LocalFree(descriptor)
+
+        def _descriptor(self, wanted: int, owner: Any) -> Any:
+            # What GetSecurityInfo tells of the pipe, to be freed; the owner points into it.
+            descriptor = LPVOID()
+            error = GetSecurityInfo(
+                self._handle, SE_KERNEL_OBJECT, wanted, owner, None, None, None,
+                ctypes.byref(descriptor),
+            )  # fmt: skip
+            if error:
+                raise ctypes.WinError(error)
+            return descriptor
+
+        def process(self) -> tuple[int, str]:
+            process = wintypes.ULONG()
+            if not GetNamedPipeServerProcessId(self._handle, ctypes.byref(process)):
+                return 0, ""
+            handle = OpenProcess(PROCESS_QUERY_LIMITED_INFORMATION, False, process.value)
+            if not handle:
+                return process.value, ""
+            try:
+                path = ctypes.create_unicode_buffer(32768)
+                size = DWORD(len(path))
+                found = QueryFullProcessImageNameW(handle, 0, path, ctypes.byref(size))
+                return process.value, path.value if found else ""
+            finally:
+                CloseHandle(handle)
+
     make_transport: Callable[[str, float, float | None], Transport] = PipeTransport
 
 else:
+    #: Whose programs could do what this user's can anyway: root.
+    POWERFUL = ("0",)
+
+    def this_account() -> str:
+        """The number of the user this process runs as."""
+        return str(os.geteuid())
+
+    def account_name(account: str) -> str:
+        """What people call the user with this number; the number itself if nobody knows it."""
+        import pwd
+
+        try:
+            return pwd.getpwuid(int(account)).pw_name
+        except KeyError:
+            return f"user {account}"
 
     class UnixTransport(Transport):
         """A connection to a Unix domain socket."""
@@ -851,7 +1020,57 @@ else:
         def close(self) -> None:
             self._socket.close()
 
+        def owner(self) -> str:
+            credentials = self._credentials()
+            return str(os.stat(self._address).st_uid if credentials is None else credentials[1])
+
+        def access(self) -> str:
+            return f"{stat.S_IMODE(os.stat(self._address).st_mode):04o}"
+
+        def _credentials(self) -> tuple[int, ...] | None:
+            # Process, user and group of the one that listens, where the system tells that.
+            if not hasattr(socket, "SO_PEERCRED"):
+                return None
+            size = struct.calcsize("3i")
+            option = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+            return struct.unpack("3i", option)
+
+        def process(self) -> tuple[int, str]:
+            process = (self._credentials() or (0,))[0]
+            try:
+                return process, os.readlink(f"/proc/{process}/exe")
+            except OSError:
+                return process, ""
+
     make_transport = UnixTransport
+
+
+def connect(
+    address: str, connect_timeout: float, timeout: float | None, trust_any_owner: bool
+) -> Transport:
+    """Open a connection to a server that is this user's own, or SYSTEM's or an administrator's.
+
+    A false server that was quicker to take the name would else be told what is meant for the own.
+
+    :param connect_timeout: in seconds, as ``timeout``, which is that of replies.
+    :param trust_any_owner: whether it may be anybody's.
+    :raises UntrustedServer: if it is somebody else's.
+    """
+    transport = make_transport(address, connect_timeout, timeout)
+    if not trust_any_owner:
+        try:
+            owner = transport.owner()
+            if owner != this_account() and owner not in POWERFUL:
+                raise UntrustedServer(
+                    f"{address} is served by another user, {account_name(owner)}, and was told"
+                    " nothing: if you trust it, say trust_any_owner=True (--trust-any-owner)"
+                )
+        except OSError as error:
+            transport.close()
+            if isinstance(error, UntrustedServer):
+                raise
+            raise UntrustedServer(f"{address} does not tell whose it is: {error}") from error
+    return transport
 
 
 # ----------------------------------------------------------------------------
@@ -1963,6 +2182,7 @@ class Client(Commands):
     :param timeout: seconds to wait for a reply (for more of it, once begun), or None for no limit.
     :param connect_timeout: seconds to wait while every instance of the pipe is busy.
     :param decode_responses: whether values come back as str (from UTF-8) or as bytes.
+    :param trust_any_owner: whether the server may be another user's, see :class:`UntrustedServer`.
     :raises ValueError: for a name or a time limit that cannot be.
 
     Nothing is opened before the first command. Each thread that has a command
@@ -1976,6 +2196,7 @@ class Client(Commands):
         timeout: float | None = TIMEOUT,
         connect_timeout: float = CONNECT_TIMEOUT,
         decode_responses: bool = True,
+        trust_any_owner: bool = False,
     ) -> None:
         # append() and pop() are atomic, so threads need no lock around them.
         self._idle: list[_Connection] = []
@@ -1987,6 +2208,7 @@ class Client(Commands):
         self._timeout = timeout
         self._connect_timeout = connect_timeout
         self._decode = decode_responses
+        self._trusting = trust_any_owner
         _clients.add(self)
 
     def execute_command(self, *arguments: Argument, convert: Converter | None = None) -> Any:
@@ -2182,7 +2404,8 @@ class Client(Commands):
             return self._connect()
 
     def _connect(self) -> _Connection:
-        return _Connection(make_transport(self.address, self._connect_timeout, self._timeout))
+        limits = self._connect_timeout, self._timeout
+        return _Connection(connect(self.address, *limits, self._trusting))
 
     def _keep(self, connection: _Connection, last_reply: Any) -> None:
         if type(last_reply) is ResponseError and str(last_reply).startswith("Protocol error"):
@@ -2940,16 +3163,18 @@ def _receive_some(connection: _Connection) -> list[Any]:
     return connection.reader.read_some()
 
 
-def send_command(command: str, pipe: str = DEFAULT_PIPE) -> str:
+def send_command(command: str, pipe: str = DEFAULT_PIPE, trust_any_owner: bool = False) -> str:
     """Send one text command on a connection of its own and return the reply.
 
     :param command: as in ``SET city dubai``; everything after the key is the value.
+    :param trust_any_owner: whether the server may be another user's.
     :returns: the reply, ``ERROR: ...`` from the server included, or
         ``Error: Cache server not running``.
     :raises ConnectionLost, CacheTimeout: if the server goes away or does not answer.
+    :raises UntrustedServer: if it is another user's.
     """
     try:
-        transport = make_transport(pipe_address(pipe), CONNECT_TIMEOUT, TIMEOUT)
+        transport = connect(pipe_address(pipe), CONNECT_TIMEOUT, TIMEOUT, trust_any_owner)
     except ServerNotRunning:
         return "Error: Cache server not running"
     try:
@@ -2958,6 +3183,180 @@ def send_command(command: str, pipe: str = DEFAULT_PIPE) -> str:
         )
     finally:
         transport.close()
+
+
+# ----------------------------------------------------------------------------
+# Doctor: what is the matter, in words
+# ----------------------------------------------------------------------------
+
+#: Numbers of errors that have to do with pipes, what they mean here, and what to do.
+EXPLANATIONS = {
+    2: ("FILE_NOT_FOUND: nobody serves a pipe of this name",
+        "start pipecache.py; look whether both sides were given the same --pipe, and whether the"
+        " server said 'Ready to accept connections'"),
+    5: ("ACCESS_DENIED: the pipe is another account's, or was made by a program that runs as"
+        " administrator while yours does not",
+        "start the server as the same user and not as administrator, or with --access users; for a"
+        " server that says this when it starts, the name is taken: choose another --pipe"),
+    109: ("BROKEN_PIPE: the other side has closed the connection, or has ended",
+          "look into the server's log: it says whom it dropped and why; then connect again"),
+    121: ("SEM_TIMEOUT: no instance of the pipe came free in time",
+          "as for 231: try again, or start the server with a higher --max-clients"),
+    231: ("PIPE_BUSY: every instance of the pipe is taken just now",
+          "wait with WaitNamedPipe and try again (client.py does); if it stays so, clients are not"
+          " closed: look at CLIENT LIST, or start the server with --idle-timeout or a higher"
+          " --max-clients"),
+    232: ("NO_DATA: the pipe is being closed",
+          "the other side has left: connect again"),
+    233: ("PIPE_NOT_CONNECTED: nobody is at the other end any more",
+          "the server has hung up, or was ended: look into its log, then connect again"),
+    995: ("OPERATION_ABORTED: what was under way has been cancelled",
+          "a time limit has passed, or the thread that began it has ended: try again"),
+    errno.ECONNREFUSED: ("ECONNREFUSED: the socket is there, but no server listens",
+          "a server that was killed leaves its socket: start pipecache.py again, it clears up"),
+    errno.EACCES: ("EACCES: the socket is another user's",
+          "start the server as the same user, or with --access users"),
+}  # fmt: skip
+
+#: Who is meant by what stands in an entry of a pipe's access list.
+_TRUSTEES = {
+    "SY": "SYSTEM", "BA": "administrators", "AU": "every account of this machine",
+    "BU": "every account of this machine", "WD": "everybody", "AN": "everybody, without a name",
+    "NU": "programs of other machines",
+}  # fmt: skip
+
+
+def explain(number: int) -> str:
+    """What an error number means for a client or a server of a pipe, and what to do about it."""
+    if number not in EXPLANATIONS:
+        return f"Error {number} has nothing to do with pipes that is known here"
+    meaning, advice = EXPLANATIONS[number]
+    return f"Error {number}, {meaning}. What to do: {advice}."
+
+
+def _who_may_connect(access: str) -> str:
+    if re.fullmatch("[0-7]{4}", access):
+        everybody = int(access, 8) & 0o006
+        return f"{'every account' if everybody else 'its owner'} (mode {access})"
+    allowed = []
+    for kind, trustee in re.findall(r"\((A|D);[^;]*;[^;]*;[^;]*;[^;]*;([^;)]*)", access):
+        name = _TRUSTEES.get(trustee) or account_name(trustee)
+        allowed.append(f"not {name}" if kind == "D" else name)
+    return f"{', '.join(dict.fromkeys(allowed)) or 'nobody'} ({access})"
+
+
+class _Examination:
+    """Says what it finds, line by line, and remembers the worst of it."""
+
+    def __init__(self) -> None:
+        self.status = 0
+
+    def say(self, mark: str, text: str, status: int = 0) -> None:
+        self.status = max(self.status, status)
+        _print(f"[{mark}] {text}".encode())
+
+    def well(self, text: str) -> None:
+        self.say(" ok ", text)
+
+    def warn(self, text: str) -> None:
+        self.say("look", text, 1)
+
+    def fail(self, text: str) -> None:
+        self.say("FAIL", text, 2)
+
+
+def examine(pipe: str, arguments: Sequence[str] = (), trust_any_owner: bool = False) -> int:
+    """Print what there is to say about a server, or about the errors of these numbers.
+
+    :returns: 0 if all is well, 1 if something should be seen to, 2 if no server answers.
+    """
+    if arguments:
+        if not all(re.fullmatch(r"\d{1,9}", each) for each in arguments):
+            print("Error: doctor takes numbers of errors, such as 231, or nothing", file=sys.stderr)
+            return 2
+        for each in arguments:
+            _print(explain(int(each)).encode())
+        return 0 if all(int(each) in EXPLANATIONS for each in arguments) else 2
+    patient = _Examination()
+    try:
+        _examine(patient, pipe, trust_any_owner)
+    except (CacheError, ConnectionError) as error:
+        patient.fail(str(error))
+        cause: Any = error.__cause__ or error.__context__ or error
+        number = getattr(cause, "winerror", None) or getattr(cause, "errno", None)
+        if isinstance(error, ServerNotRunning) and "not running" in str(error):
+            number = 2
+        if number in EXPLANATIONS:
+            patient.fail(explain(number))
+    verdict = ("All is well.", "It works; see to what is marked.", "It cannot be used like this.")
+    _print(verdict[patient.status].encode())
+    return patient.status
+
+
+def _examine(patient: _Examination, pipe: str, trust_any_owner: bool) -> None:
+    address = pipe_address(pipe)
+    transport = connect(address, CONNECT_TIMEOUT, TIMEOUT, True)
+    try:
+        process, program = transport.process()
+        owner, access = transport.owner(), transport.access()
+    finally:
+        transport.close()
+    whose = f"process {process}, {program or 'program not known'}" if process else "not told"
+    patient.well(f"{address} is served by {whose}")
+    said = f"It belongs to {account_name(owner)}"
+    if owner == this_account():
+        patient.well(f"{said}, which is you")
+    elif owner in POWERFUL or trust_any_owner:
+        patient.warn(f"{said}, which is not you, but is trusted")
+    patient.well(f"Who may connect: {_who_may_connect(access)}")
+    with Client(pipe, trust_any_owner=trust_any_owner) as cache:
+        facts = cache.info()
+        version, uptime = facts.get("pipecache_version"), facts.get("uptime_in_seconds")
+        if version is None:
+            patient.warn("It answers as Redis does, but is not pipecache")
+            return
+        patient.well(f"pipecache {version}, for {uptime} s, Python {facts['python_version']}")
+        laps = []
+        for _ in range(1000):
+            started = time.perf_counter()
+            cache.get("pipecache:doctor")
+            laps.append((time.perf_counter() - started) * 1e6)
+        laps.sort()
+        patient.well(
+            f"A round trip takes {laps[500]:.0f} µs; 99 of 100 take {laps[990]:.0f} at most"
+        )
+    if send_command("PING", pipe, trust_any_owner) == "PONG":
+        patient.well("Text commands are answered")
+    else:
+        patient.warn("Text commands are not answered")
+    _examine_limits(patient, facts)
+    _examine_file(patient, facts)
+
+
+def _examine_limits(patient: _Examination, facts: dict[str, Any]) -> None:
+    for name, used, most, advice in (
+        ("clients", "connected_clients", "maxclients",
+         "start it with a higher --max-clients, or with --idle-timeout"),
+        ("bytes of memory", "used_memory", "maxmemory",
+         "delete keys, let them expire, or start it with a higher --max-memory"),
+    ):  # fmt: skip
+        amount, limit = facts[used], facts[most]
+        if not limit:
+            patient.well(f"{amount} {name}, without a limit")
+        elif amount >= limit * 0.8:
+            patient.warn(f"{amount} {name} of {limit}, which is near the limit: {advice}")
+        else:
+            patient.well(f"{amount} {name} of {limit}")
+
+
+def _examine_file(patient: _Examination, facts: dict[str, Any]) -> None:
+    if "db_file" not in facts:
+        patient.well("Everything is in memory alone: it was started without --db")
+    elif facts["rdb_last_bgsave_status"] == "ok":
+        behind = facts["rdb_changes_since_last_save"]
+        patient.well(f"Everything is kept in {facts['db_file']}; {behind} changes to be written")
+    else:
+        patient.warn(str(facts["db_last_error"]))
 
 
 # ----------------------------------------------------------------------------
@@ -3038,7 +3437,9 @@ def _run(cache: Client, arguments: Sequence[bytes], missing: bytes) -> int:
     except ResponseError as error:
         _print(_show(error, missing))
         return 1
-    except (ServerNotRunning, ConnectionLost, CacheTimeout, ProtocolError) as error:
+    except (
+        ServerNotRunning, UntrustedServer, ConnectionLost, CacheTimeout, ProtocolError
+    ) as error:  # fmt: skip
         print(f"Error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -3084,13 +3485,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="client.py",
-        usage="client.py [-h] [--version] [--pipe NAME] [COMMAND [ARGUMENT ...]]",
+        usage="client.py [-h] [--version] [--pipe NAME] [--trust-any-owner]"
+        " [COMMAND [ARGUMENT ...]]",
         description="Send a command to a pipecache server, or prompt for commands.",
-        epilog='Example: client.py SET greeting "hello world"',
+        epilog='Example: client.py SET greeting "hello world". "client.py doctor" looks whether'
+        ' all is well with the server, "client.py doctor 231" says what an error number means.',
         allow_abbrev=False,
     )
     parser.add_argument(
         "--pipe", metavar="NAME", default=DEFAULT_PIPE, help="name of the pipe (%(default)s)"
+    )
+    parser.add_argument(
+        "--trust-any-owner", action="store_true", help="talk to a server of another user, too"
     )
     parser.add_argument("--version", action="version", version=f"client {__version__}")
     parser.add_argument(
@@ -3103,11 +3509,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.command and sys.stdin is None:
         parser.error("a command is needed, as there is no input to read commands from")
     try:
-        cache = Client(options.pipe, decode_responses=False)
+        trusting = options.trust_any_owner
+        cache = Client(options.pipe, decode_responses=False, trust_any_owner=trusting)
     except ValueError as error:
         parser.error(str(error))
     with cache:
         try:
+            if options.command[:1] == ["doctor"]:
+                return examine(options.pipe, options.command[1:], trusting)
             if options.command:
                 return _run(cache, [_argument(each) for each in options.command], b"")
             return _prompt(cache, options.pipe)

@@ -159,6 +159,10 @@ POLICIES = ("noeviction", "allkeys-lru", "allkeys-random", "volatile-lru", "vola
 EVENT_LETTERS = "Ag$lshzxetdKEmn"
 
 
+#: Who may connect: the user alone; members of Administrators too; every account of this machine.
+ACCESS = ("user", "admins", "users")
+
+
 def parse_size(text: str) -> int:
     """A number of bytes such as ``65536``, ``64kb``, ``10mb`` or ``1gb``, in steps of 1024.
 
@@ -236,6 +240,7 @@ class Settings:
     """What one server is told when it is made.
 
     :param pipe: the pipe's name, see :func:`pipe_address`.
+    :param access: who may connect to the pipe: one of ACCESS, or on Windows an SDDL string.
     :param policy: what happens beyond ``max_memory``, one of POLICIES.
     :param notify_keyspace_events: letters as Redis's setting of that name has them.
     :param tcp: a port of 127.0.0.1 to serve too, or None.
@@ -259,7 +264,7 @@ class Settings:
     reply_timeout: float
 
     def __init__(
-        self, pipe: str = DEFAULT_PIPE, policy: str = "noeviction",
+        self, pipe: str = DEFAULT_PIPE, access: str = "user", policy: str = "noeviction",
         notify_keyspace_events: str = "", tcp: int | None = None, password: bytes | None = None,
         tcp_no_password: bool = False, db: str | None = None, **limits: float,
     ) -> None:  # fmt: skip
@@ -267,6 +272,10 @@ class Settings:
             (
                 not pipe.strip() or any(char < " " for char in pipe),
                 "the pipe needs a name, without control characters",
+            ),
+            (
+                access not in ACCESS and (sys.platform != "win32" or ":" not in access),
+                f"access is for one of {', '.join(ACCESS)}, or on Windows an SDDL string",
             ),
             (policy not in POLICIES, f"the policy must be one of {', '.join(POLICIES)}"),
             (
@@ -288,7 +297,7 @@ class Settings:
         ):
             if wrong:
                 raise ValueError(reason)
-        self.pipe, self.policy = pipe, policy
+        self.pipe, self.access, self.policy = pipe, access, policy
         self.notify_keyspace_events = notify_keyspace_events
         self.tcp, self.password, self.db = tcp, password, db
         for name, value in limits.items():
@@ -4779,6 +4788,12 @@ if sys.platform == "win32":
     TOKEN_QUERY = 0x0008
     TOKEN_USER_CLASS = 1
     SDDL_REVISION_1 = 1
+    SE_KERNEL_OBJECT = 6
+    OWNER_SECURITY_INFORMATION = 0x00000001
+    DACL_SECURITY_INFORMATION = 0x00000004
+    #: What a client needs, FILE_GENERIC_READ and FILE_GENERIC_WRITE, without the right to create
+    #: another instance of the pipe, FILE_CREATE_PIPE_INSTANCE, which the latter holds.
+    CLIENT_RIGHTS = 0x0012019F & ~0x00000004
     PROCESS_QUERY_LIMITED_INFORMATION = 0x1000
     INVALID_HANDLE_VALUE = ctypes.c_void_p(-1).value
 
@@ -4859,6 +4874,14 @@ if sys.platform == "win32":
         _advapi32, "ConvertStringSecurityDescriptorToSecurityDescriptorW", BOOL, _true,
         wintypes.LPCWSTR, DWORD, ctypes.POINTER(LPVOID), LPDWORD,
     )
+    ConvertSecurityDescriptorToStringSecurityDescriptorW = _bind(
+        _advapi32, "ConvertSecurityDescriptorToStringSecurityDescriptorW", BOOL, _true,
+        LPVOID, DWORD, DWORD, ctypes.POINTER(LPVOID), LPDWORD,
+    )
+    GetSecurityInfo = _bind(
+        _advapi32, "GetSecurityInfo", DWORD, None,
+        HANDLE, ctypes.c_int, DWORD, LPVOID, LPVOID, LPVOID, LPVOID, ctypes.POINTER(LPVOID),
+    )
 
     WaitNamedPipeW = _bind(_kernel32, "WaitNamedPipeW", BOOL, None, wintypes.LPCWSTR, DWORD)
     ConnectNamedPipe = _bind(_kernel32, "ConnectNamedPipe", BOOL, None, HANDLE, LPOVERLAPPED)
@@ -4917,6 +4940,41 @@ if sys.platform == "win32":
             sddl, SDDL_REVISION_1, ctypes.byref(descriptor), None
         )
         return SECURITY_ATTRIBUTES(ctypes.sizeof(SECURITY_ATTRIBUTES), descriptor, False)
+
+    def sddl_for(access: str) -> str:
+        """The descriptor, as SDDL, that lets those connect, and nobody else serve the name."""
+        sid = current_user_sid()
+        grants = {
+            "user": "",
+            "admins": f"(A;;{CLIENT_RIGHTS:#x};;;BA)",
+            # Every account, but nobody over the network: that is refused twice.
+            "users": f"(A;;{CLIENT_RIGHTS:#x};;;AU)",
+        }
+        if access not in grants:
+            return access
+        refusal = "(D;;GA;;;NU)" if access == "users" else ""
+        return f"O:{sid}G:{sid}D:P{refusal}(A;;GA;;;SY)(A;;GA;;;{sid}){grants[access]}"
+
+    def effective_sddl(handle: int) -> str:
+        """Whose an object is, and who may use it, as Windows has it.
+
+        :raises OSError: if it does not tell.
+        """
+        descriptor, text = LPVOID(), LPVOID()
+        wanted = OWNER_SECURITY_INFORMATION | DACL_SECURITY_INFORMATION
+        error = GetSecurityInfo(
+            handle, SE_KERNEL_OBJECT, wanted, None, None, None, None, ctypes.byref(descriptor)
+        )
+        if error:
+            raise ctypes.WinError(error)
+        try:
+            ConvertSecurityDescriptorToStringSecurityDescriptorW(
+                descriptor, SDDL_REVISION_1, wanted, ctypes.byref(text), None
+            )
+            return ctypes.wstring_at(text.value or 0)
+        finally:
+            LocalFree(text)
+            LocalFree(descriptor)
 
     def program_of(process: int) -> str:
         """The path of the program that a process runs; "" if it has ended or may not be asked."""
@@ -5104,6 +5162,8 @@ class Listener:
     #: Whether the system lets other accounts of this machine connect; and what tells one from
     #: another, as a message says it.
     open_to_all, known_by = False, "name"
+    #: Who can connect, as the system says it.
+    access = ""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -5604,23 +5664,29 @@ if sys.platform == "win32":
                     CancelIoEx(self._handle, self._writing)
 
     class PipeListener(Listener):
-        """A named pipe for one user's account and SYSTEM, on this machine alone."""
+        """A named pipe, on this machine alone.
 
-        def __init__(self, address: str) -> None:
+        :param access: for whom, one of ACCESS or an SDDL string.
+        """
+
+        def __init__(self, address: str, access: str = "user") -> None:
             super().__init__(address)
             self._lock = threading.Lock()
             self._interrupted = False
             self._idle: list[_PipeInstance] = []
             try:
-                sid = current_user_sid()
-                sddl = f"O:{sid}G:{sid}D:P(A;;GA;;;SY)(A;;GA;;;{sid})"
-                self._security = security_attributes(sddl)
+                self._security = security_attributes(sddl_for(access))
             except OSError as error:
-                what = f"Cannot restrict {address} to this user, so it is not opened: {error}"
+                what = f"Cannot restrict {address} to {access!r}, so it is not opened: {error}"
                 raise TransportError(what) from error
             self._interruption = CreateEventW(None, True, False, None)
             try:
                 self._idle.append(self._create_first())
+                self.access = effective_sddl(self._idle[0].handle)
+            except OSError as error:
+                self.close()
+                what = f"Cannot see who may connect to {address}, so it is not opened: {error}"
+                raise TransportError(what) from error
             except BaseException:
                 self.close()
                 raise
@@ -5708,23 +5774,28 @@ if sys.platform == "win32":
             CloseHandle(self._interruption)
             LocalFree(self._security.lpSecurityDescriptor)
 
-    make_listener: Callable[[str], Listener] = PipeListener
+    make_listener: Callable[..., Listener] = PipeListener
 
 else:
 
     class UnixListener(SocketListener):
-        """A Unix domain socket for the user alone."""
+        """A Unix domain socket.
 
-        def __init__(self, address: str) -> None:
+        :param access: for whom, one of ACCESS; root can connect to each.
+        """
+
+        def __init__(self, address: str, access: str = "user") -> None:
+            self._mode = 0o666 if access == "users" else 0o600
             super().__init__(address, socket.socket(socket.AF_UNIX))
 
         def _bind(self) -> None:
             self._remove_stale()
             self._socket.bind(self.address)
             # Nobody can connect between bind() and listen().
-            os.chmod(self.address, 0o600)
+            os.chmod(self.address, self._mode)
             made = os.lstat(self.address)
             self._inode = made.st_dev, made.st_ino
+            self.access = f"mode {stat.S_IMODE(made.st_mode):04o}, owner {made.st_uid}"
 
         def _remove_stale(self) -> None:
             # A server that was killed leaves its socket behind. Only one's own is removed, and only
@@ -6021,7 +6092,7 @@ class Server:
         if sys.platform == "linux":
             usable = sorted(os.sched_getaffinity(0))
             self._processor = {usable[self._process % len(usable)]}
-        desks = [_Desk(make_listener(self.address))]
+        desks = [_Desk(make_listener(self.address, self._settings.access))]
         try:
             if self._settings.tcp is not None:
                 desks.append(_Desk(TCPListener(self._settings.tcp)))
@@ -6041,6 +6112,11 @@ class Server:
         getattr(threading, "_register_atexit", atexit.register)(lambda: _stop_left(this()))
         facts = (self.address, os.getpid(), __version__, *sys.version_info[:2])
         log.info("Serving %s (process %d, pipecache %s, Python %d.%d)", *facts)
+        who = {
+            "user": "this user's programs", "admins": "this user's and administrators' programs",
+            "users": "the programs of every account of this machine",
+        }.get(self._settings.access, "whom it names")  # fmt: skip
+        log.info("Open to %s (%s)", who, desks[0].listener.access)
         for desk in desks[1:]:
             asked = "no password" if self._settings.password is None else "a password"
             log.info("Serving %s, to any account here, with %s", desk.listener.address, asked)
@@ -6270,6 +6346,9 @@ def _argument_parser() -> argparse.ArgumentParser:
     option("--max-memory-policy", dest="policy", metavar="POLICY", default=POLICIES[0],
            choices=POLICIES,
            help=f"what gives way beyond that: {', '.join(POLICIES)} (%(default)s)")
+    option("--access", metavar="WHO", default=ACCESS[0],
+           help="who may connect: user, you alone (the default); admins, administrators too; users,"
+           " every account of this machine; or on Windows an SDDL string")
     option("--notify-keyspace-events", metavar="LETTERS", default="",
            help="tell channels what happens to keys, as in Redis's setting of that name; KEA: all")
     option("--db", metavar="FILE",

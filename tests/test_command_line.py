@@ -39,11 +39,12 @@ def run(*arguments: str, file: str = "pipecache.py") -> tuple[int, str, str]:
 class ServerTests(unittest.TestCase):
     def test_the_banner(self) -> None:
         with ServerProcess() as server:
-            banner, ready = server.lines
+            banner, access, ready = server.lines
             self.assertRegex(banner, STAMP + "INFO Serving ")
             self.assertIn(server.address, banner)
             if not running_under_wine():  # which has ids of its own
                 self.assertIn(f"(process {server.process.pid}, ", banner)
+            self.assertRegex(access, STAMP + r"INFO Open to this user's programs \(.*\)$")
             self.assertRegex(ready, STAMP + "INFO Ready to accept connections$")
 
     def test_a_conversation(self) -> None:
@@ -127,6 +128,7 @@ class ServerTests(unittest.TestCase):
             (["--max-clients", "many"], "argument --max-clients: it must be 1 or more"),
             (["--max-message", "huge"], "'huge' is not a size such as 64kb, 10mb or 1gb"),
             (["--max-message", "100"], "argument --max-message: it must be 1024 or more bytes"),
+            (["--access", "everybody"], "access is for one of user, admins, users, or on Windows"),
             (["--log-level", "LOUD"], "invalid choice: 'LOUD'"),
             (["--log-file", str(ROOT / "nowhere" / "log")], "cannot write --log-file"),
             (["--pip", "name"], "unrecognized arguments: --pip"),

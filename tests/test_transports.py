@@ -464,6 +464,15 @@ if sys.platform != "win32":
             self.assertEqual(pipecache.pipe_address("./P"), "./P")
             self.assertEqual(pipecache.pipe_address("\\\\.\\pipe\\P"), "/tmp/CoreFxPipe_P")
 
+        def test_who_may_connect(self) -> None:
+            for access, mode in (("user", 0o600), ("admins", 0o600), ("users", 0o666)):
+                with self.subTest(access=access):
+                    with self.assertLogs("pipecache", "INFO") as logged:
+                        with pipecache.Server(self.path, access=access):
+                            self.assertEqual(stat.S_IMODE(os.stat(self.path).st_mode), mode)
+                    expected = f"mode {mode:04o}, owner {os.geteuid()}"
+                    self.assertTrue(any(expected in line for line in logged.output))
+
         def test_for_the_user_alone_and_gone_afterwards(self) -> None:
             listener = self.listen()
             self.assertEqual(stat.S_IMODE(os.stat(self.path).st_mode), 0o600)

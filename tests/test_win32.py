@@ -113,6 +113,40 @@ if sys.platform == "win32":
             self.assertRegex(sid, r"^S-1-5-\d+(-\d+)*$")
             self.assertEqual(convert.calls[0][0], f"O:{sid}G:{sid}D:P(A;;GA;;;SY)(A;;GA;;;{sid})")
 
+        def test_who_may_connect(self) -> None:
+            convert = self.record(pipecache, "ConvertStringSecurityDescriptorToSecurityDescriptorW")
+            sid = pipecache.current_user_sid()
+            own = f"(A;;GA;;;SY)(A;;GA;;;{sid})"
+            for access, entries, effective in (
+                ("user", own, ""),
+                # A client's rights, without the one to create an instance (0x4).
+                ("admins", own + "(A;;0x12019b;;;BA)", "(A;;0x12019b;;;BA)"),
+                ("users", f"(D;;GA;;;NU){own}(A;;0x12019b;;;AU)", "(A;;0x12019b;;;AU)"),
+                (f"O:{sid}G:{sid}D:P(A;;GA;;;{sid})", f"(A;;GA;;;{sid})", ""),
+            ):
+                with self.subTest(access=access):
+                    with self.assertLogs("pipecache", "INFO") as logged:
+                        with pipecache.Server(unique_name(), access=access):
+                            pass
+                    self.assertEqual(convert.calls[-1][0], f"O:{sid}G:{sid}D:P{entries}")
+                    (told,) = (line for line in logged.output if "Open to" in line)
+                    # As Windows reads it back, where GA has become what it is for a pipe.
+                    self.assertRegex(told, rf"O:{sid}.*D:P.*\(A;;(FA|GA|0x1f01ff);;;{sid}\)")
+                    self.assertIn(effective, told)
+                    self.assertEqual("(D;" in told, access == "users")
+
+        def test_a_descriptor_that_is_none(self) -> None:
+            with self.assertRaisesRegex(pipecache.TransportError, "so it is not opened"):
+                pipecache.Server(unique_name(), access="X:nonsense").start()
+
+        def test_what_cannot_be_read_back_is_not_served(self) -> None:
+            name = unique_name()
+            with mock.patch.object(pipecache, "GetSecurityInfo", return_value=5):
+                with self.assertRaisesRegex(pipecache.TransportError, "so it is not opened"):
+                    pipecache.Server(name).start()
+            with self.assertRaises(OSError):
+                RawConnection(name)
+
         def test_without_a_descriptor_nothing_is_served(self) -> None:
             name = unique_name()
             with mock.patch.object(
