@@ -200,6 +200,7 @@ class Hand:
         self.process = subprocess.Popen(
             [*arguments, name, pipe, str(self.notes), str(seed)],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            creationflags=provision.OWN_CONSOLE,  # or Ctrl+C for a server would reach it, too
         )  # fmt: skip
 
         self._read = 0
@@ -257,7 +258,10 @@ class Hand:
 
 
 def usage(pid: int) -> tuple[int, int, int]:
-    """The handles, threads (0 where that is not told) and bytes of memory of a process."""
+    """The handles, threads and bytes of memory of a process; 0 where that is not told.
+
+    Windows tells of threads only by a list of all there are, and Wine of no handles.
+    """
     if sys.platform == "win32":
         import ctypes
         from ctypes import wintypes

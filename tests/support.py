@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import queue
 import re
@@ -29,6 +30,9 @@ ROOT = Path(__file__).resolve().parent.parent
 DEADLINE = 30.0
 
 WINDOWS = sys.platform == "win32"
+
+# What servers inside the tests have to say is looked for by assertLogs(), and else not shown.
+pipecache.log.addHandler(logging.NullHandler())
 
 _numbers = itertools.count(1)
 

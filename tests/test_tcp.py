@@ -532,7 +532,7 @@ class CommandLineTests(unittest.TestCase):
 
     def test_the_banner(self) -> None:
         with self.serve(b"secret") as server:
-            pipe, tcp, ready = server.lines
+            pipe, _, tcp, ready = server.lines
             self.assertIn(server.address, pipe)
             expected = f"Serving 127.0.0.1:{self.port}, to any account here, with a password"
             self.assertTrue(tcp.endswith(expected), tcp)
@@ -540,7 +540,7 @@ class CommandLineTests(unittest.TestCase):
             with new_client(server.name) as cache:
                 self.assertEqual(cache.info()["tcp_port"], self.port)
         with ServerProcess("--tcp", str(self.port), "--tcp-no-password") as server:
-            self.assertTrue(server.lines[1].endswith("with no password"))
+            self.assertTrue(server.lines[2].endswith("with no password"))
             with TCPConnection(str(self.port)) as raw:
                 self.assertEqual(raw.ask(b"PING\n"), b"PONG\n")
 
