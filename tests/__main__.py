@@ -36,6 +36,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 #: Seconds that one test may take, and one run of the suite.
 TEST_LIMIT = 120
+#: Seconds that the fuzzer runs here, and its exit status where it cannot.
+FUZZING = 30
+NOT_SET_UP = 2
+
 TIME_LIMIT = 480
 
 #: The Debian packages of go-redis and of go-winio's pipe.
@@ -186,6 +190,7 @@ def clients(python: str, path: Callable[[Path], str]) -> Iterator[tuple[str, str
         "PIPECACHE_GO_CLIENT": lambda: provision.go_program(sources / "pipe.go"),
         "PIPECACHE_GO_REDIS": lambda: provision.go_program(sources / "redis_client.go", GO_REDIS),
         "PIPECACHE_NODE_MODULES": node_modules,
+        "PIPECACHE_HYPOTHESIS": lambda: provision.hypothesis(python),
         "PIPECACHE_REDIS_PY": lambda: provision.redis_py(python),
     }
     return provided(wanted, path)
@@ -216,6 +221,7 @@ def run_native(options: argparse.Namespace) -> Result:
         extra = dict(clients(version, str))
     else:
         wanted = {
+            "PIPECACHE_HYPOTHESIS": lambda: provision.hypothesis(version),
             "PIPECACHE_NODE_MODULES": node_modules,
             "PIPECACHE_REDIS_BENCHMARK": lambda: Path(provision.redis_benchmark()),
             "PIPECACHE_REDIS_CLI": lambda: Path(provision.redis_cli()),
@@ -263,8 +269,21 @@ def run_under_wine(version: str, options: argparse.Namespace) -> Result:
         return unavailable(str(error))
 
 
+def run_fuzzer(options: argparse.Namespace) -> Result:
+    """The fuzzer of the wire protocol, for a short time; with -k, which names tests, not at all."""
+    if options.k:
+        return Result(0, 0, Counter())
+    command = [sys.executable, str(ROOT / "tests" / "fuzz_wire.py"), "--seconds", str(FUZZING)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
+    if done.returncode == NOT_SET_UP:
+        return unavailable("the fuzzer could not be set up")
+    return Result(int(done.returncode == 0), int(done.returncode != 0), Counter())
+
+
 def main() -> int:
     runs: Mapping[str, Callable[[argparse.Namespace], Result]] = {"native": run_native}
+    if sys.platform == "linux":
+        runs = {**runs, "fuzz": run_fuzzer}
     if sys.platform != "win32":
         runs = {
             **runs,
@@ -284,6 +303,8 @@ def main() -> int:
     results = {}
     for name in [options.only] if options.only else runs:
         title = f"Windows CPython {name} under Wine"
+        if name == "fuzz":
+            title = f"fuzzing the protocol for {FUZZING} s"
         if name == "native":
             title = f"this Python, {platform.python_version()} on {sys.platform}"
         say(f"\n===== {title} =====")

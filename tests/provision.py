@@ -402,10 +402,21 @@ def redis_py(python: str) -> Path:
     It is the newest redis-py that this Python can have, and runs on any system.
     """
     version = "8.1.0" if tuple(map(int, python.split("."))) >= (3, 10) else "6.1.1"
-    requirements = [f"redis=={version}", "async-timeout==5.0.1"]
+    return _packages("redis-py", python, f"redis=={version}", "async-timeout==5.0.1")
+
+
+def hypothesis(python: str) -> Path:
+    """A folder which, as PYTHONPATH, makes hypothesis importable by that version of Python."""
+    return _packages(
+        "hypothesis", python, "hypothesis==6.112.0", "attrs==24.2.0", "sortedcontainers==2.4.0",
+        "exceptiongroup==1.2.2",
+    )  # fmt: skip
+
+
+def _packages(title: str, python: str, *requirements: str) -> Path:
+    """A folder with these packages of PyPI, which run on any system."""
 
     def build(folder: Path) -> None:
-        title = f"redis-py {version}"
         _say(f"Fetching {title} ...")
         own = sys.executable if importlib.util.find_spec("pip") else environment("pip", [])
         # Given by name: pip would choose what they need for the Python that runs it.
@@ -413,7 +424,7 @@ def redis_py(python: str) -> Path:
         command = [own, *_PIP, "install", *options, "--target", folder, *requirements]
         _succeed(command, f"Fetching {title}")
 
-    return _kept(f"redis-py-{_digest(python, *requirements)}", build)
+    return _kept(f"{title}-{_digest(python, *requirements)}", build)
 
 
 def npm(name: str, requirements: Sequence[str]) -> Path:

@@ -176,8 +176,8 @@ class Worker:
 
 
 def work(arguments: list[str]) -> int:
-    name, pipe, notes, seed = arguments
-    worker = Worker(name, pipe, notes, int(seed))
+    name, notes, seed = arguments
+    worker = Worker(name, os.environ["PIPECACHE_SOAK_PIPE"], notes, int(seed))
     try:
         worker.run()
     except (Wrong, client.CacheError) as error:
@@ -198,9 +198,11 @@ class Hand:
         self.notes.touch()
         arguments = [sys.executable, str(Path(__file__).resolve()), "--worker"]
         self.process = subprocess.Popen(
-            [*arguments, name, pipe, str(self.notes), str(seed)],
+            [*arguments, name, str(self.notes), str(seed)],
+            # Not among the arguments, by which Ctrl+C finds the server under Wine.
+            env={**os.environ, "PIPECACHE_SOAK_PIPE": pipe},
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            creationflags=provision.OWN_CONSOLE,  # or Ctrl+C for a server would reach it, too
+            creationflags=provision.OWN_CONSOLE,
         )  # fmt: skip
 
         self._read = 0
