@@ -36,11 +36,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 #: Seconds that one test may take, and one run of the suite.
 TEST_LIMIT = 120
+TIME_LIMIT = 480
 #: Seconds that the fuzzer runs here, and its exit status where it cannot.
 FUZZING = 30
 NOT_SET_UP = 2
-
-TIME_LIMIT = 480
 
 #: The Debian packages of go-redis and of go-winio's pipe.
 GO_REDIS = ("golang-gopkg-redis.v5-dev", "golang-golang.zx2c4-wireguard-dev")

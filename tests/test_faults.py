@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -202,6 +203,29 @@ class PatienceTests(FaultCase):
             thread.join(DEADLINE)
         self.assertEqual(received, [PONG * commands * rounds])
         self.assertGreater(served, 20)
+
+    def test_ten_thousand_that_connect_and_leave(self) -> None:
+        """Row 18: no thread is left of them, and where that is told no descriptor."""
+
+        def come_and_go(count: int) -> None:
+            for number in range(count):
+                with RawConnection(self.server.name) as raw:
+                    if number % 100 == 0:  # or the rest would only wait to be seen
+                        self.assertEqual(raw.ask(PING), PONG)
+
+        come_and_go(500)
+        before = self.taken()
+        come_and_go(9500)
+        wait_until(lambda: self.taken() <= before, "nothing is left")
+
+    def taken(self) -> int:
+        """The server's clients, and the threads and descriptors it has."""
+        reply = self.bystander.ask(command(b"INFO", b"clients"))
+        taken = int(reply.split(b"connected_clients:")[1].split()[0])
+        if sys.platform == "linux":
+            taken += len(os.listdir(f"/proc/{self.server.process.pid}/fd"))
+            taken += len(os.listdir(f"/proc/{self.server.process.pid}/task"))
+        return taken
 
     def test_empty_messages_by_the_thousand(self) -> None:
         """Row 15: of zero bytes on a pipe, empty lines elsewhere; RESP ignores them."""

@@ -286,6 +286,8 @@ class ModelTests(unittest.TestCase):
             strategies.tuples(strategies.just("advance"), strategies.integers(1, 5)),
         ]  # fmt: skip
 
+        sequences = strategies.lists(strategies.one_of(every), max_size=40)
+
         @hypothesis.settings(  # type: ignore[misc]
             max_examples=int(os.environ.get("PIPECACHE_EXAMPLES", EXAMPLES)),
             deadline=None,
@@ -293,9 +295,7 @@ class ModelTests(unittest.TestCase):
             derandomize="PIPECACHE_EXAMPLES" not in os.environ,
             suppress_health_check=list(hypothesis.HealthCheck),
         )
-        # fmt: off
-        @hypothesis.given(strategies.lists(strategies.one_of(every), max_size=40))  # type: ignore[misc]
-        # fmt: on
+        @hypothesis.given(sequences)  # type: ignore[misc]
         def same(commands: list[tuple[Any, ...]]) -> None:
             both = Both()
             for name, *arguments in commands:
