@@ -74,7 +74,8 @@ FAULTS: dict[int, tuple[str, str, tuple[str, ...]]] = {
          ("live.test_ctrl_c_with_a_hundred_blocked_clients",)),
     30: ("the clock is set", "elapsed time for a time to live, the clock for a moment",
          ("persistence.test_the_wall_clock_is_set",)),
-    31: ("a browser at the port", "logged, closed, nothing executed", ("tcp.test_with_one", "tcp.test_without_a_password")),
+    31: ("a browser at the port", "logged, closed, nothing executed",
+         ("tcp.test_with_one", "tcp.test_without_a_password")),
 }  # fmt: skip
 
 #: Threats, what answers them, and the tests.
