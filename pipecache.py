@@ -6384,6 +6384,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     for number in _stop_signals():
         signal.signal(number, _stop_once)
+    _allow_descriptors(options["max_clients"])
     try:
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
@@ -6423,6 +6424,20 @@ def _password(tcp: int | None, name: str | None, none: bool) -> bytes | None:
     if not password:
         raise ValueError("the first line of --password-file is empty: it is the password")
     return password
+
+
+def _allow_descriptors(clients: int) -> None:
+    # A client takes up to three: Linux and macOS grant fewer than the clients here may need, until
+    # more are asked for.
+    if sys.platform != "win32":
+        import resource
+
+        least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = 3 * clients + 100
+        if least not in (resource.RLIM_INFINITY, -1) and least < wanted:
+            wanted = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _stop_signals() -> list[int]:

@@ -25,7 +25,7 @@ startup
     From starting the server's process until clients can come, less the time in which the same
     interpreter with the same flags gets as far as its first statement.
 crowd
-    256 clients connected at once, all of which have asked before the first reads its reply.
+    1,000 clients connected at once, all of which have asked before the first reads its reply.
 bench1, bench50, bench50x16
     redis-benchmark, as the redis-tools package has it and with its own defaults (one key, values
     of 3 bytes), SET and then GET: by 1 client, by 50, and by 50 that have 16 commands under way
@@ -43,6 +43,15 @@ fanout
     Messages a second that reach 100 subscribers of one channel together, with one PUBLISH under
     way and with ten.  The subscribers are one loop over bare sockets that counts bytes; how long
     it had nothing to do says whether it is what is seen.
+idle
+    What each of 1,000 clients that have asked for something once, and ask no more, adds to the
+    server's memory.
+kept
+    redis-benchmark, SET of 100,000 keys by chance, to a server with --db FILE and to one without,
+    in turns: what part of the rate is left, by 1 client, by 50, and by 50 with 16 under way each.
+load
+    A file of a million keys: from opening it until the server has it, and a bare SELECT of the same
+    rows into a dict, each in a process of its own.
 waiting
     200 clients that wait in BLPOP: what they add to the server's memory, and what part of a
     processor the server takes while they do.
@@ -103,7 +112,7 @@ READY = "Ready to accept connections"
 PATIENCE = 60.0
 CLIENT_COUNTS = (1, 8, 32)
 FILL = 1_000_000
-CROWD = 256
+CROWD = 1000
 #: Clients between whom a server is shared, and when one is starved: when it gets less than so much
 #: of what the median client gets.
 SHARERS = 50
@@ -178,6 +187,13 @@ METRICS: dict[str, Metric] = {
     "fanout1_idle": Metric("receiver idle", "", True),
     "fanout10": Metric("10 under way", "1/s", True),
     "fanout10_idle": Metric("receiver idle", "", True),
+    "idle_memory": Metric("a client", "kB"),
+    "kept1": Metric("1 client", "", True),
+    "kept50": Metric("50 clients", "", True),
+    "kept50x16": Metric("50 x 16", "", True),
+    "load": Metric("loading", "s"),
+    "load_bare": Metric("bare SELECT", "s"),
+    "load_ratio": Metric("ratio", ""),
     "waiting_memory": Metric("memory", "MB"),
     "waiting_processor": Metric("of a processor", "%"),
     "shares_least": Metric("least served", "1/s", True),
@@ -191,7 +207,7 @@ METRICS: dict[str, Metric] = {
 #: measurement ask it), this project's own, and a contender without a server.
 SERVED = ("trips", "together", "apart", "clients")
 ASKED = (*BENCHES, "shares", "fanout", "waiting")
-MINE = (*SERVED, "memory", "startup", "crowd", "delivery", *ASKED)
+MINE = (*SERVED, "memory", "startup", "crowd", "delivery", *ASKED, "idle", "kept", "load")
 FILE = ("trips", "clients")
 
 
@@ -279,6 +295,11 @@ TARGETS = (
     Target("wine", "delivery_alone", 1.20, "a GET round trip", over="delivery_get"),
     Target("linux", "fanout1", 0.30, "redis-server's rate, 100 subscribers", REDIS),
     Target("linux", "fanout10", 0.30, "redis-server's rate, 100 subscribers", REDIS),
+    Target("linux", "idle_memory", 100.0, "kB for each idle client"),
+    Target("linux", "kept1", 0.70, "of the rate without --db, 1 client"),
+    Target("linux", "kept50", 0.70, "of the rate without --db, 50 clients"),
+    Target("linux", "kept50x16", 0.70, "of the rate without --db, 50 clients x 16"),
+    Target("linux", "load_ratio", 3.0, "times a bare SELECT of a million keys"),
     Target("linux", "waiting_processor", 2.0, "% that 200 waiting clients take"),
     Target("linux", "waiting_memory", 20.0, "MB that 200 waiting clients add"),
     Target("linux", "shares_ratio", STARVED, f"least served of {SHARERS} clients, of the median"),
@@ -552,11 +573,11 @@ class Half:
 
     # What the measurements use.
 
-    def start(self, service: str, address: str) -> Program:
-        """Start *service* anew."""
+    def start(self, service: str, address: str, *options: str) -> Program:
+        """Start *service* anew; the options are for pipecache."""
         if service in self.projects:
             script = self.path(self.projects[service] / "pipecache.py")
-            return Program(self.popen(script, "--pipe", address))
+            return Program(self.popen(script, "--pipe", address, *options))
         return Program(self.popen("-m", "tests.peers.servers", service, address))
 
     def start_bare(self) -> Program:
@@ -691,17 +712,17 @@ class Linux(Half):
     def address(self, contender: Contender) -> str:
         return f"tcp:{self.port}" if contender.via == "tcp" else super().address(contender)
 
-    def start(self, service: str, address: str) -> Program:
+    def start(self, service: str, address: str, *options: str) -> Program:
         if service == "redis-server":
             port = self.port if address == self.pipe(service) else 0
-            options = f"--bind 127.0.0.1 --port {port} --appendonly no --daemonize no"
+            ports = f"--bind 127.0.0.1 --port {port} --appendonly no --daemonize no"
             more = ["--save", "", "--dir", str(self.folder), "--unixsocket", address]
-            return Program(self._popen([self.redis_server, *options.split(), *more]))
+            return Program(self._popen([self.redis_server, *ports.split(), *more]))
         if service == "memcached":
             user = ["-u", "root"] if os.geteuid() == 0 else []
             argv = [self.memcached, "-s", address, "-m", "256", *user]
             return Program(self._popen(argv), socket_file=address)
-        return super().start(service, address)
+        return super().start(service, address, *options)
 
     def versions(self) -> dict[str, str]:
         names = [requirement.partition("==")[0] for requirement in REQUIREMENTS]
@@ -961,7 +982,7 @@ class Memory(Measurement):
     name = "memory"
     title = "a million keys and values of 11 bytes"
     share = 0.2
-    columns = ("memory", "fill")
+    columns: tuple[str, ...] = ("memory", "fill")
     compared = "memory"
 
     def visit(self, half: Half, contender: Contender) -> dict[str, float]:
@@ -1198,6 +1219,122 @@ class Waiting(Memory):
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+class Idle(Memory):
+    name = "idle"
+    title = f"{CROWD} clients that are connected and idle"
+    share = 0.3
+    columns = ("idle_memory",)
+    compared = "idle_memory"
+
+    def visit(self, half: Half, contender: Contender) -> dict[str, float]:
+        address = half.pipe(f"{contender.service}-idle")
+        program = half.start(contender.service, address)
+        try:
+            program.wait_ready()
+            (worker,) = half.crew(1)
+            worker.ask("idle", address=address, count=1)
+            before = self._settled(program.process.pid)
+            worker.ask("idle", address=address, count=CROWD)
+            after = self._settled(program.process.pid)
+            worker.ask("idle", address=address, count=0)
+        finally:
+            program.stop()
+        return {"idle_memory": (after - before) / 1e3 / CROWD}
+
+
+class Kept(Measurement):
+    name = "kept"
+    title = "SET with --db, of the rate without it"
+    share = 0.6
+    columns = ("kept1", "kept50", "kept50x16")
+    compared = "kept50"
+
+    def visit(self, half: Half, contender: Contender) -> dict[str, float]:
+        if contender.service not in half.projects:
+            return {}
+        results = {}
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            addresses = []
+            for options in ((), ("--db", os.path.join(folder, "kept.db"))):
+                addresses.append(half.pipe(f"{contender.service}-kept{len(options)}"))
+                program = half.start(contender.service, addresses[-1], *options)
+                stack.callback(program.stop)
+                program.wait_ready()
+            for column, clients, in_flight, requests in (
+                ("kept1", 1, 1, 25_000), ("kept50", 50, 1, 60_000), ("kept50x16", 50, 16, 300_000),
+            ):  # fmt: skip
+                plain, kept = (
+                    self._rate(half, each, clients, in_flight, requests) for each in addresses
+                )
+                results[column] = kept / plain
+        return results
+
+    def _rate(self, half: Half, address: str, clients: int, in_flight: int, requests: int) -> float:
+        argv = [half.redis_benchmark, "-s", address, "-t", "set", "-r", "100000", "--csv"]
+        argv += ["-c", str(clients), "-P", str(in_flight), "-n", str(requests)]
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE,
+            check=True,
+        )  # fmt: skip
+        (row,) = csv.DictReader(done.stdout.splitlines())
+        return float(row["rps"])
+
+
+LOADING = """
+import sys, time
+sys.path.insert(0, {project!r})
+import pipecache
+store = pipecache.Store()
+kept = pipecache.Persistence({path!r}, store)
+started = time.perf_counter()
+kept.open()
+print(time.perf_counter() - started)
+if not len(store):
+    for number in range({count}):
+        store.replace(b"key:%07d" % number, b"val:%07d" % number)
+    kept._save()
+kept.stop(30)
+"""
+SELECTING = """
+import sqlite3, time
+database = sqlite3.connect({path!r})
+started = time.perf_counter()
+rows = {{key: rest for key, *rest in database.execute("SELECT * FROM keys")}}
+print(time.perf_counter() - started)
+assert len(rows) == {count}
+"""
+
+
+class Load(Measurement):
+    name = "load"
+    title = "a file of a million keys"
+    share = 0.3
+    columns = ("load", "load_bare", "load_ratio")
+    compared = "load"
+
+    def visit(self, half: Half, contender: Contender) -> dict[str, float]:
+        if contender.service not in half.projects:
+            return {}
+        with tempfile.TemporaryDirectory() as folder:
+            facts = {
+                "project": str(half.projects[contender.service]),
+                "path": os.path.join(folder, "load.db"),
+                "count": FILL,
+            }
+            self._time(half, LOADING.format(**facts))  # which fills it
+            bare = self._time(half, SELECTING.format(**facts))
+            load = self._time(half, LOADING.format(**facts))
+        return {"load": load, "load_bare": bare, "load_ratio": load / bare}
+
+    def _time(self, half: Half, code: str) -> float:
+        process = half.popen("-c", code)
+        out, error = process.communicate(timeout=PATIENCE)
+        if process.returncode:
+            raise Failure(error.strip().rpartition("\n")[2])
+        return float(out)
+
+
 MEASUREMENTS: tuple[type[Measurement], ...] = (
     Trips,
     Together,
@@ -1210,6 +1347,9 @@ MEASUREMENTS: tuple[type[Measurement], ...] = (
     Delivery,
     Fanout,
     Waiting,
+    Idle,
+    Kept,
+    Load,
     Startup,
     Crowd,
     Memory,

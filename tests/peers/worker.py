@@ -359,6 +359,18 @@ else:
 
     DO["wait"] = do_wait
 
+    def do_idle(address: str, count: int) -> dict[str, Any]:
+        """Have *count* clients that have asked for something once; with 0 none any more."""
+        for client in _waiting:
+            client.close()
+        _waiting[:] = [_connect(address) for _ in range(count)]
+        for client in _waiting:
+            client.send(b"*1\r\n$4\r\nPING\r\n")
+            client.receive()
+        return {}
+
+    DO["idle"] = do_idle
+
 
 _connect = _Client
 
