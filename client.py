@@ -1144,9 +1144,22 @@ def _info_value(value: str) -> Any:
 #: The converters of commands; where it depends on the call, the call brings its own.
 CONVERTERS: dict[str, Converter] = {
     **dict.fromkeys(
-        ("FLUSHALL", "FLUSHDB", "LSET", "LTRIM", "MSET", "RENAME", "SET", "UNWATCH", "WATCH"),
+        (
+            "FLUSHALL",
+            "FLUSHDB",
+            "LSET",
+            "LTRIM",
+            "MSET",
+            "RENAME",
+            "SAVE",
+            "SET",
+            "UNWATCH",
+            "WATCH",
+        ),
         _is_ok,
     ),
+    "BGSAVE": lambda reply: True,
+    "LASTSAVE": datetime.fromtimestamp,
     **dict.fromkeys(("COPY", "HEXISTS", "PERSIST", "RENAMENX", "SMOVE"), bool),
     **dict.fromkeys(("EXPIRE", "EXPIREAT", "PEXPIRE", "PEXPIREAT"), bool),
     **dict.fromkeys(("HMSET", "MSETNX", "PSETEX", "SETEX", "SETNX"), bool),
@@ -2090,6 +2103,18 @@ class Commands:
     def flushall(self, asynchronous: bool = False) -> Any:
         """Delete every key."""
         return self.execute_command("FLUSHALL", *_flags(ASYNC=asynchronous))
+
+    def save(self) -> Any:
+        """Wait until everything up to now is in the server's file."""
+        return self.execute_command("SAVE")
+
+    def bgsave(self, schedule: bool = True) -> Any:
+        """Let the server write everything to its file, and do not wait."""
+        return self.execute_command("BGSAVE", *_flags(SCHEDULE=schedule))
+
+    def lastsave(self) -> Any:
+        """When everything was last written to the server's file, as a datetime."""
+        return self.execute_command("LASTSAVE")
 
     def info(self, section: str | None = None, *args: str) -> Any:
         """The state of the server, or these sections of it, as a dict."""
