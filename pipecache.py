@@ -132,6 +132,9 @@ SAVE_INTERVAL = 0.75
 PROGRESS_INTERVAL = 1.0
 SAVE_TIMEOUT = 30.0
 MAX_ROW = 999_000_000
+#: Bytes of values beyond which a statement writes one row; and how many statements are kept.
+BATCH_BYTES = 1024 * 1024
+CACHED_STATEMENTS = 8
 #: Keys looked at by one SCAN at most, and up to how many members HSCAN and its like give at once.
 MAX_SCAN = 10_000
 SCAN_WHOLE = 128
@@ -2100,8 +2103,9 @@ class Persistence:
     def _connect(self) -> None:
         self._look_at_it()
         self._database = database = sqlite3.connect(
-            self.path, timeout=0, isolation_level=None, check_same_thread=False
-        )
+            self.path, timeout=0, isolation_level=None, check_same_thread=False,
+            cached_statements=CACHED_STATEMENTS,
+        )  # fmt: skip
         # The lock is kept, so that no second server comes to use it; that also spares the shared
         # memory, which not every disk has.
         database.execute("PRAGMA locking_mode=EXCLUSIVE")
@@ -2126,6 +2130,8 @@ class Persistence:
         execute = self._database.execute
         execute("PRAGMA journal_mode=WAL")
         execute("PRAGMA synchronous=FULL")
+        # What was there before a statement is not to lie in a folder for everybody's files.
+        execute("PRAGMA temp_store=MEMORY")
         execute(f"PRAGMA journal_size_limit={64 << 20}")
         execute("BEGIN IMMEDIATE")
         execute(f"PRAGMA user_version={FILE_FORMAT}")
@@ -2300,13 +2306,21 @@ class Persistence:
             # Many rows a statement: for each the interpreter is given up and has to be got back.
             gone: list[bytes] = []
             for rows in _batches(self._rows(changes, gone)):
-                places = ", ".join(["(?, ?, ?, ?, ?)"] * len(rows))
                 values = list(itertools.chain.from_iterable(rows))
-                execute(f"INSERT OR REPLACE INTO keys VALUES {places}", values)
+                row = "(?, ?, ?, ?, ?)"
+                if sum(map(len, values[2::5])) > BATCH_BYTES:
+                    # All that a statement is given, and what was there, is in memory at once.
+                    self._database.executemany(f"INSERT OR REPLACE INTO keys VALUES {row}", rows)
+                else:
+                    places = ", ".join([row] * len(rows))
+                    execute(f"INSERT OR REPLACE INTO keys VALUES {places}", values)
             for keys in _batches(gone):
                 places = ", ".join("?" * len(keys))
                 execute(f"DELETE FROM keys WHERE key IN ({places})", keys)
             execute("COMMIT")
+            # Statements are kept for the next time, with what they were given: let others come.
+            for number in range(CACHED_STATEMENTS):
+                execute(f"SELECT {number}")
         except BaseException:
             if self._database.in_transaction:
                 execute("ROLLBACK")

@@ -253,6 +253,48 @@ class KeepingTest(FileCase):
         persistence.stop(DEADLINE)
         self.assertEqual(self.reopened()[b"key"][0], b"small again")
 
+    @unittest.skipUnless(sys.platform == "linux", "Linux tells which files are open")
+    def test_nothing_is_written_elsewhere(self) -> None:
+        store, persistence = self.open()
+        for turn in range(2):
+            for number in range(300):
+                store.replace(b"%d" % number, b"%d" % turn * 3000)
+            persistence._save()
+        files = (os.path.realpath(f"/proc/self/fd/{each}") for each in os.listdir("/proc/self/fd"))
+        opened = [file for file in files if "/" in file and str(self.folder) not in file]
+        self.assertFalse([file for file in opened if "etilqs" in file], opened)
+
+    @unittest.skipUnless(sys.platform == "linux", "Linux tells what memory a process takes")
+    def test_what_was_written_is_not_kept_in_memory(self) -> None:
+        script = (
+            "import random, sys, pipecache\n"
+            "def memory(): return 4096 * int(open('/proc/self/statm').read().split()[1])\n"
+            "store, chance = pipecache.Store(), random.Random(1)\n"
+            "kept = pipecache.Persistence(sys.argv[1], store)\n"
+            "kept.open()\n"
+            "for turn in range(100):\n"
+            "    for _ in range(chance.randrange(1, 120)):\n"
+            "        store.replace(b'%d' % chance.randrange(200), b'x' * 100_000)\n"
+            "    kept._save()\n"
+            "    before = before if turn else memory()\n"
+            "print(memory() - before)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(self.path)],
+            cwd=ROOT, stdout=subprocess.PIPE, check=True, timeout=DEADLINE,
+        )  # fmt: skip
+        self.assertLess(int(done.stdout), 60_000_000)
+
+    def test_long_values(self) -> None:
+        store, persistence = self.open()
+        for number in range(40):
+            store.replace(b"%d" % number, os.urandom(100_000))
+        store.replace(b"short", b"1")
+        kept = contents(store)
+        persistence._save()
+        persistence.stop(DEADLINE)
+        self.assertEqual(self.reopened(), kept)
+
     def test_progress(self) -> None:
         store, persistence = self.open()
         for number in range(25_000):
