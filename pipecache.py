@@ -2277,8 +2277,10 @@ class Persistence:
             if requests:
                 # So that the file alone is all of it, and can be copied.
                 self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        except (sqlite3.Error, OSError, PersistenceError, MemoryError) as failure:
+        except Exception as failure:  # this thread must not end: nothing would be saved any more
             error = self._failure("save to", failure)
+            if not isinstance(failure, (sqlite3.Error, OSError, PersistenceError, MemoryError)):
+                log.exception("A fault of this program while saving")
             if changes is not None:
                 with store.lock:
                     store.put_back(changes)

@@ -490,6 +490,19 @@ class TroubleTest(FileCase):
         persistence.stop(DEADLINE)
         self.assertEqual(self.reopened(), kept)
 
+    def test_a_fault_while_saving_ends_nothing(self) -> None:
+        store, persistence = self.open()
+        store.replace(b"key", ListValue([b"element"]))
+        with mock.patch.object(pipecache, "pack", side_effect=TypeError("a fault")):
+            with self.assertLogs("pipecache", "ERROR") as logged:
+                persistence._save()
+        self.assertIn("Traceback", logged.output[0])
+        self.assertIn("a fault", persistence.error)
+        persistence._save()
+        self.assertEqual((persistence.error, store.untaken), ("", 0))
+        persistence.stop(DEADLINE)
+        self.assertEqual(set(self.reopened()), {b"key"})
+
     def test_the_changes_of_a_full_disk_do_not_pile_up(self) -> None:
         store, persistence = self.open()
         store.replace(b"stays", b"x" * 1_000_000)
