@@ -617,6 +617,9 @@ CALLS = {
         r.ping()
         r.echo("hello")
         r.mset({"a": 1, "b": 2})
+        r.save()
+        r.lastsave().year > 2000
+        r.bgsave()
         r.dbsize()
         r.info("keyspace")
         r.info("keyspace", "cluster")
@@ -857,7 +860,10 @@ class DropInTests(unittest.TestCase):
                     self.assertRegex(given, "^DataError$", line)
 
     def test_the_same_from_pipecache(self) -> None:
-        with ServerProcess() as server, new_client(server.name) as r:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        file = os.path.join(folder.name, "kept.db")
+        with ServerProcess("--db", file) as server, new_client(server.name) as r:
             self.compare(transcripts(r), self.theirs["results"][0][1], [*CALLS][:-2])
 
     def compare(
