@@ -17,6 +17,7 @@ from unittest import mock
 
 from pipecache import POLICIES, CommandError, Context, Live, Settings, Statistics, Store, execute
 from tests import fuzz_wire, provision
+from tests.support import running_under_wine
 
 #: Sequences that are tried, unless PIPECACHE_EXAMPLES says otherwise.
 EXAMPLES = 200
@@ -643,7 +644,13 @@ class ModelTests(unittest.TestCase):
         # It would else keep things in the folder it is started in.
         temporary = tempfile.TemporaryDirectory()
         cls.addClassCleanup(temporary.cleanup)
-        configuration: Any = importlib.import_module("hypothesis.configuration")
+        with contextlib.ExitStack() as stack:
+            if running_under_wine():
+                # It asks which system this is, and Wine ends a program that asks by WMI.
+                stack.enter_context(
+                    mock.patch("platform._wmi_query", side_effect=OSError, create=True)
+                )
+            configuration: Any = importlib.import_module("hypothesis.configuration")
         configuration.set_hypothesis_home_dir(Path(temporary.name))
 
     def sequences(self) -> tuple[Any, Any]:
