@@ -554,9 +554,9 @@ class Both:
         """The reply to a command of the model, or to one about transactions."""
         if name == "exec":
             queue, broken, touched = client.queue, client.broken, client.touched
-            client.end()
-            if queue is None:
+            if queue is None:  # which leaves the watch as it is
                 return "error ERR"
+            client.end()
             aborted = type(found).__name__ == "Absent"
             if aborted:
                 if not touched:
