@@ -141,6 +141,7 @@ SCAN_WHOLE = 128
 LRU_SAMPLES = 5  #: Keys of which an LRU policy evicts the one not used for longest.
 CLOCK_STEP = 500  #: Milliseconds by which the wall clock must be off to have been set.
 
+M_ARENA_MAX = -8  #: Of mallopt(3).
 MAX_PATTERN = 4096  #: Bytes of a pattern: to prepare one takes time in which nobody is served.
 MAX_NUMBER = 4000  #: Bytes of a decimal number.
 MAX_WAIT = 86400.0  #: Seconds after which a wait looks again; the system's own limit is 24 days.
@@ -162,8 +163,12 @@ POLICIES = ("noeviction", "allkeys-lru", "allkeys-random", "volatile-lru", "vola
 EVENT_LETTERS = "Ag$lshzxetdKEmn"
 
 
-#: Who may connect: the user alone; members of Administrators too; every account of this machine.
-ACCESS = ("user", "admins", "users")
+#: Who may connect, and how the log says it.
+ACCESS = {
+    "user": "this user's programs",
+    "admins": "this user's and administrators' programs",
+    "users": "the programs of every account of this machine",
+}
 
 
 def parse_size(text: str) -> int:
@@ -347,10 +352,10 @@ class CommandError(PipecacheError):
     """An error reply. ``str()`` of it is the text as Redis sends it, code first."""
 
 
-def reply_too_long(context: Context) -> CommandError:
-    """The error in place of a reply that is longer than the limit."""
-    most = f"max-reply, {context.settings.max_reply} bytes"
-    return CommandError(f"ERR the reply is longer than {most}: ask for less at a time")
+def reply_too_long(most: int) -> CommandError:
+    """The error in place of a reply that is longer than so many bytes."""
+    reason = f"the reply is longer than max-reply, {most} bytes: ask for less at a time"
+    return CommandError(f"ERR {reason}")
 
 
 def wrong_arity(name: bytes) -> CommandError:
@@ -618,7 +623,7 @@ class RequestParser:
         self._bulk = -1  # the length of the argument under way, -1 before its header
         self._scanned = 0  # bytes of the buffer known to hold no line feed
         self._speaks_resp = False
-        self._size = 0  # what the arguments of the command half read take
+        self._size = 0  # bytes of the arguments of the command half read
         #: Bytes of memory that a command half read takes, 0 if there is none.
         self.held = 0
         #: Whether only what a password needs is read, because none was given yet.
@@ -655,13 +660,14 @@ class RequestParser:
     def refuse(self, error: ProtocolError) -> Request:
         """Give up what was read, and the request that ends in this error."""
         self._buffer.clear()
-        self._arguments = []
-        self._missing = self._size = self.held = 0
+        self._missing = self.held = 0
         text_terminator = b"" if self._framed else b"\n"
         return error, None if self._speaks_resp else text_terminator
 
     def _note_held(self) -> None:
-        self.held = len(self._buffer) + self._size + (self._missing > 0)
+        self.held = len(self._buffer) + (self._missing > 0)
+        if self._missing:
+            self.held += self._size + len(self._arguments) * ARGUMENT_OVERHEAD
 
     def _split_pipeline(self, chunk: bytes, requests: list[Request]) -> bytes:
         # The quick way for whole commands without line breaks in their arguments: one split at
@@ -763,12 +769,11 @@ class RequestParser:
             raise ProtocolError("ERR Protocol error: expected CRLF after a bulk string")
         with memoryview(buffer) as view:
             self._arguments.append(bytes(view[position:end]))
-        self._size += self._bulk + ARGUMENT_OVERHEAD
+        self._size += self._bulk
         self._bulk = -1
         self._missing -= 1
         if not self._missing:
             requests.append((self._arguments, None))
-            self._size = 0
         return end + 2
 
     def _parse_text(
@@ -1354,9 +1359,7 @@ class Store:
             self.used += len(value) - len(old)  # type: ignore[arg-type]
         else:
             self._count(key, old, value)
-        if self._changed is not None:
-            self._changed.add(key)
-        if self._watches:
+        if self._watches or self._changed is not None:
             self._tell(key)
         if self._uses is not None:
             self._uses[key] = self.now()
@@ -1381,6 +1384,8 @@ class Store:
             self.used += value.counted
 
     def _tell(self, key: bytes) -> None:
+        if self._changed is not None:
+            self._changed.add(key)
         for watch in self._watches.get(key, ()):
             watch.changed(key)
 
@@ -1462,8 +1467,6 @@ class Store:
     def _set_deadline(self, key: bytes, deadline: int) -> None:
         if key not in self._deadlines:
             self.used += DEADLINE_COST
-        if self._changed is not None:
-            self._changed.add(key)
         self._deadlines[key] = deadline
         heapq.heappush(self._queue, (deadline, key))
         self._shorten_queue()
@@ -1483,8 +1486,6 @@ class Store:
         """Let a key stay, and tell whether it would have expired."""
         if key not in self or not self._forget_deadline(key):
             return False
-        if self._changed is not None:
-            self._changed.add(key)
         self._tell(key)
         if self.observer is not None:
             self.observer("g", b"persist", key)
@@ -1529,19 +1530,11 @@ class Store:
         if self._uses is not None:
             self._uses.clear()
 
-    def load(self, key: bytes, value: Any, time: int | None, by_clock: bool) -> bool:
-        """Put in a key that was kept elsewhere, and tell whether it has not expired meanwhile.
-
-        :param time: when it expires, in milliseconds since 1970, or None.
-        :param by_clock: whether the wall clock was what said so.
-        """
-        if time is not None:
-            deadline = time - self.unix_time(0)
-            if deadline <= self.now():
-                return False
-            self._set_deadline(key, Moment(deadline) if by_clock else deadline)
+    def load(self, key: bytes, value: Any, deadline: int | None) -> None:
+        """Put in a key that was kept elsewhere: nobody is told."""
         self._put(key, value)
-        return True
+        if deadline is not None:
+            self._set_deadline(key, deadline)
 
     def track(self) -> None:
         """Keep the changes from now on, for :meth:`take_changes`."""
@@ -1692,8 +1685,6 @@ class Store:
         if self._owners:
             self.disown(key)
         self._count(key, value, None)
-        if self._changed is not None:
-            self._changed.add(key)
         self._tell(key)
         if self._uses is not None:
             self._uses.pop(key, None)
@@ -2014,6 +2005,7 @@ _KINDS: dict[str, Any] = {kind.LETTER: kind for kind in (ListValue, Hash, Set, S
 _ADVICE = (
     ("locked", "another program uses it, such as a second server: stop that one or choose another"
      " file"),
+    ("No such file", "its folder does not exist: make it, or choose another file"),
     ("denied", "it may not be read and written: change that or choose another file"),
     ("readonly", "it, or its folder, may not be written: change that or choose another file"),
     ("unable to open", "its folder may not be written: change that or choose another file"),
@@ -2113,11 +2105,9 @@ class Persistence:
             database.execute(query).fetchone()
             for query in ("PRAGMA application_id", "SELECT count(*) FROM sqlite_master")
         )
-        if mark != APPLICATION_ID and (mark or tables):
-            raise sqlite3.DatabaseError("file is not a database of pipecache")
         (version,) = database.execute("PRAGMA user_version").fetchone()
-        if version > FILE_FORMAT:
-            raise sqlite3.DatabaseError(self._too_new(version))
+        if mark or tables:
+            self._check(mark, version)
         if not tables:
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("BEGIN IMMEDIATE")
@@ -2155,24 +2145,25 @@ class Persistence:
         if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
             raise sqlite3.DatabaseError("file is not a database")
         mark, version = (int.from_bytes(header[at : at + 4], "big") for at in (68, 60))
-        if mark not in (0, APPLICATION_ID):
-            raise sqlite3.DatabaseError("file is not a database of pipecache")
-        if mark and version > FILE_FORMAT:
-            raise sqlite3.DatabaseError(self._too_new(version))
+        if mark:  # or what is ours may be in the log alone
+            self._check(mark, version)
 
     @staticmethod
-    def _too_new(version: int) -> str:
-        return (
-            f"a newer pipecache has written it, in format {version}, of which this one knows"
-            f" {FILE_FORMAT}: use that one, or choose another file"
-        )
+    def _check(mark: int, version: int) -> None:
+        if mark != APPLICATION_ID:
+            raise sqlite3.DatabaseError("file is not a database of pipecache")
+        if version > FILE_FORMAT:
+            raise sqlite3.DatabaseError(
+                f"a newer pipecache has written it, in format {version}, of which this one knows"
+                f" {FILE_FORMAT}: use that one, or choose another file"
+            )
 
     def _load(self) -> None:
         with contextlib.closing(self._database.cursor()) as rows:
             self._load_from(rows)
 
     def _load_from(self, rows: sqlite3.Cursor) -> None:
-        load = self._store.load
+        load, epoch, now = self._store.load, self._store.unix_time(0), self._store.now()
         (count,) = rows.execute("SELECT count(*) FROM keys").fetchone()
         done, started = 0, time.monotonic()
         told = started
@@ -2192,7 +2183,12 @@ class Persistence:
                         except ValueError as error:
                             what = f"malformed: key {key[:ERROR_EXCERPT]!r}: {error}"
                             raise ValueError(what) from error
-                    if not load(key, value, expires, bool(by_clock)):
+                    if expires is None:
+                        load(key, value, None)
+                    elif expires - epoch > now:
+                        deadline = expires - epoch
+                        load(key, value, Moment(deadline) if by_clock else deadline)
+                    else:
                         self.expired += 1
             done += len(some)
             if time.monotonic() > told + PROGRESS_INTERVAL:
@@ -2330,7 +2326,8 @@ class Persistence:
 
     def _rows(self, changes: Changes, gone: list[bytes]) -> Iterator[tuple[Any, ...]]:
         # What is to be written; what is to be taken away goes into a list.
-        plain = set(map(type, changes.values)) == {bytes} and not any(changes.deadlines)
+        endless = changes.deadlines.count(None) == len(changes.deadlines)
+        plain = endless and set(map(type, changes.values)) == {bytes}
         if plain and not self.refused and max(map(len, changes.values)) < MAX_ROW // 2:
             yield from zip(
                 changes.keys, itertools.repeat("$"), changes.values, itertools.repeat(None),
@@ -4087,7 +4084,8 @@ def exec_(context: Context, *words: bytes) -> Reply:
             size += measure(replies[-1])
     finally:
         context.may_wait = True
-    return replies if size <= context.settings.max_reply else reply_too_long(context)
+    most = context.settings.max_reply
+    return replies if size <= most else reply_too_long(most)
 
 
 @transactions.reads("DISCARD", "Forget the queued commands.")
@@ -4507,8 +4505,11 @@ def _letters(text: str) -> str:
 
 
 def _read_limit(limit: Limit, text: str) -> float:
-    if limit.unit == "bytes" and not re.fullmatch(r"\d+([kmg]b?|b)?", text.lower()):
-        raise ValueError("argument must be a memory value")  # as Redis says it
+    if limit.unit == "bytes":
+        try:
+            parse_size(text)
+        except ValueError:  # as Redis says it
+            raise ValueError("argument must be a memory value") from None
     return limit.parse(text)
 
 
@@ -4534,10 +4535,8 @@ _CHANGES: dict[str, tuple[Callable[[str], Any], Callable[[Context, Any], None]]]
 
 
 def _limits(context: Context) -> dict[str, object]:
-    values = {
-        limit.parameter: f"{getattr(context.settings, name):.12g}" for name, limit in LIMITS.items()
-    }
-    return {**values, "maxmemory": _finite(context.store.limit)}
+    settings = context.settings
+    return {each.parameter: f"{getattr(settings, name):.12g}" for name, each in LIMITS.items()}
 
 
 def _parameters(context: Context) -> dict[str, object]:
@@ -5902,7 +5901,7 @@ class Session(Peer):
             requests = feed(chunk, connection.end_of_message)
             if requests:
                 since = None
-            if parser.held != self._held and not self._hold(context, parser.held):
+            if parser.held != self._held and not self.hold(context, parser.held):
                 requests.append(parser.refuse(ProtocolError(OUT_OF_MEMORY)))
             while requests and not context.closing:
                 if self._suspicious and any(map(_is_http, requests)):
@@ -5916,8 +5915,8 @@ class Session(Peer):
             if parser.held:
                 self.owing = since or time.monotonic()
 
-    def _hold(self, context: Context, size: int) -> bool:
-        # Count what a command half read takes, and tell whether there is so much.
+    def hold(self, context: Context, size: int) -> bool:
+        """Count the memory that a command half read takes, and tell whether there is so much."""
         store = context.store
         with store.lock:
             store.reserve(size - self._held)
@@ -5948,7 +5947,9 @@ class Session(Peer):
                         data = b"$%d\r\n%b\r\n" % (len(reply), reply)  # type: ignore[arg-type,str-format]
                     else:
                         if reply.__class__ in _LONG and measure(reply) > self._settings.max_reply:
-                            reply = reply_too_long(context)
+                            reply = reply_too_long(self._settings.max_reply)
+                        if subscriber.listens:  # from this command on, perhaps
+                            subscriber.form = context.protocol if terminator is None else terminator
                         if terminator is None or reply is NOTHING:
                             data = encode_resp(reply, context.protocol)
                         else:
@@ -6012,11 +6013,6 @@ class Session(Peer):
             self.drop(f"it left more than {most} bytes of what it subscribed to lying")
         else:
             self.connection.push(data, line)
-
-    def release(self, store: Store) -> None:
-        """Give back the memory that is counted for it."""
-        store.reserve(-self._held)
-        self._held = 0
 
     def overdue(self, context: Context, now: float) -> str:
         """Why a client is to be dropped at this time, or ""."""
@@ -6128,10 +6124,7 @@ class Server:
         getattr(threading, "_register_atexit", atexit.register)(lambda: _stop_left(this()))
         facts = (self.address, os.getpid(), __version__, *sys.version_info[:2])
         log.info("Serving %s (process %d, pipecache %s, Python %d.%d)", *facts)
-        who = {
-            "user": "this user's programs", "admins": "this user's and administrators' programs",
-            "users": "the programs of every account of this machine",
-        }.get(self._settings.access, "whom it names")  # fmt: skip
+        who = ACCESS.get(self._settings.access, "whom it names")
         log.info("Open to %s (%s)", who, desks[0].listener.access)
         for desk in desks[1:]:
             asked = "no password" if self._settings.password is None else "a password"
@@ -6286,7 +6279,7 @@ class Server:
                 self._sessions.discard(session)
                 desk.spare += 1
             with self._store.lock:
-                session.release(self._store)
+                session.hold(context, 0)
                 context.leave()
             connection.close()
 
@@ -6362,7 +6355,7 @@ def _argument_parser() -> argparse.ArgumentParser:
     option("--max-memory-policy", dest="policy", metavar="POLICY", default=POLICIES[0],
            choices=POLICIES,
            help=f"what gives way beyond that: {', '.join(POLICIES)} (%(default)s)")
-    option("--access", metavar="WHO", default=ACCESS[0],
+    option("--access", metavar="WHO", default="user",
            help="who may connect: user, you alone (the default); admins, administrators too; users,"
            " every account of this machine; or on Windows an SDDL string")
     option("--notify-keyspace-events", metavar="LETTERS", default="",
@@ -6401,6 +6394,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in _stop_signals():
         signal.signal(number, _stop_once)
     _allow_descriptors(options["max_clients"])
+    _share_memory()
     try:
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
@@ -6454,6 +6448,16 @@ def _allow_descriptors(clients: int) -> None:
             wanted = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
             with contextlib.suppress(ValueError, OSError):
                 resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
+def _share_memory() -> None:
+    # The GNU C library gives threads areas of memory of their own, and what one gives back there is
+    # not for another: with values that come and go that was twice what they take.
+    if sys.platform == "linux":
+        with contextlib.suppress(ImportError, AttributeError, OSError):  # another C library
+            import ctypes
+
+            ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def _stop_signals() -> list[int]:

@@ -986,20 +986,26 @@ class Memory(Measurement):
     compared = "memory"
 
     def visit(self, half: Half, contender: Contender) -> dict[str, float]:
-        # A server of its own: what others have stored would have made room already.
-        address = half.pipe(f"{contender.service}-memory")
+        with self._server(half, contender) as (address, pid, worker):
+            worker.ask("open", **half.opening(contender, address))
+            before = self._settled(pid)
+            taken = worker.ask("fill", count=FILL)
+            after = self._settled(pid)
+            worker.ask("close")
+        return {"memory": (after - before) / 1e6, "fill": taken["seconds"]}
+
+    @contextlib.contextmanager
+    def _server(self, half: Half, contender: Contender) -> Iterator[tuple[str, int, Worker]]:
+        """A server of its own (what others have stored would have made room already): its address
+        and process; and a worker."""
+        address = half.pipe(f"{contender.service}-{self.name}")
         program = half.start(contender.service, address)
         try:
             program.wait_ready()
             (worker,) = half.crew(1)
-            worker.ask("open", **half.opening(contender, address))
-            before = self._settled(program.process.pid)
-            taken = worker.ask("fill", count=FILL)
-            after = self._settled(program.process.pid)
-            worker.ask("close")
+            yield address, program.process.pid, worker
         finally:
             program.stop()
-        return {"memory": (after - before) / 1e6, "fill": taken["seconds"]}
 
     def _settled(self, pid: int) -> int:
         """Resident bytes once they have stood still for a second (redis-server is still moving its
@@ -1192,12 +1198,7 @@ class Waiting(Memory):
     compared = "waiting_memory"
 
     def visit(self, half: Half, contender: Contender) -> dict[str, float]:
-        address = half.pipe(f"{contender.service}-waiting")
-        program = half.start(contender.service, address)
-        try:
-            program.wait_ready()
-            (worker,) = half.crew(1)
-            pid = program.process.pid
+        with self._server(half, contender) as (address, pid, worker):
             worker.ask("wait", address=address, count=1)
             before = self._settled(pid)
             worker.ask("wait", address=address, count=WAITERS)
@@ -1207,8 +1208,6 @@ class Waiting(Memory):
             used = self._processor_time(pid) - used
             taken = time.monotonic() - started
             worker.ask("wait", address=address, count=0)
-        finally:
-            program.stop()
         return {
             "waiting_memory": (after - before) / 1e6,
             "waiting_processor": 100 * used / taken,
@@ -1227,18 +1226,12 @@ class Idle(Memory):
     compared = "idle_memory"
 
     def visit(self, half: Half, contender: Contender) -> dict[str, float]:
-        address = half.pipe(f"{contender.service}-idle")
-        program = half.start(contender.service, address)
-        try:
-            program.wait_ready()
-            (worker,) = half.crew(1)
+        with self._server(half, contender) as (address, pid, worker):
             worker.ask("idle", address=address, count=1)
-            before = self._settled(program.process.pid)
+            before = self._settled(pid)
             worker.ask("idle", address=address, count=CROWD)
-            after = self._settled(program.process.pid)
+            after = self._settled(pid)
             worker.ask("idle", address=address, count=0)
-        finally:
-            program.stop()
         return {"idle_memory": (after - before) / 1e3 / CROWD}
 
 

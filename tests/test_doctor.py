@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import unittest
-from typing import Any
+from typing import Any, Iterator
 from unittest import mock
 
 import client
@@ -183,40 +183,42 @@ class DoctorTests(unittest.TestCase):
             more = ("--trust-any-owner",)
             self.examine(server.name, 1, "is not you, but is trusted", "round trip", more=more)
 
-    def test_one_that_is_no_server(self) -> None:
-        if sys.platform == "win32":
-            self.skipTest("the socket of a stand-in for the server")
-        name = unique_name()
-        address = client.pipe_address(name)
-        with socket.socket(socket.AF_UNIX) as listening:
-            listening.bind(address)
-            self.addCleanup(os.unlink, address)
-            self.examine(name, 2, "Error 111, ECONNREFUSED|Error 2")
-            listening.listen()
+    if sys.platform != "win32":
 
-            def answer() -> None:
-                for _ in range(2):  # the first looks who it is
-                    accepted, _ = listening.accept()
-                    with accepted:
-                        if accepted.recv(1000):
-                            accepted.sendall(b"what?\r\n")
+        @contextlib.contextmanager
+        def stand_in(self) -> Iterator[tuple[str, socket.socket]]:
+            """A name, and a socket that is bound to it."""
+            name = unique_name()
+            address = client.pipe_address(name)
+            with socket.socket(socket.AF_UNIX) as listening:
+                listening.bind(address)
+                try:
+                    yield name, listening
+                finally:
+                    os.unlink(address)
 
-            answering = Background(answer)
-            self.examine(name, 2, "FAIL", "It cannot be used")
-            answering.wait()
+        def test_one_that_is_no_server(self) -> None:
+            with self.stand_in() as (name, listening):
+                self.examine(name, 2, "Error 111, ECONNREFUSED|Error 2")
+                listening.listen()
 
-    def test_one_that_never_answers(self) -> None:
-        if sys.platform == "win32":
-            self.skipTest("the socket of a stand-in for the server")
-        name = unique_name()
-        address = client.pipe_address(name)
-        with socket.socket(socket.AF_UNIX) as listening:
-            listening.bind(address)
-            self.addCleanup(os.unlink, address)
-            listening.listen()
-            with mock.patch.object(client, "TIMEOUT", 0.1):
-                with mock.patch.dict(client.Client.__init__.__kwdefaults__, {"timeout": 0.1}):
-                    self.examine(name, 2, "No reply from .* within 0.1 s")
+                def answer() -> None:
+                    for _ in range(2):  # the first looks who it is
+                        accepted, _ = listening.accept()
+                        with accepted:
+                            if accepted.recv(1000):
+                                accepted.sendall(b"what?\r\n")
+
+                answering = Background(answer)
+                self.examine(name, 2, "FAIL", "It cannot be used")
+                answering.wait()
+
+        def test_one_that_never_answers(self) -> None:
+            with self.stand_in() as (name, listening):
+                listening.listen()
+                with mock.patch.object(client, "TIMEOUT", 0.1):
+                    with mock.patch.dict(client.Client.__init__.__kwdefaults__, {"timeout": 0.1}):
+                        self.examine(name, 2, "No reply from .* within 0.1 s")
 
     def test_error_numbers(self) -> None:
         for number in (2, 5, 109, 121, 231, 232, 233, 995):

@@ -601,6 +601,18 @@ class ServedTests(ServerCase):
         self.assertTrue(server.stop())
         self.assertTrue(all(raw.ended() for raw in raws))
 
+    @unittest.skipIf(WINDOWS, "a pipe's message is one command")
+    def test_what_follows_in_the_same_chunk_is_told_in_text_too(self) -> None:
+        self.serve()
+        raw = self.raw()
+        self.assertIn(b"proto\n3\n", raw.ask(b"HELLO 3\n"))  # a subscriber may publish now
+        raw.send(b"SUBSCRIBE a\nPUBLISH a x\n")
+        expected = b"subscribe a 1\nmessage a x\n1\n"
+        self.assertEqual(raw.read(len(expected)), expected)
+        raw = self.raw()
+        raw.send(b"MONITOR\nPING\n")
+        self.assertRegex(raw.receive(), rb'^OK\n\d+\.\d+ .*"PING"\nPONG\n$')
+
     def test_a_text_subscriber(self) -> None:
         self.serve()
         raw, other = self.raw(), self.raw()

@@ -38,6 +38,33 @@ if sys.platform == "win32":
             wide = ctypes.sizeof(ctypes.c_void_p) == 8
             self.assertEqual(ctypes.sizeof(pipecache.SECURITY_ATTRIBUTES), 24 if wide else 12)
 
+        def test_what_both_files_declare_is_the_same(self) -> None:
+            # Neither imports the other, so each has it; names are those of Win32.
+            both = vars(pipecache).keys() & vars(client).keys()
+            functions = constants = 0
+            for name in sorted(both):
+                ours, theirs = getattr(pipecache, name), getattr(client, name)
+                if hasattr(ours, "argtypes"):
+                    functions += 1
+                    shapes = [
+                        (
+                            function.__name__, function.restype,
+                            [self.shape(each) for each in function.argtypes],
+                            getattr(getattr(function, "errcheck", None), "__name__", None),
+                        )
+                        for function in (ours, theirs)
+                    ]  # fmt: skip
+                    self.assertEqual(shapes[0], shapes[1], name)
+                elif name.isupper() and isinstance(ours, int):
+                    constants += 1
+                    self.assertEqual(ours, theirs, name)
+            self.assertGreater((functions, constants), (10, 10))
+
+        @staticmethod
+        def shape(argument: Any) -> str:
+            # Each file has an OVERLAPPED of its own.
+            return str(argument.__name__)
+
         def test_a_failed_handle_is_seen(self) -> None:
             with self.assertRaises(OSError) as caught:
                 pipecache.CreateNamedPipeW("no pipe", 3, 0, 1, 0, 0, 0, None)

@@ -309,6 +309,21 @@ class RespRequestTests(unittest.TestCase):
                     error = (f"ERR Protocol error: {expected}", None)
                     self.assertEqual(parse(stream, size), [([b"PING"], None), error])
 
+    def test_a_command_over_its_limit(self) -> None:
+        # Bytes alone are counted, however the command comes.
+        limits = limited(max_command=65536)
+        for size, whole in ((516, True), (517, False)):
+            stream = command(b"DEL", *[b"k" * size] * 127)
+            for cut in (0, 10, 40_000):
+                with self.subTest(size=size, cut=cut):
+                    parser = RequestParser(False, limits)
+                    requests = [
+                        *parser.feed(stream[:cut]), *parser.feed(stream[cut:65536]),
+                        *parser.feed(stream[65536:]),
+                    ]  # fmt: skip
+                    ((arguments, _),) = requests
+                    self.assertEqual(isinstance(arguments, list), whole, arguments)
+
     def test_an_argument_over_the_limit(self) -> None:
         error = ("ERR Protocol error: invalid bulk length", None)
         self.assertEqual(parse(b"*1\r\n$101\r\n", limit=100), [error])

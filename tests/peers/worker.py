@@ -340,14 +340,18 @@ else:
 
     DO["fanout"] = do_fanout
 
-    _waiting: list[_Client] = []
+    _still: list[_Client] = []
+
+    def _connect_instead(address: str, count: int) -> list[_Client]:
+        # So many clients that stay, in place of those that did.
+        for client in _still:
+            client.close()
+        _still[:] = [_connect(address) for _ in range(count)]
+        return _still
 
     def do_wait(address: str, count: int) -> dict[str, Any]:
         """Let *count* clients wait in BLPOP; with 0 none of them any more."""
-        for client in _waiting:
-            client.close()
-        _waiting[:] = [_connect(address) for _ in range(count)]
-        for client in _waiting:
+        for client in _connect_instead(address, count):
             client.send(b"*3\r\n$5\r\nBLPOP\r\n$5\r\nqueue\r\n$1\r\n0\r\n")
         asking = _connect(address)
         text = b""
@@ -361,10 +365,7 @@ else:
 
     def do_idle(address: str, count: int) -> dict[str, Any]:
         """Have *count* clients that have asked for something once; with 0 none any more."""
-        for client in _waiting:
-            client.close()
-        _waiting[:] = [_connect(address) for _ in range(count)]
-        for client in _waiting:
+        for client in _connect_instead(address, count):
             client.send(b"*1\r\n$4\r\nPING\r\n")
             client.receive()
         return {}
