@@ -43,6 +43,7 @@ import hmac
 import itertools
 import logging
 import math
+import mmap
 import operator
 import os
 import random
@@ -1618,19 +1619,25 @@ class Store:
         self.used += size
 
     def make_room(self) -> None:
-        """Evict keys until the limit is kept.
+        """Evict keys until the limit is kept; beyond so many the rest is left to :meth:`evict`.
 
         :raises CommandError: if the policy has none left to take.
         """
         self.sweep(len(self._queue))
-        while self.used > self.limit:
-            key = self._victim()
+        if not self.evict(SWEEP_KEYS) and self.used > self.limit:
+            raise CommandError(OUT_OF_MEMORY)
+
+    def evict(self, most: int) -> bool:
+        """Evict up to so many keys, as the limit asks, and tell whether more are to go."""
+        for _ in range(most):
+            key = self._victim() if self.used > self.limit else None
             if key is None:
-                raise CommandError(OUT_OF_MEMORY)
+                return False
             self._remove(key)
             self.evicted += 1
             if self.observer is not None:
                 self.observer("e", b"evicted", key)
+        return self.used > self.limit
 
     def _victim(self) -> bytes | None:
         table = self._values if self._policy.startswith("allkeys") else self._deadlines
@@ -4488,7 +4495,7 @@ def debug_sleep(context: Context, seconds: bytes) -> Reply:
 
 def _set_memory_limit(context: Context, size: int) -> None:
     context.store.limit = size or math.inf
-    # As Redis does it, at once; what cannot be evicted stays, and commands that write are refused.
+    # As Redis does it, beginning at once; if none can be evicted, commands that write are refused.
     with contextlib.suppress(CommandError):
         context.store.make_room()
 
@@ -5229,6 +5236,9 @@ class SocketConnection(Connection):
         super().__init__(peer)
         self._socket = client
         self._socket.setblocking(bool(_DONTWAIT))
+        # One place to receive into: new ones of this size each time, of which little is kept, would
+        # leave the process's memory in pieces. What a client never fills of it takes none.
+        self._buffer = mmap.mmap(-1, CHUNK_SIZE)
         self._woken = self._pushed = False
         self._ended = False  # the client sends no more
         self._waker: tuple[socket.socket, socket.socket] | None = None
@@ -5240,7 +5250,7 @@ class SocketConnection(Connection):
             try:
                 # Who may be pushed to must be where a push that is not taken can wake it.
                 if not self._pushed or self._wait(None):
-                    return self._socket.recv(CHUNK_SIZE) or None
+                    return self._buffer[: self._socket.recv_into(self._buffer)] or None
             except BlockingIOError:
                 self._wait(None)
             except OSError as error:
@@ -5250,7 +5260,7 @@ class SocketConnection(Connection):
 
     def _take_chunk(self) -> bytes | None:
         try:
-            return self._socket.recv(CHUNK_SIZE, _DONTWAIT) or None
+            return self._buffer[: self._socket.recv_into(self._buffer, 0, _DONTWAIT)] or None
         except BlockingIOError:
             return b""
         except OSError:
@@ -5368,6 +5378,7 @@ class SocketConnection(Connection):
         with self._lock:
             self._closed = True
             self._socket.close()
+            self._buffer.close()
             for end in self._waker or ():
                 end.close()
 
@@ -6293,7 +6304,7 @@ class Server:
             more = True
             while more and not self._stopping.is_set():
                 with self._store.lock:
-                    more = self._store.sweep(SWEEP_KEYS)
+                    more = self._store.sweep(SWEEP_KEYS) or self._store.evict(SWEEP_KEYS)
                     self._live.channels.deliver()
 
     def _drop_overdue(self, now: float) -> None:

@@ -161,6 +161,14 @@ class SizeTests(ServerCase):
             self.assertLess(cache.dbsize(), 40)
             self.assertEqual(raw.ask(data[-10:]), b"+OK\r\n")
 
+    def test_what_is_beyond_a_lower_limit_goes_by_itself(self) -> None:
+        server = self.serve(policy="allkeys-lru")
+        with new_client(self.name) as cache:
+            cache.mset({str(number): "x" for number in range(5 * pipecache.SWEEP_KEYS)})
+            cache.config_set("maxmemory", "10kb")
+            wait_until(lambda: server._store.used <= 10240, "the keys beyond it are gone")
+            self.assertTrue(0 < cache.dbsize() < pipecache.SWEEP_KEYS)
+
 
 class OverdueTests(unittest.TestCase):
     """When a client's time is over."""

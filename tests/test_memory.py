@@ -9,7 +9,17 @@ import tracemalloc
 import unittest
 from typing import Callable, Iterator, Sequence, Tuple
 
-from pipecache import POLICIES, CommandError, Context, Live, Settings, Statistics, Store, execute
+from pipecache import (
+    POLICIES,
+    SWEEP_KEYS,
+    CommandError,
+    Context,
+    Live,
+    Settings,
+    Statistics,
+    Store,
+    execute,
+)
 from tests.support import WINDOWS, ServerProcess
 from tests.test_differential import redis_address
 from tests.test_redis_replies import Conversation, ConversationCase
@@ -369,6 +379,20 @@ class SettingTests(MemoryCase):
         self.ask(b"CONFIG SET maxmemory-policy allkeys-lru")
         self.ask(b"CONFIG SET maxmemory %d" % (self.store.used // 2))
         self.assertTrue(45 <= len(self.store) <= 50)
+
+    def test_a_much_lower_limit_evicts_some_keys_at_a_time(self) -> None:
+        self.fill(3 * SWEEP_KEYS)
+        self.ask(b"CONFIG SET maxmemory-policy allkeys-random")
+        self.assertEqual(self.ask(b"CONFIG SET maxmemory 1000"), OK)
+        self.assertEqual(self.store.evicted, SWEEP_KEYS)
+        self.assertEqual(self.ask(b"SET k v"), OK)
+        self.assertEqual(self.store.evicted, 2 * SWEEP_KEYS)
+        self.assertTrue(self.store.evict(SWEEP_KEYS // 2))
+        self.assertFalse(self.store.evict(SWEEP_KEYS))
+        self.assertTrue(500 < self.store.used <= 1000)
+        self.ask(b"CONFIG SET maxmemory-policy noeviction maxmemory 1")
+        self.assertFalse(self.store.evict(SWEEP_KEYS))
+        self.assertTrue(500 < self.store.used <= 1000)
 
     def test_another_policy(self) -> None:
         self.fill(100)
