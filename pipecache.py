@@ -102,8 +102,8 @@ SPARE_LISTENERS = 8
 CHUNK_SIZE = 65536
 #: Bytes written at once to a pipe, which Windows keeps in memory it has little of.
 PIECE_SIZE = 1024 * 1024
-#: Bytes of further commands kept while a client does not take its replies, and what each chunk of
-#: them takes beside its own bytes.
+#: Bytes of further commands kept while a client waits or does not take its replies, and what each
+#: chunk of them takes beside its own bytes.
 BACKLOG = 256 * 1024 * 1024
 CHUNK_OVERHEAD = 100
 
@@ -111,7 +111,7 @@ CHUNK_OVERHEAD = 100
 #: own bytes.
 MAX_HEADER = 65536
 ARGUMENT_OVERHEAD = 48
-#: Bytes of a command half read that are let in however little memory is left.
+#: Bytes of commands not carried out yet that are let in however little memory is left.
 FREE_INPUT = 1024 * 1024
 #: Arguments of a command, and bytes of one, while a client has not given the password it must give.
 MAX_LOCKED_OUT_ARGUMENTS = 10
@@ -229,7 +229,7 @@ LIMITS: dict[str, Limit] = {
     ),
     "max_reply": Limit("max-reply", 1 << 30, 65536, "bytes", "one reply; a longer one is an error"),
     "max_memory": Limit(
-        "maxmemory", 0, 0, "bytes", "keys, values and commands half read, all together"
+        "maxmemory", 0, 0, "bytes", "keys, values and commands yet to be carried out, all together"
     ),
     "subscriber_buffer": Limit(
         "subscriber-buffer", 8 << 20, 1, "bytes",
@@ -5059,11 +5059,14 @@ class Connection:
         self.peer = peer  #: The client's address, as CLIENT LIST shows it.
         # Chunks that came before they were asked for, each with its end_of_message.
         self._backlog: collections.deque[tuple[bytes, bool]] = collections.deque()
-        self._backlog_size = 0
+        #: Bytes of memory they take; and whether no more may be kept.
+        self.kept, self.full = 0, False
         # What was pushed and not taken yet, each with whether it is to be one message.
         self._outbox: collections.deque[tuple[Any, bool]] = collections.deque()
         #: Bytes of memory that takes.
         self.unsent = 0
+        #: Is asked whether so many bytes may be kept.
+        self.room: Callable[[int], bool] = lambda size: True
         self._lock = threading.Lock()
         self._closed = self._interrupted = False
 
@@ -5075,7 +5078,7 @@ class Connection:
         """Wait until wake() or the time-out, and tell whether the client is still there.
 
         It may return early. What the client sends meanwhile is kept for receive(); one that sends
-        more than BACKLOG bytes counts as gone.
+        more than can be kept counts as gone.
         """
         readable = self._wait(timeout)
         if self._interrupted or not readable:
@@ -5083,14 +5086,14 @@ class Connection:
         chunk = self._take_chunk()
         if chunk is not None:
             self._keep(chunk)
-        return chunk is not None and self._backlog_size <= BACKLOG
+        return chunk is not None and not self.full
 
     def send(self, data: bytes, whole: bool = True) -> None:
         """Send bytes; on a pipe as one message, unless ``whole`` is false.
 
         While the client does not take it, what the client sends is kept for receive(), up to
-        BACKLOG bytes: one that sends many commands before it reads a reply would else wait for
-        the server, which waits for it.
+        BACKLOG bytes and as :meth:`room` allows: one that sends many commands before it reads a
+        reply would else wait for the server, which waits for it.
 
         :raises ConnectionLost: if the client is gone, or does not take it within
             ``reply_timeout`` seconds.
@@ -5145,11 +5148,13 @@ class Connection:
 
     def _keep(self, chunk: bytes) -> None:
         self._backlog.append((chunk, self.end_of_message))
-        self._backlog_size += len(chunk) + CHUNK_OVERHEAD
+        self.kept += len(chunk) + CHUNK_OVERHEAD
+        self.full = self.kept > BACKLOG or not self.room(self.kept)
 
     def _kept(self) -> bytes:
         chunk, self.end_of_message = self._backlog.popleft()
-        self._backlog_size -= len(chunk) + CHUNK_OVERHEAD
+        self.kept -= len(chunk) + CHUNK_OVERHEAD
+        self.full = False
         return chunk
 
     def _queue(self, data: Any, whole: bool) -> None:
@@ -5359,7 +5364,7 @@ class SocketConnection(Connection):
         while self._outbox:
             with self._lock:
                 events = self._events()
-            if self._backlog_size >= BACKLOG or self._ended:
+            if self.full or self._ended:
                 events &= ~selectors.EVENT_READ
             happened = _ready({self._socket: events}, deadline - time.monotonic())
             if not happened:
@@ -5646,7 +5651,7 @@ if sys.platform == "win32":
             deadline = time.monotonic() + self.limits.reply_timeout
             while self._outgoing is not None:
                 watched = 1
-                if self._backlog_size < BACKLOG and not self._gone:
+                if not (self.full or self._gone):
                     self._begin_read()
                     watched += not self._gone
                 left = milliseconds(deadline - time.monotonic())
@@ -5903,6 +5908,7 @@ class Session(Peer):
         connection = self.connection
         parser = RequestParser(connection.framed, context.settings)
         receive, feed, answer = connection.receive, parser.feed, self._answer
+        connection.room = lambda kept: self.hold(context, parser.held + kept)
         while not context.closing:
             chunk = receive()
             if chunk is None:
@@ -5912,7 +5918,9 @@ class Session(Peer):
             requests = feed(chunk, connection.end_of_message)
             if requests:
                 since = None
-            if parser.held != self._held and not self.hold(context, parser.held):
+            held = parser.held + connection.kept
+            enough = held == self._held or self.hold(context, held)
+            if not enough and parser.held > FREE_INPUT:
                 requests.append(parser.refuse(ProtocolError(OUT_OF_MEMORY)))
             while requests and not context.closing:
                 if self._suspicious and any(map(_is_http, requests)):
@@ -5927,7 +5935,8 @@ class Session(Peer):
                 self.owing = since or time.monotonic()
 
     def hold(self, context: Context, size: int) -> bool:
-        """Count the memory that a command half read takes, and tell whether there is so much."""
+        """Count the memory that what is read and not carried out takes, and tell whether there is
+        so much."""
         store = context.store
         with store.lock:
             store.reserve(size - self._held)
@@ -6005,6 +6014,8 @@ class Session(Peer):
                 with context.store.lock:
                     context.live.waiting.end(waiter, NO_LIST)
             elif not self.connection.watch(left):
+                if self.connection.full:
+                    self.drop("it sent more than can be kept while it waited")
                 context.close()
                 return
         form = context.protocol if terminator is None else terminator

@@ -14,6 +14,7 @@ import pipecache
 from pipecache import LIMITS, Context, Live, Server, Session, Settings, Statistics, Store
 from tests.support import DEADLINE, RawConnection, new_client, wait_until
 from tests.test_server import ServerCase
+from tests.test_transports import Background
 from tests.test_wire import command
 
 #: What each can be set to, and how CONFIG tells of it.
@@ -147,6 +148,39 @@ class SizeTests(ServerCase):
         for raw in senders:
             raw.close()
         wait_until(lambda: not server._sessions, "all are gone")
+        self.assertEqual(server._store.used, 0)
+
+    def test_what_is_sent_ahead_counts_as_memory(self) -> None:
+        server = self.serve(max_memory=10_000_000)
+        big, small = b"x" * 1_000_000, b"y" * 10_000
+        with new_client(self.name) as cache:
+            cache.set("big", big)
+        wait_until(lambda: not server._sessions, "it is gone")
+        before = server._store.used
+        raw = self.raw()
+        # Whose replies are not taken, while it sends on.
+        count = 2000
+        sending = Background(
+            lambda: raw.send(command(b"GET", b"big") * 20 + command(b"ECHO", small) * count)
+        )
+        wait_until(lambda: any(each.connection.full for each in server._sessions), "it is full")
+        self.assertTrue(10_000_000 < server._store.used < 10_200_000, server._store.used)
+        expected = b"$%d\r\n%b\r\n" % (len(big), big) * 20
+        expected += b"$%d\r\n%b\r\n" % (len(small), small) * count
+        self.assertTrue(raw.read(len(expected)) == expected)
+        sending.wait()
+        raw.close()
+        wait_until(lambda: server._store.used == before, "nothing of it is left")
+
+    def test_who_waits_and_sends_more_than_may_be_kept(self) -> None:
+        server = self.serve(max_memory=5_000_000)
+        raw = self.raw()
+        with self.assertLogs("pipecache", "INFO") as logs:
+            with contextlib.suppress(OSError):  # nobody takes it any more
+                raw.send(command(b"BLPOP", b"list", b"0"))
+                raw.send(command(b"ECHO", b"y" * 10_000) * 2000)
+            wait_until(lambda: not server._sessions, "it is gone")
+        self.assertIn("it sent more than can be kept while it waited", "".join(logs.output))
         self.assertEqual(server._store.used, 0)
 
     def test_a_half_read_command_makes_keys_give_way(self) -> None:
