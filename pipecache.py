@@ -2214,7 +2214,8 @@ class Persistence:
             os.register_at_fork(after_in_child=lambda: _abandon(this()))
 
     def stop(self, timeout: float) -> bool:
-        """Write what is left, end the thread and close the file; False if that takes longer.
+        """Write what is left, end the thread and close the file; False if that takes longer, or the
+        file does not take it.
 
         :param timeout: in seconds.
         """
@@ -2226,7 +2227,7 @@ class Persistence:
                 log.error("Stopped before everything was saved to %s", self.path)
                 return False
         self._disconnect()
-        return True
+        return not self._store.untaken
 
     def size(self) -> int:
         """The bytes of the file, and of the log beside it."""
@@ -2375,7 +2376,6 @@ class Persistence:
         return self._database is None
 
     def _begin_anew(self) -> None:
-        log.warning("%s was taken away: beginning it anew", self.path)
         self._disconnect()
         try:
             self._connect()
@@ -2383,6 +2383,7 @@ class Persistence:
         except BaseException:
             self._disconnect()
             raise
+        log.warning("%s was taken away, and is begun anew", self.path)
         with self._store.lock:
             self._store.change_all()
 
@@ -6166,7 +6167,7 @@ class Server:
 
         Returns within STOP_TIMEOUT seconds, whatever the clients do, and once everything is saved;
         False if by then a command had not come to its end, so that its thread and the name are
-        still in use, or the file cannot be written within SAVE_TIMEOUT more.
+        still in use, or the file did not take everything within SAVE_TIMEOUT more.
         """
         # A forked child has none of the threads, but shares the sockets with those that need them.
         if not self._desks or self._process != os.getpid():
@@ -6402,7 +6403,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the server in the foreground until Ctrl+C.
 
     :param arguments: the command line, ``sys.argv[1:]`` if None.
-    :returns: the exit status: 0, or 1 if the server could not start.
+    :returns: the exit status: 0, or 1 if the server could not start. One that could not end well
+        exits with 1 from here.
     """
     parser = _argument_parser()
     options = vars(parser.parse_args(arguments))
@@ -6426,7 +6428,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not server.stop():
         # Or the interpreter would wait for the threads that are left.
         logging.shutdown()
-        os._exit(0)
+        os._exit(1)
     return 0
 
 

@@ -546,7 +546,7 @@ class TroubleTest(FileCase):
         store.replace(b"new", b"1")
         with self.assertLogs("pipecache", "WARNING") as logged:
             persistence._save()
-        self.assertIn("was taken away: beginning it anew", logged.output[0])
+        self.assertIn("was taken away, and is begun anew", logged.output[0])
         persistence.stop(DEADLINE)
         self.assertEqual(set(self.reopened()), {b"old", b"new"})
 
@@ -749,6 +749,31 @@ class ServingTest(FileCase):
             server._persistence._database.execute("PRAGMA max_page_count=100000")
             connected.execute_command("SAVE")
             self.assertEqual(connected.info("persistence")["rdb_last_bgsave_status"], "ok")
+
+    def test_the_disk_is_full_at_the_end(self) -> None:
+        server = pipecache.Server(unique_name(), db=str(self.path))
+        server.start()
+        with new_client(server._settings.pipe) as connected:
+            assert server._persistence is not None
+            connected.execute_command("SAVE")
+            server._persistence._database.execute("PRAGMA max_page_count=1")
+            with self.assertLogs("pipecache", "ERROR") as logs:
+                connected.set("key", "x" * 100_000)
+                self.assertFalse(server.stop())
+        self.assertIn("1 changed keys were not saved", logs.output[-1])
+
+    @unittest.skipIf(WINDOWS, "Windows lets nobody take away the folder of an open file")
+    def test_what_is_not_saved_is_an_exit_status(self) -> None:
+        self.path = self.folder / "inside" / "file.db"
+        self.path.parent.mkdir()
+        with ServerProcess("--db", str(self.path)) as server:
+            with new_client(server.name) as connected:
+                shutil.rmtree(self.path.parent)
+                connected.set("key", "value")
+            server.interrupt()
+            self.assertEqual(server.wait(), 1)
+            self.assertIn("1 changed keys were not saved", server.lines[-1])
+            self.assertEqual(sum("Cannot save" in line for line in server.lines), 1)
 
 
 class ClockTest(unittest.TestCase):
