@@ -136,6 +136,7 @@ MAX_ROW = 999_000_000
 #: Bytes of values beyond which a statement writes one row; and how many statements are kept.
 BATCH_BYTES = 1024 * 1024
 CACHED_STATEMENTS = 8
+MAX_VALUES = 999  #: Of a statement, in SQLite before 3.32.
 #: Keys looked at by one SCAN at most, and up to how many members HSCAN and its like give at once.
 MAX_SCAN = 10_000
 SCAN_WHOLE = 128
@@ -2309,18 +2310,11 @@ class Persistence:
             if changes.cleared:
                 execute("DELETE FROM keys")
                 self.refused.clear()
-            # Many rows a statement: for each the interpreter is given up and has to be got back.
             gone: list[bytes] = []
-            for rows in _batches(self._rows(changes, gone)):
-                values = list(itertools.chain.from_iterable(rows))
-                row = "(?, ?, ?, ?, ?)"
-                if sum(map(len, values[2::5])) > BATCH_BYTES:
-                    # All that a statement is given, and what was there, is in memory at once.
-                    self._database.executemany(f"INSERT OR REPLACE INTO keys VALUES {row}", rows)
-                else:
-                    places = ", ".join([row] * len(rows))
-                    execute(f"INSERT OR REPLACE INTO keys VALUES {places}", values)
-            for keys in _batches(gone):
+            strings, others = self._sort_out(changes, gone)
+            self._insert("(?, '$', ?, NULL, 0)", strings)
+            self._insert("(?, ?, ?, ?, ?)", self._rows(others, changes.epoch, gone))
+            for keys in _batches(iter(gone), MAX_VALUES):
                 places = ", ".join("?" * len(keys))
                 execute(f"DELETE FROM keys WHERE key IN ({places})", keys)
             execute("COMMIT")
@@ -2332,22 +2326,50 @@ class Persistence:
                 execute("ROLLBACK")
             raise
 
-    def _rows(self, changes: Changes, gone: list[bytes]) -> Iterator[tuple[Any, ...]]:
-        # What is to be written; what is to be taken away goes into a list.
-        endless = changes.deadlines.count(None) == len(changes.deadlines)
-        plain = endless and set(map(type, changes.values)) == {bytes}
-        if plain and not self.refused and max(map(len, changes.values)) < MAX_ROW // 2:
-            yield from zip(
-                changes.keys, itertools.repeat("$"), changes.values, itertools.repeat(None),
-                itertools.repeat(0),
-            )  # fmt: skip
-            return
-        for key, value, deadline in zip(changes.keys, changes.values, changes.deadlines):
+    def _insert(self, row: str, rows: Iterable[Sequence[Any]], most: int = MAX_VALUES) -> None:
+        # Many rows a statement: for each the interpreter is given up and has to be got back. But
+        # all that a statement is given, and what was there, is in memory at once.
+        width = row.count("?")
+        for batch in _batches(itertools.chain.from_iterable(rows), max(most // width, 1) * width):
+            size = sum(map(len, batch[width // 2 :: width]))  # of the values
+            if size > BATCH_BYTES and len(batch) > width:
+                self._insert(row, [batch], most // 8)
+            else:
+                places = ", ".join([row] * (len(batch) // width))
+                self._database.execute(f"INSERT OR REPLACE INTO keys VALUES {places}", batch)
+
+    def _sort_out(
+        self, changes: Changes, gone: list[bytes]
+    ) -> tuple[Iterable[Sequence[Any]], list[tuple[Any, ...]]]:
+        # The keys and values of what nearly all are, strings without end; the keys, values and
+        # deadlines of the others; what is to be taken away goes into the list.
+        keys, values, deadlines = changes.keys, changes.values, changes.deadlines
+        if (
+            not self.refused
+            and set(map(type, values)) <= {bytes}
+            and deadlines.count(None) == len(deadlines)
+            and max(map(len, itertools.chain(keys, values)), default=0) < MAX_ROW // 2
+        ):
+            return zip(keys, values), []
+        strings: list[Sequence[Any]] = []
+        others: list[tuple[Any, ...]] = []
+        for key, value, deadline in zip(keys, values, deadlines):
             if value is None:
                 gone.append(key)
                 self.refused.pop(key, None)
-                continue
-            data = value if value.__class__ is bytes else pack(value)
+            elif value.__class__ is bytes and deadline is None and len(key) + len(value) <= MAX_ROW:
+                strings.append((key, value))
+                self.refused.pop(key, None)
+            else:
+                others.append((key, value, deadline))
+        return strings, others
+
+    def _rows(
+        self, others: Iterable[tuple[Any, ...]], epoch: int, gone: list[bytes]
+    ) -> Iterator[tuple[Any, ...]]:
+        # The same as rows, one at a time: what was packed takes memory again.
+        for key, value, deadline in others:
+            data = pack(value)
             size = len(key) + len(data)
             if size > MAX_ROW:
                 gone.append(key)
@@ -2355,15 +2377,11 @@ class Persistence:
                     what = "Key %r takes %d bytes, more than the file can have: it is not kept"
                     log.error(what, key[:ERROR_EXCERPT], size)
                 self.refused[key] = size
-                continue
-            if self.refused:
-                self.refused.pop(key, None)
-            kind = "$" if data is value else value.LETTER
-            if deadline is None:
-                yield key, kind, data, None, 0
             else:
-                by_clock = deadline.__class__ is Moment
-                yield key, kind, data, deadline + changes.epoch, by_clock
+                self.refused.pop(key, None)
+                kind = "$" if data is value else value.LETTER
+                expires = None if deadline is None else deadline + epoch
+                yield key, kind, data, expires, deadline.__class__ is Moment
 
     def _is_gone(self) -> bool:
         try:
@@ -2393,11 +2411,9 @@ class Persistence:
         return f"Cannot {what} {self.path}: {text}" + (f" ({advice})" if advice else "")
 
 
-def _batches(items: Iterable[Value]) -> Iterator[list[Value]]:
-    # A statement of SQLite takes 999 values (before 3.32), a row is five.
-    rest = iter(items)
+def _batches(items: Iterator[Value], most: int) -> Iterator[list[Value]]:
     while True:
-        batch = list(itertools.islice(rest, 199))
+        batch = list(itertools.islice(items, most))
         if not batch:
             return
         yield batch
@@ -3023,7 +3039,8 @@ def _rank(argument: bytes) -> int:
             "ERR RANK can't be zero: use 1 to start from the first match, 2 from the second ..."
             " or use negative to start from the end of the list"
         )
-    return rank
+    # The least integer has no opposite: Redis, until 7.2, takes it for -1.
+    return -1 if rank == INTEGER_MIN else rank
 
 
 def parse_bound(argument: bytes) -> tuple[float, bool]:
