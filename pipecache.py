@@ -5072,6 +5072,8 @@ class Connection:
     limits = Settings()
     #: Whether the chunk last received is, or ends, a message.
     end_of_message = True
+    #: Is asked whether so many bytes may be kept, if there is somebody to ask.
+    room: Callable[[int], bool] | None = None
 
     def __init__(self, peer: str) -> None:
         self.peer = peer  #: The client's address, as CLIENT LIST shows it.
@@ -5083,8 +5085,6 @@ class Connection:
         self._outbox: collections.deque[tuple[Any, bool]] = collections.deque()
         #: Bytes of memory that takes.
         self.unsent = 0
-        #: Is asked whether so many bytes may be kept.
-        self.room: Callable[[int], bool] = lambda size: True
         self._lock = threading.Lock()
         self._closed = self._interrupted = False
 
@@ -5167,7 +5167,8 @@ class Connection:
     def _keep(self, chunk: bytes) -> None:
         self._backlog.append((chunk, self.end_of_message))
         self.kept += len(chunk) + CHUNK_OVERHEAD
-        self.full = self.kept > BACKLOG or not self.room(self.kept)
+        room = self.room is None or self.room(self.kept)
+        self.full = self.kept > BACKLOG or not room
 
     def _kept(self) -> bytes:
         chunk, self.end_of_message = self._backlog.popleft()
@@ -5966,6 +5967,11 @@ class Session(Peer):
                     return False
         return True
 
+    def end(self, context: Context) -> None:
+        """Give up what is held, under the store's lock, when run() has ended."""
+        self.hold(context, 0)
+        self.connection.room = None  # by which the connection holds what holds it
+
     def _answer(self, context: Context, requests: list[Request]) -> None:
         context.active = time.monotonic()
         channels, waiting = context.live.channels, context.live.waiting
@@ -6263,20 +6269,25 @@ class Server:
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(0, self._processor)
         try:
-            while True:
-                connection = self._accept(desk.listener)
-                if connection is None:
-                    return
-                try:
-                    self._serve(connection, desk)
-                except Exception:
-                    log.exception("A connection failed")
+            while self._serve_next(desk):
+                pass
         finally:
             with self._lock:
                 self._workers -= 1
                 desk.workers -= 1
                 desk.spare -= 1
                 self._changed.notify_all()
+
+    def _serve_next(self, desk: _Desk) -> bool:
+        # A call for each, so that nothing of one is kept until the next has come.
+        connection = self._accept(desk.listener)
+        if connection is None:
+            return False
+        try:
+            self._serve(connection, desk)
+        except Exception:
+            log.exception("A connection failed")
+        return True
 
     def _accept(self, listener: Listener) -> Connection | None:
         while not self._stopping.is_set():
@@ -6319,7 +6330,7 @@ class Server:
                 self._sessions.discard(session)
                 desk.spare += 1
             with self._store.lock:
-                session.hold(context, 0)
+                session.end(context)
                 context.leave()
             connection.close()
 

@@ -192,7 +192,7 @@ class Talk:
                 context.register()
                 with contextlib.suppress(pipecache.ConnectionLost):
                     session.run(context)
-                session.hold(context, 0)
+                session.end(context)
                 context.leave()
             finally:
                 pipecache.log.removeHandler(complaints)

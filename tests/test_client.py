@@ -711,10 +711,11 @@ class VanishedServerTests(ServerCase):
 
     def test_the_last_words_of_a_server_are_read(self) -> None:
         self.serve(max_message=2000)
-        with new_client(self.name) as cache, self.assertLogs("pipecache", "WARNING"):
+        with new_client(self.name) as cache, self.assertLogs("pipecache", "WARNING") as logged:
             with self.assertRaisesRegex(ResponseError, "invalid bulk length"):
                 cache.set("k", "x" * 3000)
             self.assertIsNone(cache.get("k"))
+            wait_until(lambda: logged.output, "a line in the log")
 
     def test_every_exception_is_a_cache_error(self) -> None:
         for name in client.__all__:
