@@ -521,6 +521,7 @@ if sys.platform == "win32":
     ERROR_ACCESS_DENIED = 5
     ERROR_PIPE_BUSY = 231
     ERROR_MORE_DATA = 234
+    ERROR_OPERATION_ABORTED = 995
     ERROR_IO_PENDING = 997
 
     TOKEN_QUERY = 0x0008
@@ -542,6 +543,7 @@ if sys.platform == "win32":
     PIPE_READMODE_MESSAGE = 0x00000002
 
     WAIT_OBJECT_0 = 0x00000000
+    WAIT_TIMEOUT = 258
     INVALID_HANDLE_VALUE = ctypes.c_void_p(-1).value
 
     class OVERLAPPED(ctypes.Structure):
@@ -729,19 +731,21 @@ if sys.platform == "win32":
                     # Only a hint, even when it succeeds: another client may be quicker.
                     WaitNamedPipeW(self._address, math.ceil(min(left, SLICE) * 1000))
                     continue
-                if error == ERROR_FILE_NOT_FOUND:
-                    raise _not_running(self._address)
-                if error == ERROR_PIPE_BUSY:
-                    raise CacheTimeout(
-                        f"Every instance of {self._address} was busy for {timeout:g} s;"
-                        " start the server with a higher --max-clients"
-                    )
-                if error == ERROR_ACCESS_DENIED:
-                    raise ServerNotRunning(
-                        f"{self._address} belongs to another user, or to a program that runs as"
-                        " administrator"
-                    )
-                raise ServerNotRunning(f"Cannot open {self._address}: {ctypes.WinError(error)}")
+                raise self._refused(error, timeout) from ctypes.WinError(error)
+
+        def _refused(self, error: int, timeout: float) -> CacheError:
+            if error == ERROR_FILE_NOT_FOUND:
+                return _not_running(self._address)
+            if error == ERROR_PIPE_BUSY:
+                return CacheTimeout(
+                    f"Every instance of {self._address} was busy for {timeout:g} s;"
+                    " start the server with a higher --max-clients"
+                )
+            if error == ERROR_ACCESS_DENIED:
+                return ServerNotRunning(
+                    f"{self._address} belongs to another account, and does not let this one connect"
+                )
+            return ServerNotRunning(f"Cannot open {self._address}: {ctypes.WinError(error)}")
 
         def exchange(self, data: bytes) -> bytes:
             # Not TransactNamedPipe, which would do both at once: under Wine it is slower, and it
@@ -765,7 +769,7 @@ if sys.platform == "win32":
                 if error == ERROR_IO_PENDING:
                     error = self._outcome(self._writing, self._written)
                 if error:
-                    raise _lost(self._address)
+                    raise _lost(self._address) from ctypes.WinError(error)
 
         def receive(self) -> bytes:
             if self._pending or self._chunk is not None:
@@ -786,21 +790,23 @@ if sys.platform == "win32":
 
         def wait(self, timeout: float | None) -> bool:
             # By a read that is left to go on when the time is up: what it takes is not lost.
-            if self._chunk is not None:
-                return True
-            error = 0
-            if not self._pending and not ReadFile(
-                self._handle, self._buffer, CHUNK_SIZE, self._counted, self._read_overlapped
-            ):
-                error = ctypes.get_last_error()
-                self._pending = error == ERROR_IO_PENDING
-            if self._pending:
-                if not self._signalled(self._reading, timeout):
-                    return False
-                self._pending = False
-                error = self._result(self._reading, self._count)
-            self._check(error)
-            self._chunk = self._view[: self._count.value].tobytes()
+            deadline = math.inf if timeout is None else time.monotonic() + timeout
+            while self._chunk is None:
+                error = 0
+                if not self._pending and not ReadFile(
+                    self._handle, self._buffer, CHUNK_SIZE, self._counted, self._read_overlapped
+                ):
+                    error = ctypes.get_last_error()
+                    self._pending = error == ERROR_IO_PENDING
+                if self._pending:
+                    if not self._signalled(self._reading, deadline):
+                        return False
+                    self._pending = False
+                    error = self._result(self._reading, self._count)
+                    if error == ERROR_OPERATION_ABORTED and not self._interrupted:
+                        continue  # Windows cancels what a thread has begun when that ends
+                self._check(error)
+                self._chunk = self._view[: self._count.value].tobytes()
             return True
 
         def ask(self, text: bytes) -> bytes:
@@ -814,13 +820,14 @@ if sys.platform == "win32":
             if error == ERROR_MORE_DATA:
                 self._count.value = CHUNK_SIZE
             elif error:
-                raise _lost(self._address)
+                raise _lost(self._address) from ctypes.WinError(error)
             self._more = error == ERROR_MORE_DATA
 
         def _outcome(self, operation: OVERLAPPED, count: wintypes.DWORD) -> int:
             # The error, or 0, of an operation that goes on.
+            timeout = math.inf if self._timeout is None else self._timeout
             try:
-                if not self._signalled(operation, self._timeout):
+                if not self._signalled(operation, time.monotonic() + timeout):
                     raise _too_slow(self._address, self._timeout)
             except BaseException:
                 self._cancel(operation, count)
@@ -833,17 +840,19 @@ if sys.platform == "win32":
             )
             return 0 if done else ctypes.get_last_error()
 
-        def _signalled(self, operation: OVERLAPPED, timeout: float | None) -> bool:
+        def _signalled(self, operation: OVERLAPPED, deadline: float) -> bool:
             # The one place that waits: in slices, or Ctrl+C is not seen.
-            deadline = math.inf if timeout is None else time.monotonic() + timeout
-            limit = SLICE if timeout is None else min(SLICE, max(timeout, 0))
-            while WaitForSingleObject(operation.hEvent, math.ceil(limit * 1000)) != WAIT_OBJECT_0:
-                limit = min(SLICE, deadline - time.monotonic())
-                if self._interrupted:
+            left = deadline - time.monotonic()
+            while True:
+                milliseconds = math.ceil(min(SLICE, max(left, 0)) * 1000)
+                outcome = WaitForSingleObject(operation.hEvent, milliseconds)
+                if outcome == WAIT_OBJECT_0:
+                    return True
+                if self._interrupted or outcome != WAIT_TIMEOUT:
                     raise _lost(self._address)
-                if limit <= 0:
+                left = deadline - time.monotonic()
+                if left <= 0:
                     return False
-            return True
 
         def _cancel(self, operation: OVERLAPPED, count: wintypes.DWORD) -> None:
             # Until GetOverlappedResult has returned, the system may write to the buffer.
@@ -3219,10 +3228,11 @@ EXPLANATIONS = {
     2: ("FILE_NOT_FOUND: nobody serves a pipe of this name",
         "start pipecache.py; look whether both sides were given the same --pipe, and whether the"
         " server said 'Ready to accept connections'"),
-    5: ("ACCESS_DENIED: the pipe is another account's, or was made by a program that runs as"
-        " administrator while yours does not",
-        "start the server as the same user and not as administrator, or with --access users; for a"
-        " server that says this when it starts, the name is taken: choose another --pipe"),
+    5: ("ACCESS_DENIED: the pipe is another account's, as that of a server which was started as"
+        " administrator can be, and does not let this one connect",
+        "start the server as the same user, or with --access users (with --access admins, what"
+        " connects must run as administrator); for a server that says this when it starts, the"
+        " name is taken: choose another --pipe"),
     109: ("BROKEN_PIPE: the other side has closed the connection, or has ended",
           "look into the server's log: it says whom it dropped and why; then connect again"),
     121: ("SEM_TIMEOUT: no instance of the pipe came free in time",
@@ -3235,6 +3245,8 @@ EXPLANATIONS = {
           "the other side has left: connect again"),
     233: ("PIPE_NOT_CONNECTED: nobody is at the other end any more",
           "the server has hung up, or was ended: look into its log, then connect again"),
+    234: ("MORE_DATA: the message is longer than what was read; this is no failure",
+          "read again, as often as it says so: the message is all of it together"),
     995: ("OPERATION_ABORTED: what was under way has been cancelled",
           "a time limit has passed, or the thread that began it has ended: try again"),
     errno.ECONNREFUSED: ("ECONNREFUSED: the socket is there, but no server listens",
@@ -3244,10 +3256,11 @@ EXPLANATIONS = {
 }  # fmt: skip
 
 #: Who is meant by what stands in an entry of a pipe's access list.
+_EVERYBODY = "everybody, even without a name"
 _TRUSTEES = {
-    "SY": "SYSTEM", "BA": "administrators", "AU": "every account of this machine",
-    "BU": "every account of this machine", "WD": "everybody", "AN": "everybody, without a name",
-    "NU": "programs of other machines",
+    "SY": "SYSTEM", "BA": "administrators (what runs as administrator)",
+    "AU": "every account of this machine", "BU": "every account of this machine",
+    "WD": _EVERYBODY, "AN": _EVERYBODY, "NU": "programs of other machines",
 }  # fmt: skip
 
 
@@ -3263,10 +3276,15 @@ def _who_may_connect(access: str) -> str:
     if re.fullmatch("[0-7]{4}", access):
         everybody = int(access, 8) & 0o006
         return f"{'every account' if everybody else 'its owner'} (mode {access})"
+    if not access.startswith("D:") or "NO_ACCESS_CONTROL" in access:
+        return f"{_EVERYBODY} ({access or 'no access list'})"
     allowed = []
-    for kind, trustee in re.findall(r"\((A|D);[^;]*;[^;]*;[^;]*;[^;]*;([^;)]*)", access):
-        name = _TRUSTEES.get(trustee) or account_name(trustee)
-        allowed.append(f"not {name}" if kind == "D" else name)
+    # Each entry: kind, flags (IO: not for the pipe itself), rights, two of other objects, account.
+    entry = r"\(X?(A|D);([^;]*);[^;]*;[^;]*;[^;]*;([^;)]*)"
+    for kind, flags, trustee in re.findall(entry, access):
+        if "IO" not in flags:
+            name = _TRUSTEES.get(trustee) or account_name(trustee)
+            allowed.append(f"not {name}" if kind == "D" else name)
     return f"{', '.join(dict.fromkeys(allowed)) or 'nobody'} ({access})"
 
 
@@ -3307,10 +3325,8 @@ def examine(pipe: str, arguments: Sequence[str] = (), trust_any_owner: bool = Fa
         _examine(patient, pipe, trust_any_owner)
     except (CacheError, ConnectionError) as error:
         patient.fail(str(error))
-        cause: Any = error.__cause__ or error.__context__ or error
+        cause: Any = error.__cause__ or error.__context__
         number = getattr(cause, "winerror", None) or getattr(cause, "errno", None)
-        if isinstance(error, ServerNotRunning) and "not running" in str(error):
-            number = 2
         if number in EXPLANATIONS:
             patient.fail(explain(number))
     verdict = ("All is well.", "It works; see to what is marked.", "It cannot be used like this.")
@@ -3333,7 +3349,8 @@ def _examine(patient: _Examination, pipe: str, trust_any_owner: bool) -> None:
         patient.well(f"{said}, which is you")
     elif owner in POWERFUL or trust_any_owner:
         patient.warn(f"{said}, which is not you, but is trusted")
-    patient.well(f"Who may connect: {_who_may_connect(access)}")
+    who = _who_may_connect(access)
+    (patient.warn if _EVERYBODY in who else patient.well)(f"Who may connect: {who}")
     with Client(pipe, trust_any_owner=trust_any_owner) as cache:
         facts = cache.info()
         version, uptime = facts.get("pipecache_version"), facts.get("uptime_in_seconds")

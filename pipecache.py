@@ -168,7 +168,7 @@ EVENT_LETTERS = "Ag$lshzxetdKEmn"
 #: Who may connect, and how the log says it.
 ACCESS = {
     "user": "this user's programs",
-    "admins": "this user's and administrators' programs",
+    "admins": "this user's programs, and those that run as administrator",
     "users": "the programs of every account of this machine",
 }
 
@@ -4806,6 +4806,7 @@ if sys.platform == "win32":
     ERROR_ACCESS_DENIED = 5
     ERROR_BROKEN_PIPE = 109
     ERROR_SEM_TIMEOUT = 121
+    ERROR_PIPE_BUSY = 231
     ERROR_NO_DATA = 232
     ERROR_PIPE_NOT_CONNECTED = 233
     ERROR_MORE_DATA = 234
@@ -4833,7 +4834,18 @@ if sys.platform == "win32":
     DACL_SECURITY_INFORMATION = 0x00000004
     #: What a client needs, FILE_GENERIC_READ and FILE_GENERIC_WRITE, without the right to create
     #: another instance of the pipe, FILE_CREATE_PIPE_INSTANCE, which the latter holds.
-    CLIENT_RIGHTS = 0x0012019F & ~0x00000004
+    FILE_CREATE_PIPE_INSTANCE = 0x00000004
+    CLIENT_RIGHTS = 0x0012019F & ~FILE_CREATE_PIPE_INSTANCE
+    #: What makes, or can make, of a client another server of the same name; Windows has made of
+    #: the generic ones, which are the last two, what they are for a pipe, but Wine has not.
+    WRITE_DAC, WRITE_OWNER = 0x00040000, 0x00080000
+    SERVER_RIGHTS = FILE_CREATE_PIPE_INSTANCE | WRITE_DAC | WRITE_OWNER | 0x40000000 | 0x10000000
+    #: Who can do that anyway: SYSTEM and Administrators.
+    POWERFUL = ("S-1-5-18", "S-1-5-32-544")
+    ACCESS_ALLOWED_ACE_TYPE = 0x00
+    ACCESS_ALLOWED_CALLBACK_ACE_TYPE = 0x09
+    INHERIT_ONLY_ACE = 0x08
+    CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT = 2, 5, 6
     PROCESS_QUERY_LIMITED_INFORMATION = 0x1000
     INVALID_HANDLE_VALUE = ctypes.c_void_p(-1).value
 
@@ -4855,6 +4867,12 @@ if sys.platform == "win32":
 
     def _true(result: int, function: Any, arguments: Any) -> int:
         if not result:
+            raise ctypes.WinError(ctypes.get_last_error())
+        return result
+
+    def _true_unless_left(result: int, function: Any, arguments: Any) -> int:
+        # An instance whose client never was there, or has been disconnected already.
+        if not result and ctypes.get_last_error() != ERROR_PIPE_NOT_CONNECTED:
             raise ctypes.WinError(ctypes.get_last_error())
         return result
 
@@ -4893,7 +4911,7 @@ if sys.platform == "win32":
         DWORD,  # nDefaultTimeOut
         ctypes.POINTER(SECURITY_ATTRIBUTES),  # lpSecurityAttributes
     )
-    DisconnectNamedPipe = _bind(_kernel32, "DisconnectNamedPipe", BOOL, _true, HANDLE)
+    DisconnectNamedPipe = _bind(_kernel32, "DisconnectNamedPipe", BOOL, _true_unless_left, HANDLE)
     CreateEventW = _bind(
         _kernel32, "CreateEventW", HANDLE, _true, LPVOID, BOOL, BOOL, wintypes.LPCWSTR
     )
@@ -4948,7 +4966,20 @@ if sys.platform == "win32":
     WaitForMultipleObjects = _bind(
         _kernel32, "WaitForMultipleObjects", DWORD, None, DWORD, LPVOID, BOOL, DWORD
     )
+    HandlerRoutine = ctypes.WINFUNCTYPE(BOOL, DWORD)
+    SetConsoleCtrlHandler = _bind(
+        _kernel32, "SetConsoleCtrlHandler", BOOL, None, HandlerRoutine, BOOL
+    )
     # fmt: on
+
+    def string_sid(sid: Any) -> str:
+        """The ``S-1-5-...`` of the SID at an address."""
+        text = LPVOID()
+        ConvertSidToStringSidW(sid, ctypes.byref(text))
+        try:
+            return ctypes.wstring_at(text.value or 0)
+        finally:
+            LocalFree(text)
 
     def current_user_sid() -> str:
         """The account this process runs as, ``S-1-5-...``; OSError if Windows does not tell."""
@@ -4961,12 +4992,7 @@ if sys.platform == "win32":
             GetTokenInformation(
                 token, TOKEN_USER_CLASS, user, ctypes.sizeof(user), ctypes.byref(length)
             )
-            text = wintypes.LPVOID()
-            ConvertSidToStringSidW(user[0], ctypes.byref(text))
-            try:
-                return ctypes.wstring_at(text.value or 0)
-            finally:
-                LocalFree(text)
+            return string_sid(user[0])
         finally:
             CloseHandle(token)
 
@@ -4987,34 +5013,54 @@ if sys.platform == "win32":
         grants = {
             "user": "",
             "admins": f"(A;;{CLIENT_RIGHTS:#x};;;BA)",
-            # Every account, but nobody over the network: that is refused twice.
-            "users": f"(A;;{CLIENT_RIGHTS:#x};;;AU)",
+            # Every account, but nobody over the network: that is refused twice. This account comes
+            # before, for a server that is started over SSH is itself a network logon.
+            "users": f"(D;;GA;;;NU)(A;;{CLIENT_RIGHTS:#x};;;AU)",
         }
         if access not in grants:
             return access
-        refusal = "(D;;GA;;;NU)" if access == "users" else ""
-        return f"O:{sid}G:{sid}D:P{refusal}(A;;GA;;;SY)(A;;GA;;;{sid}){grants[access]}"
+        return f"O:{sid}G:{sid}D:P(A;;GA;;;SY)(A;;GA;;;{sid}){grants[access]}"
 
-    def effective_sddl(handle: int) -> str:
-        """Whose an object is, and who may use it, as Windows has it.
+    def effective_access(handle: int) -> tuple[str, list[str]]:
+        """Whose a pipe is and who may use it, as Windows has it in SDDL; and the SIDs of those who
+        could serve its name too, but for this account and those that can do everything.
 
         :raises OSError: if it does not tell.
         """
-        descriptor, text = LPVOID(), LPVOID()
+        descriptor, text, acl = LPVOID(), LPVOID(), LPVOID()
         wanted = OWNER_SECURITY_INFORMATION | DACL_SECURITY_INFORMATION
         error = GetSecurityInfo(
-            handle, SE_KERNEL_OBJECT, wanted, None, None, None, None, ctypes.byref(descriptor)
-        )
+            handle, SE_KERNEL_OBJECT, wanted, None, None, ctypes.byref(acl), None,
+            ctypes.byref(descriptor),
+        )  # fmt: skip
         if error:
             raise ctypes.WinError(error)
         try:
             ConvertSecurityDescriptorToStringSecurityDescriptorW(
                 descriptor, SDDL_REVISION_1, wanted, ctypes.byref(text), None
             )
-            return ctypes.wstring_at(text.value or 0)
+            servers = _allowed(acl.value, SERVER_RIGHTS)
+            trusted = current_user_sid(), *POWERFUL
+            return ctypes.wstring_at(text.value or 0), [s for s in servers if s not in trusted]
         finally:
             LocalFree(text)
             LocalFree(descriptor)
+
+    def _allowed(acl: int | None, rights: int) -> list[str]:
+        # The SIDs that an access list gives one of these rights. No list at all lets everyone.
+        if acl is None:
+            return ["S-1-1-0"]
+        # ACL: AclRevision, Sbz1, AclSize, AceCount, Sbz2. Each entry: AceType, AceFlags, AceSize,
+        # the rights, the SID.
+        count = struct.unpack("<BxHHxx", ctypes.string_at(acl, 8))[2]
+        found, entry = [], acl + 8
+        for _ in range(count):
+            kind, flags, size, mask = struct.unpack("<BBHI", ctypes.string_at(entry, 8))
+            allows = kind in (ACCESS_ALLOWED_ACE_TYPE, ACCESS_ALLOWED_CALLBACK_ACE_TYPE)
+            if allows and not flags & INHERIT_ONLY_ACE and mask & rights:
+                found.append(string_sid(entry + 8))
+            entry += size
+        return found
 
     def program_of(process: int) -> str:
         """The path of the program that a process runs; "" if it has ended or may not be asked."""
@@ -5208,11 +5254,13 @@ class Listener:
     #: Whether the system lets other accounts of this machine connect; and what tells one from
     #: another, as a message says it.
     open_to_all, known_by = False, "name"
-    #: Who can connect, as the system says it.
-    access = ""
 
     def __init__(self, address: str) -> None:
         self.address = address
+        #: Who can connect, as the system says it.
+        self.access = ""
+        #: Who could serve the address as well, but should not.
+        self.rivals: list[str] = []
 
     def accept(self) -> Connection | None:
         """The next client, or None after interrupt().
@@ -5732,11 +5780,8 @@ if sys.platform == "win32":
             self._interruption = CreateEventW(None, True, False, None)
             try:
                 self._idle.append(self._create_first())
-                self.access = effective_sddl(self._idle[0].handle)
-            except OSError as error:
-                self.close()
-                what = f"Cannot see who may connect to {address}, so it is not opened: {error}"
-                raise TransportError(what) from error
+                self.access, self.rivals = self._read_access()
+                self._try_to_create()
             except BaseException:
                 self.close()
                 raise
@@ -5749,9 +5794,26 @@ if sys.platform == "win32":
             try:
                 return _PipeInstance(self._create(FILE_FLAG_FIRST_PIPE_INSTANCE))
             except OSError as error:
-                if error.winerror == ERROR_ACCESS_DENIED:
+                if error.winerror in (ERROR_ACCESS_DENIED, ERROR_PIPE_BUSY):
                     raise _in_use(self) from None
                 raise TransportError(f"Cannot serve {self.address}: {error}") from error
+
+        def _read_access(self) -> tuple[str, list[str]]:
+            try:
+                return effective_access(self._idle[0].handle)
+            except OSError as error:
+                what = f"Cannot see who may connect to {self.address}, so it is not opened: {error}"
+                raise TransportError(what) from error
+
+        def _try_to_create(self) -> None:
+            # The first instance of a pipe is asked for nothing; the others need a right.
+            try:
+                CloseHandle(self._create())
+            except OSError as error:
+                raise TransportError(
+                    f"Cannot add an instance to {self.address}: {error} (--access must give this"
+                    " account all rights, GA)"
+                ) from error
 
         def _create(self, first: int = 0) -> int:
             handle: int = CreateNamedPipeW(
@@ -5802,11 +5864,13 @@ if sys.platform == "win32":
                 # The next instance before the last is closed: the name is never free for others.
                 try:
                     fresh = self._create()
-                except OSError:
-                    instance.close()
-                    raise
-                CloseHandle(instance.handle)
-                instance.handle = fresh
+                except OSError as error:
+                    # That a client misses what it has not read is the lesser harm.
+                    log.error("Cannot add an instance to %s, keeping one: %s", self.address, error)
+                    DisconnectNamedPipe(instance.handle)
+                else:
+                    CloseHandle(instance.handle)
+                    instance.handle = fresh
             with self._lock:
                 self._idle.append(instance)
 
@@ -6172,6 +6236,9 @@ class Server:
         log.info("Serving %s (process %d, pipecache %s, Python %d.%d)", *facts)
         who = ACCESS.get(self._settings.access, "whom it names")
         log.info("Open to %s (%s)", who, desks[0].listener.access)
+        for rival in desks[0].listener.rivals:
+            what = "%s can serve this name too, and so be sent what is meant for this server"
+            log.warning(f"{what}: give it 0x12019b at most", rival)
         for desk in desks[1:]:
             asked = "no password" if self._settings.password is None else "a password"
             log.info("Serving %s, to any account here, with %s", desk.listener.address, asked)
@@ -6252,17 +6319,24 @@ class Server:
         # Under self._lock, so that the worker cannot count itself out before it is counted in.
         if self._stopping.is_set():
             return
+        place = [desk]
         try:
-            self._pool.submit(self._work, desk)
-        except RuntimeError as error:  # the system gives no further thread
+            self._pool.submit(self._work, place)
+        except RuntimeError as error:
+            # The system gives no further thread; but the pool keeps what it could not start.
+            place.clear()
             log.error("Cannot start another worker: %s", error)
         else:
             self._workers += 1
             desk.workers += 1
             desk.spare += 1
 
-    def _work(self, desk: _Desk) -> None:
+    def _work(self, place: list[_Desk]) -> None:
         # One worker: accepts a client, serves it to the end, goes back to accepting.
+        with self._lock:
+            if not place:
+                return
+            (desk,) = place
         if sys.platform == "linux":
             # The interpreter runs one thread at a time. On several processors those that wait for
             # their turn wake each other across them, which takes longer than the commands do.
@@ -6407,8 +6481,8 @@ def _argument_parser() -> argparse.ArgumentParser:
            choices=POLICIES,
            help=f"what gives way beyond that: {', '.join(POLICIES)} (%(default)s)")
     option("--access", metavar="WHO", default="user",
-           help="who may connect: user, you alone (the default); admins, administrators too; users,"
-           " every account of this machine; or on Windows an SDDL string")
+           help="who may connect: user, you alone (the default); admins, what runs as administrator"
+           " too; users, every account of this machine; or on Windows an SDDL string")
     option("--notify-keyspace-events", metavar="LETTERS", default="",
            help="tell channels what happens to keys, as in Redis's setting of that name; KEA: all")
     option("--db", metavar="FILE",
@@ -6439,12 +6513,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log_file, log_level = options.pop("log_file"), options.pop("log_level")
     file, no_password = options.pop("password_file"), options["tcp_no_password"]
     try:
-        server = Server(password=_password(options["tcp"], file, no_password), **options)
         _log_to(log_file, log_level)
+        server = Server(password=_password(options["tcp"], file, no_password), **options)
     except ValueError as error:
+        if sys.stderr is None:
+            log.error("%s", error)
         parser.error(str(error))
     for number in _stop_signals():
         signal.signal(number, _stop_once)
+    _stop_at_the_last_moment(server)
     _allow_descriptors(options["max_clients"])
     _share_memory()
     try:
@@ -6522,6 +6599,21 @@ def _stop_once(number: int, frame: object) -> None:
     for each in _stop_signals():
         signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+def _stop_at_the_last_moment(server: Server) -> None:
+    # Who closes the console's window, or logs off, ends its programs as soon as this has returned.
+    if sys.platform == "win32":
+
+        def last_call(event: int) -> bool:
+            last = event in (CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT)
+            if last:
+                server.stop()
+            return last
+
+        handler = HandlerRoutine(last_call)
+        SetConsoleCtrlHandler(handler, True)
+        atexit.register(SetConsoleCtrlHandler, handler, False)  # and so it lives until then
 
 
 def _log_to(file: str | None, level: str) -> None:

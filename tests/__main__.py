@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 #: Seconds that one test may take, and one run of the suite.
 TEST_LIMIT = 120
-TIME_LIMIT = 480
+TIME_LIMIT = 600
 #: Seconds that the fuzzer runs here, and its exit status where it cannot.
 FUZZING = 30
 NOT_SET_UP = 2

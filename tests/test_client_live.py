@@ -151,6 +151,15 @@ class PubSubTests(LiveClientCase):
         heard: Any = listening.wait()
         self.assertEqual([each["type"] for each in heard], ["subscribe", "message"])
 
+    def test_a_thread_that_listened_has_ended(self) -> None:
+        # Windows cancels what it has begun to read; nothing may be lost of what comes after it.
+        pubsub = self.subscribed("news")
+        self.assertIsNone(Background(lambda: pubsub.get_message(timeout=0.01)).wait())
+        self.assertEqual(self.cache.publish("news", "hello"), 1)
+        message = pubsub.get_message(timeout=DEADLINE) or {}
+        self.assertEqual(message.get("data"), "hello")
+        self.assertEqual(self.server._statistics.connections, 2)
+
     def test_closing_while_another_thread_listens(self) -> None:
         pubsub = self.subscribed("news")
         listening = Background(lambda: list(pubsub.listen()))

@@ -17,6 +17,9 @@ import pipecache
 from tests.support import WINDOWS, ServerProcess, new_client, unique_name
 from tests.test_transports import Background
 
+if sys.platform == "win32":
+    import ctypes
+
 
 @contextlib.contextmanager
 def a_stranger() -> Any:
@@ -199,7 +202,9 @@ class DoctorTests(unittest.TestCase):
 
         def test_one_that_is_no_server(self) -> None:
             with self.stand_in() as (name, listening):
-                self.examine(name, 2, "Error 111, ECONNREFUSED|Error 2")
+                self.examine(
+                    name, 2, f"Error {errno.ECONNREFUSED}, ECONNREFUSED: the socket is there"
+                )
                 listening.listen()
 
                 def answer() -> None:
@@ -220,8 +225,22 @@ class DoctorTests(unittest.TestCase):
                     with mock.patch.dict(client.Client.__init__.__kwdefaults__, {"timeout": 0.1}):
                         self.examine(name, 2, "No reply from .* within 0.1 s")
 
+    if sys.platform == "win32":
+
+        def test_errors_of_windows_are_explained(self) -> None:
+            for function, error in (("CreateFileW", 5), ("CreateFileW", 231), ("ReadFile", 109)):
+                with self.subTest(error=error), ServerProcess() as server:
+
+                    def failing(*arguments: Any, error: int = error) -> Any:
+                        ctypes.set_last_error(error)
+                        return client.INVALID_HANDLE_VALUE if error != 109 else 0
+
+                    with mock.patch.object(client, function, failing):
+                        with mock.patch.object(client, "CONNECT_TIMEOUT", 0.0):
+                            self.examine(server.name, 2, rf"FAIL\] Error {error}, .*What to do: ")
+
     def test_error_numbers(self) -> None:
-        for number in (2, 5, 109, 121, 231, 232, 233, 995):
+        for number in (2, 5, 109, 121, 231, 232, 233, 234, 995):
             with self.subTest(number=number):
                 status, out = run("doctor", str(number))
                 self.assertEqual(status, 0)
@@ -239,8 +258,11 @@ class DoctorTests(unittest.TestCase):
         for access, words in (
             ("0600", "its owner"), ("0666", "every account"),
             ("D:P(A;;GA;;;SY)(A;;0x12019b;;;AU)", "SYSTEM, every account of this machine"),
-            ("D:P(D;;GA;;;NU)(A;;FA;;;BA)", "not programs of other machines, administrators"),
-            ("D:P", "nobody"),
+            ("D:P(D;;GA;;;NU)(A;;FA;;;BA)",
+             "not programs of other machines, administrators (what runs as administrator)"),
+            ("D:P", "nobody"), ("D:P(A;OICIIO;GA;;;WD)", "nobody"),
+            ("D:NO_ACCESS_CONTROL", "everybody, even without a name"),
+            ("D:(XA;;GA;;;WD;(a==1))", "everybody, even without a name"),
         ):  # fmt: skip
             self.assertEqual(
                 client._who_may_connect(access),

@@ -289,9 +289,11 @@ class CrowdTests(ServerCase):
         for _ in range(300):
             RawConnection(self.name).close()
         wait_until(
-            lambda: server._statistics.connections == 300
-            and not server._sessions
-            and server._desks[0].spare == server._workers,
+            lambda: (
+                server._statistics.connections == 300
+                and not server._sessions
+                and server._desks[0].spare == server._workers
+            ),
             "every client has left",
         )
         wait_until(lambda: self.sessions() <= before, "nothing is left of them")
@@ -394,18 +396,21 @@ class LifeTests(ServerCase):
     def test_threads_that_cannot_be_had(self) -> None:
         server = self.serve()
         refusal = RuntimeError("can't start new thread")
-        with mock.patch.object(server._pool, "submit", side_effect=refusal):
+        raws = []
+        with mock.patch.object(threading.Thread, "start", side_effect=refusal):
             with self.assertLogs("pipecache", "ERROR"):
-                raws = [self.raw() for _ in range(pipecache.SPARE_LISTENERS)]
-                for raw in raws:
-                    self.assertEqual(raw.ask(b"PING\n"), b"PONG\n")
+                for _ in range(pipecache.SPARE_LISTENERS):
+                    raws.append(self.raw())
+                    self.assertEqual(raws[-1].ask(b"PING\n"), b"PONG\n")
+            second = Server(unique_name())
             with self.assertLogs("pipecache", "ERROR"):
                 with self.assertRaises(pipecache.TransportError):
-                    second = Server(unique_name())
-                    with mock.patch.object(second._pool, "submit", side_effect=refusal):
-                        second.start()
-        server.stop()
-        self.assertEqual(server._workers, 0)
+                    second.start()
+        for each in (server, second):
+            self.assertTrue(each.stop())
+            self.assertEqual(each._workers, 0)
+        with Server(second._settings.pipe):  # the name is free
+            pass
 
     def test_a_command_under_way_is_answered(self) -> None:
         server = self.serve()

@@ -9,7 +9,13 @@ from unittest import mock
 
 import client
 import pipecache
-from tests.support import RawConnection, new_client, running_under_wine, unique_name
+from tests.support import (
+    RawConnection,
+    new_client,
+    running_under_wine,
+    unique_name,
+    wait_until,
+)
 
 if sys.platform == "win32":
     import ctypes
@@ -130,7 +136,8 @@ if sys.platform == "win32":
                         with new_client(name) as cache:
                             cache.ping()
                         seen = list(events)
-            self.assertEqual(seen, ["create", *(["create", "close"] * 3)])
+            # The first, one to see whether there may be more, and one for each that is closed.
+            self.assertEqual(seen, ["create", *(["create", "close"] * 4)])
 
         def test_the_descriptor(self) -> None:
             convert = self.record(pipecache, "ConvertStringSecurityDescriptorToSecurityDescriptorW")
@@ -144,23 +151,123 @@ if sys.platform == "win32":
             convert = self.record(pipecache, "ConvertStringSecurityDescriptorToSecurityDescriptorW")
             sid = pipecache.current_user_sid()
             own = f"(A;;GA;;;SY)(A;;GA;;;{sid})"
-            for access, entries, effective in (
-                ("user", own, ""),
+            for access, entries in (
+                ("user", own),
                 # A client's rights, without the one to create an instance (0x4).
-                ("admins", own + "(A;;0x12019b;;;BA)", "(A;;0x12019b;;;BA)"),
-                ("users", f"(D;;GA;;;NU){own}(A;;0x12019b;;;AU)", "(A;;0x12019b;;;AU)"),
-                (f"O:{sid}G:{sid}D:P(A;;GA;;;{sid})", f"(A;;GA;;;{sid})", ""),
+                ("admins", own + "(A;;0x12019b;;;BA)"),
+                # This account first: over SSH it is a network logon itself.
+                ("users", f"{own}(D;;GA;;;NU)(A;;0x12019b;;;AU)"),
+                (f"O:{sid}G:{sid}D:P(A;;GA;;;{sid})", f"(A;;GA;;;{sid})"),
             ):
+                asked = f"O:{sid}G:{sid}D:P{entries}"
                 with self.subTest(access=access):
                     with self.assertLogs("pipecache", "INFO") as logged:
                         with pipecache.Server(unique_name(), access=access):
                             pass
-                    self.assertEqual(convert.calls[-1][0], f"O:{sid}G:{sid}D:P{entries}")
+                    self.assertEqual(convert.calls[-1][0], asked)
                     (told,) = (line for line in logged.output if "Open to" in line)
-                    # As Windows reads it back, where GA has become what it is for a pipe.
-                    self.assertRegex(told, rf"O:{sid}.*D:P.*\(A;;(FA|GA|0x1f01ff);;;{sid}\)")
-                    self.assertIn(effective, told)
-                    self.assertEqual("(D;" in told, access == "users")
+                    # As the system reads it back: Windows makes of GA what that is for a pipe.
+                    expected = self.read_back(asked.replace(";GA;", ";FA;"))
+                    self.assertIn(f"({expected})", told.replace(";GA;", ";FA;"))
+                    self.assertFalse([line for line in logged.output if "WARNING" in line])
+
+        @staticmethod
+        def read_back(sddl: str) -> str:
+            """The owner and the list of a descriptor, as this system writes them."""
+            descriptor = pipecache.security_attributes(sddl).lpSecurityDescriptor
+            text = wintypes.LPVOID()
+            pipecache.ConvertSecurityDescriptorToStringSecurityDescriptorW(
+                descriptor, 1, 0x1 | 0x4, ctypes.byref(text), None
+            )
+            return ctypes.wstring_at(text.value or 0)
+
+        def test_others_who_could_serve_the_name_are_told_of(self) -> None:
+            sid = pipecache.current_user_sid()
+            own = f"O:{sid}G:{sid}D:P(A;;GA;;;{sid})(A;;GA;;;SY)(A;;GA;;;BA)"
+            for entries, rivals in (
+                ("(A;;0x12019b;;;AU)", []),
+                ("(A;;GR;;;WD)(D;;GA;;;BG)(A;IO;GA;;;AU)", []),
+                ("(A;;GRGW;;;AU)", ["S-1-5-11"]),
+                ("(A;;0x4;;;WD)(A;;WD;;;BU)(A;;WO;;;AU)",
+                 ["S-1-1-0", "S-1-5-32-545", "S-1-5-11"]),
+            ):  # fmt: skip
+                with self.subTest(entries=entries):
+                    with self.assertLogs("pipecache", "INFO") as logged:
+                        with pipecache.Server(unique_name(), access=own + entries):
+                            pass
+                    told = [line for line in logged.output if "WARNING" in line]
+                    found = [
+                        line.split(":")[2].split(" can serve this name too")[0] for line in told
+                    ]
+                    self.assertEqual(found, rivals, logged.output)
+
+        def test_no_list_at_all_lets_everybody(self) -> None:
+            self.assertEqual(pipecache._allowed(None, pipecache.SERVER_RIGHTS), ["S-1-1-0"])
+
+        def test_a_list_that_leaves_this_account_one_instance(self) -> None:
+            create = pipecache.CreateNamedPipeW
+
+            def first_only(*arguments: Any) -> Any:
+                if not arguments[1] & 0x80000:
+                    raise ctypes.WinError(5)
+                return create(*arguments)
+
+            name = unique_name()
+            with mock.patch.object(pipecache, "CreateNamedPipeW", first_only):
+                with self.assertRaisesRegex(pipecache.TransportError, "must give this account"):
+                    pipecache.Server(name).start()
+            with self.assertRaises(OSError):
+                RawConnection(name)
+
+        def test_the_last_instance_is_kept_when_there_can_be_no_other(self) -> None:
+            name = unique_name()
+            refused = mock.Mock(side_effect=ctypes.WinError(1450))
+            server = pipecache.Server(name, max_clients=1)
+            with server, self.assertLogs("pipecache", "ERROR") as logged:
+                for _ in range(3):
+                    with RawConnection(name) as raw:
+                        self.assertEqual(raw.ask(b"PING"), b"PONG")
+                        with mock.patch.object(pipecache, "CreateNamedPipeW", refused):
+                            raw.send(b"QUIT")  # the server is who closes
+                            wait_until(lambda: refused.called, "another would have been made")
+                        refused.reset_mock()
+                with RawConnection(name) as raw:
+                    self.assertEqual(raw.ask(b"PING"), b"PONG")
+            self.assertIn("keeping one", logged.output[0])
+            self.assertNotIn("Traceback", "".join(logged.output))
+
+        def test_an_instance_that_is_disconnected_already_is_kept(self) -> None:
+            name = unique_name()
+            listener = pipecache.PipeListener("\\\\.\\pipe\\" + name)
+            instance = listener._idle.pop()
+            with RawConnection(name):
+                pipecache.DisconnectNamedPipe(instance.handle)
+                listener.take_back(instance, disconnected=True)
+            self.assertEqual(listener._idle, [instance])
+            listener.interrupt()
+            listener.close()
+
+        def test_the_first_instance_of_a_name_that_is_full(self) -> None:
+            busy = mock.Mock(side_effect=ctypes.WinError(231))
+            with mock.patch.object(pipecache, "CreateNamedPipeW", busy):
+                with self.assertRaises(pipecache.AddressInUse):
+                    pipecache.Server(unique_name()).start()
+
+        def test_closing_the_window_is_a_clean_stop(self) -> None:
+            handlers: list[Any] = []
+            with mock.patch.object(
+                pipecache, "SetConsoleCtrlHandler", lambda handler, add: handlers.append(handler)
+            ):
+                server = pipecache.Server(unique_name())
+                with server:
+                    pipecache._stop_at_the_last_moment(server)
+                    (handler,) = handlers
+                    for event in (0, 1):  # Ctrl+C and Ctrl+Break go to Python
+                        self.assertFalse(handler(event))
+                    self.assertFalse(server._stopping.is_set())
+                    for event in (2, 5, 6):
+                        self.assertTrue(handler(event))
+                        self.assertTrue(server._stopped.is_set())
 
         def test_a_descriptor_that_is_none(self) -> None:
             with self.assertRaisesRegex(pipecache.TransportError, "so it is not opened"):
@@ -241,7 +348,7 @@ if sys.platform == "win32":
         def test_errors_of_opening(self) -> None:
             for error, exception, message in (
                 (2, client.ServerNotRunning, "Cache server not running"),
-                (5, client.ServerNotRunning, "belongs to another user"),
+                (5, client.ServerNotRunning, "belongs to another account"),
                 (53, client.ServerNotRunning, "Cannot open"),
                 (231, client.CacheTimeout, "busy for 0 s"),
             ):
