@@ -126,17 +126,25 @@ SWEEP_INTERVAL = 0.1
 SWEEP_KEYS = 1000
 #: Seconds between two looks for clients whose time is over.
 OVERDUE_INTERVAL = 0.5
-#: Seconds between two writings of what was changed to the file, between two lines about loading
-#: it, and in which what is left must be written at the end; bytes that a key and its value can
-#: have there.
+#: Seconds between two writings of what was changed to the file, at most while they fail, and
+#: between two looks at how much it is; and how many keys are too many to wait for longer.
 SAVE_INTERVAL = 0.75
+MAX_PAUSE = 10.0
+LOOK_INTERVAL = 0.1
+MANY_KEYS = 200_000
+#: Seconds between two lines about loading or saving; after which to give up at the end, if nothing
+#: more is written; and in which a file may be given up by a server that is to stop.
 PROGRESS_INTERVAL = 1.0
 SAVE_TIMEOUT = 30.0
+HANDOVER = 5.0
+#: Bytes of a key and its value together that the file can have.
 MAX_ROW = 999_000_000
-#: Bytes of values beyond which a statement writes one row; and how many statements are kept.
+#: The values that a statement can be given, and the bytes beyond which it is given no more rows;
+#: bytes of what is written without a look at its size; how many statements are kept.
+MAX_VALUES = 999 if sqlite3 is None or sqlite3.sqlite_version_info < (3, 32) else 32_766
 BATCH_BYTES = 1024 * 1024
+SHORT_VALUE = 1024
 CACHED_STATEMENTS = 8
-MAX_VALUES = 999  #: Of a statement, in SQLite before 3.32.
 #: Keys looked at by one SCAN at most, and up to how many members HSCAN and its like give at once.
 MAX_SCAN = 10_000
 SCAN_WHOLE = 128
@@ -1179,9 +1187,9 @@ class Changes(NamedTuple):
     """What happened to keys since the changes were last taken: see :meth:`Store.take_changes`."""
 
     cleared: bool  #: Whether every other key is gone.
-    keys: list[bytes]
-    values: list[Any]  #: Theirs, or None for a key that is gone.
-    deadlines: list[int | None]  #: Theirs, as the store has them.
+    #: A string by its key, or None if that is gone; of a collection its letter and its parts.
+    values: dict[bytes, Any]
+    deadlines: dict[bytes, int]  #: Of those that have one, as the store has them.
     epoch: int  #: The milliseconds since 1970 at 0 of the store's clock.
 
 
@@ -1265,6 +1273,8 @@ class Store:
                 if deadline.__class__ is Moment:
                     self._deadlines[key] = Moment(deadline - step)
                     heapq.heappush(self._queue, (deadline - step, key))
+                elif self._changed is not None:  # in a file it stands by the clock
+                    self._changed.add(key)
 
     def read(self, key: bytes, kind: type[Value]) -> Value | None:
         """The value of a key, or None.
@@ -1544,39 +1554,46 @@ class Store:
 
     @property
     def untaken(self) -> int:
-        """The number of changed keys whose changes were not taken."""
-        return len(self._changed or ()) + self._cleared
+        """The number of changes that were not taken."""
+        return len(self._values) + 1 if self._cleared else len(self._changed or ())
 
     def take_changes(self) -> Changes:
         """What happened since the last time; a key that belongs to somebody is as one that is gone.
 
         It takes as few steps of Python as can be: nobody is served meanwhile.
         """
-        # In their order, in which they are quickest written.
-        keys = sorted(self._changed or ())
-        values = list(map(self._values.get, keys))
-        for index, value in enumerate(values):
-            if value.__class__ is not bytes and value is not None:
-                values[index] = value.copy()
-        if self._owners:
-            values = [None if key in self._owners else value for key, value in zip(keys, values)]
-        deadlines = list(map(self._deadlines.get, keys))
-        changes = Changes(self._cleared, keys, values, deadlines, self.unix_time(0))
+        chosen: Iterable[bytes] = self._values if self._cleared else self._changed or ()
+        values = dict(zip(chosen, map(self._values.get, chosen)))
+        if not set(map(type, values.values())) <= {bytes, type(None)}:
+            for key, value in values.items():
+                if value.__class__ is not bytes and value is not None:
+                    values[key] = value.LETTER, value.parts()
+        for key in self._owners:
+            if key in values:
+                values[key] = None
+        deadlines = {}
+        if self._deadlines:
+            found = zip(values, map(self._deadlines.get, values))
+            deadlines = {key: deadline for key, deadline in found if deadline is not None}
+        changes = Changes(self._cleared, values, deadlines, self.unix_time(0))
         self._changed, self._cleared = set(), False
         return changes
 
     def put_back(self, changes: Changes) -> None:
         """Let changes that were taken be taken again."""
         assert self._changed is not None
-        if not self._cleared:
-            self._changed.update(changes.keys)
-            self._cleared = changes.cleared
-        if len(self._changed) > 2 * len(self) + 100_000:  # of keys that came and went since
+        many = len(self._changed) + len(changes.values) > 2 * len(self) + 100_000
+        if changes.cleared or many:  # of keys that came and went since
             self.change_all()
+        elif not self._cleared:
+            try:
+                self._changed.update(changes.values)
+            except MemoryError:
+                self.change_all()
 
     def change_all(self) -> None:
         """Let the next changes taken be the whole of what is here."""
-        self._changed, self._cleared = set(self._values), True
+        self._changed, self._cleared = set(), True
 
     def watch(self, key: bytes, watch: Watch) -> None:
         """Let a watch be told when this key is changed."""
@@ -2009,29 +2026,41 @@ _SCHEMA = """CREATE TABLE keys (key BLOB PRIMARY KEY, kind TEXT NOT NULL, value 
 _ROW_TYPES = {(bytes, bytes, type(None)), (bytes, bytes, int)}
 _KINDS: dict[str, Any] = {kind.LETTER: kind for kind in (ListValue, Hash, Set, SortedSet)}
 
-#: What SQLite and the system say, and what to do.
-_ADVICE = (
-    ("locked", "another program uses it, such as a second server: stop that one or choose another"
-     " file"),
-    ("No such file", "its folder does not exist: make it, or choose another file"),
-    ("denied", "it may not be read and written: change that or choose another file"),
-    ("readonly", "it, or its folder, may not be written: change that or choose another file"),
-    ("unable to open", "its folder may not be written: change that or choose another file"),
-    ("full", "make room on the disk"),
-    ("too big", "make room, or use another disk"),
-    ("not a database", "it is another program's, and is left as it is: choose another file"),
-    ("malformed", "it is damaged, and is left as it is: put a copy of it in its place, or move it"
-     " away to begin anew"),
-    ("disk I/O", "look whether the disk is full or failing"),
-)  # fmt: skip
+#: What to do about what SQLite says, and about the system's errors.
+_ADVICE = {
+    "locked": "another program uses it, such as a second server: stop that one or choose another"
+    " file",
+    "readonly": "it, or its folder, may not be written: change that or choose another file",
+    "unable to open": "it, or its folder, may not be written: change that or choose another file",
+    "full": "make room on the disk",
+    "too big": "make room, or use another disk",
+    "not a database": "it is another program's, and is left as it is: choose another file",
+    "malformed": "it is damaged, and is left as it is: put a copy of it in its place, or move it"
+    " away to begin anew",
+    "disk I/O": "look whether the disk is full or failing",
+}
+_SYSTEM_ADVICE = {
+    errno.ENOENT: "its folder does not exist: make it, or choose another file",
+    errno.ENOTDIR: "its folder is none: choose another file",
+    errno.EACCES: "it may not be read and written: change that or choose another file",
+    errno.EPERM: "it may not be read and written: change that or choose another file",
+    errno.EROFS: "nothing can be written to this disk: choose another file",
+    errno.ENOSPC: "make room on the disk",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+#: The files that this process has open, by their inodes. Off Windows locks are the process's: a
+#: second one that opened a file would not be refused, and would give up the first one's lock.
+_OPENED: set[tuple[int, int] | None] = set()
 
 
 def pack(value: Any) -> bytes:
     """A value as bytes: a string as it is; else the number of its parts, their lengths, all of 32
     bits, the least byte first, and the parts."""
-    if value.__class__ is bytes:
-        return value  # type: ignore[no-any-return]
-    parts = value.parts()
+    return value if value.__class__ is bytes else _pack(value.parts())
+
+
+def _pack(parts: list[bytes]) -> bytes:
     return struct.pack(f"<{1 + len(parts)}I", len(parts), *map(len, parts)) + b"".join(parts)
 
 
@@ -2058,47 +2087,78 @@ def unpack(letter: str, data: bytes) -> Any:
 class Persistence:
     """Keeps what a store holds in a file, written by a thread of its own.
 
-    What was changed is written in one transaction, SAVE_INTERVAL seconds after the last. While the
-    file cannot be written, the changes are kept and tried again.
+    What was changed is written in one transaction, SAVE_INTERVAL seconds after the last, or sooner
+    if it is much. While the file cannot be written, the changes are kept and tried again.
+
+    :raises PersistenceError: if the path leads nowhere.
     """
 
     def __init__(self, path: str, store: Store) -> None:
-        self.path = os.path.abspath(path)
+        try:
+            self.path = os.path.realpath(path)
+        except OSError as error:
+            raise PersistenceError(f"Cannot find {path!r}: {error.strerror}") from error
         self._store = store
         self._database: Any = None
-        self._inode: object = None
+        # Which file is in use; which file, and which log beside it, are ours, whoever comes.
+        self._held: tuple[int, int] | None = None
+        self._inode: tuple[int, int] | None = None
+        self._log_inode: tuple[int, int] | None = None
         #: Why the last attempt to write failed, "" if it did not.
         self.error = ""
         #: Keys that the file cannot take, because of their size.
         self.refused: dict[bytes, int] = {}
         self.loaded = self.expired = self.saves = 0
-        #: When the file last was made to hold everything, and how long that took.
+        #: The bytes of the file and of the log.
+        self.size = 0
+        #: When the file last was made to hold everything, and how long that took, or loading it.
         self.saved_at, self.duration = time.time(), 0.0
         #: When it did, and when the attempt under way began, if there is one, as time.monotonic().
         self.level = time.monotonic()
         self.began: float | None = None
+        # The changes that are being written, and how many of them, of all that were, are.
+        self._in_hand = self._written = 0
         # Who wants to know when everything up to now is in the file.
         self._requests: list[Callable[[str], None]] = []
         self._asked, self._ending = threading.Event(), False
         self._thread: threading.Thread | None = None
 
+    @property
+    def unsaved(self) -> int:
+        """The number of changes that are not in the file."""
+        return self._store.untaken + self._in_hand
+
     def open(self) -> None:
         """Open the file, or begin one, and put what it holds into the store.
+
+        One that another program has is waited for, up to HANDOVER seconds: that may be a server
+        that was just told to stop.
 
         :raises PersistenceError: if it cannot be read and written, or is not ours; it is left as
             it is.
         """
-        try:
-            self._connect()
-            self._load()
-            self._make_ready()
-            self._store.track()
-        except (sqlite3.Error, OSError, ValueError) as error:
-            self._disconnect()
-            raise PersistenceError(self._failure("use", error)) from error
-        except BaseException:
-            self._disconnect()
-            raise
+        deadline, told = time.monotonic() + HANDOVER, False
+        while True:
+            try:
+                self._connect()
+                self._load()
+                self._make_ready()
+                self._store.track()
+                facts = self._shown(), self.loaded, self.duration
+                log.info("Keeping everything in %s: %d keys loaded in %.1f s", *facts)
+                return
+            except BaseException as error:
+                self._disconnect()
+                self._store.clear()
+                if not isinstance(error, (sqlite3.Error, OSError, ValueError)):
+                    raise
+                locked = isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
+                if not locked or time.monotonic() > deadline:
+                    raise PersistenceError(self._failure("use", error)) from error
+            if not told:
+                log.info("Waiting for %s, which another program uses", self._shown())
+                told = True
+            time.sleep(0.1)
 
     def _connect(self) -> None:
         self._look_at_it()
@@ -2136,18 +2196,24 @@ class Persistence:
         if self.expired:
             execute("DELETE FROM keys WHERE expires <= ?", (int(time.time() * 1000),))
         execute("COMMIT")
-        found = os.stat(self.path)
-        self._inode = found.st_dev, found.st_ino
+        self._inode, self._log_inode = self._held, _inode_of(self.path + "-wal")
+        self._measure()
 
     def _look_at_it(self) -> None:
         # Before SQLite, which may write to what it only reads: a journal that was left beside it.
-        try:
-            with open(self.path, "r+b") as file:  # to read it alone will not do
-                header = file.read(100)
-        except FileNotFoundError:
+        if not os.path.exists(self.path):
             # As what it will be: nobody else's to read.
-            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
-            return
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            self._inode = _inode_of(self.path)
+        if not os.path.isfile(self.path):
+            raise OSError("it is not a file: choose another name")
+        inode = _inode_of(self.path)
+        if inode in _OPENED:
+            raise sqlite3.OperationalError("database is locked")
+        self._held = inode
+        _OPENED.add(inode)
+        with open(self.path, "r+b") as file:  # to read it alone will not do
+            header = file.read(100)
         if not header:
             return
         if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
@@ -2167,44 +2233,38 @@ class Persistence:
             )
 
     def _load(self) -> None:
-        with contextlib.closing(self._database.cursor()) as rows:
-            self._load_from(rows)
-
-    def _load_from(self, rows: sqlite3.Cursor) -> None:
-        load, epoch, now = self._store.load, self._store.unix_time(0), self._store.now()
-        (count,) = rows.execute("SELECT count(*) FROM keys").fetchone()
-        done, started = 0, time.monotonic()
-        told = started
-        rows.execute("SELECT key, kind, value, expires, by_clock FROM keys")
-        while True:
-            some = rows.fetchmany(10_000)
-            if not some:
-                break
-            with self._store.lock:
-                for key, kind, value, expires, by_clock in some:
-                    types = type(key), type(value), type(expires)
-                    if types not in _ROW_TYPES:
-                        raise ValueError(f"malformed: the types of a row, {types}")
-                    if kind != "$":
-                        try:
-                            value = unpack(kind, value)  # noqa: PLW2901
-                        except ValueError as error:
-                            what = f"malformed: key {key[:ERROR_EXCERPT]!r}: {error}"
-                            raise ValueError(what) from error
-                    if expires is None:
-                        load(key, value, None)
-                    elif expires - epoch > now:
-                        deadline = expires - epoch
-                        load(key, value, Moment(deadline) if by_clock else deadline)
-                    else:
-                        self.expired += 1
-            done += len(some)
-            if time.monotonic() > told + PROGRESS_INTERVAL:
-                told = time.monotonic()
-                log.info("Loading %s: %d of %d keys", self.path, done, count)
-        self.loaded = done - self.expired
-        facts = self.path, self.loaded, time.monotonic() - started
-        log.info("Keeping everything in %s: %d keys loaded in %.1f s", *facts)
+        self.loaded = self.expired = 0
+        started = told = time.monotonic()
+        store = self._store
+        with store.lock, contextlib.closing(self._database.cursor()) as rows:
+            epoch, now, load = store.unix_time(0), store.now(), store.load
+            (count,) = rows.execute("SELECT count(*) FROM keys").fetchone()
+            # A row at a time: it is in memory twice meanwhile.
+            rows.execute("SELECT key, kind, value, expires, by_clock FROM keys")
+            for done, (key, kind, value, expires, by_clock) in enumerate(rows, 1):
+                if (done % 1000 == 0 or len(value) > SHORT_VALUE) and (
+                    time.monotonic() > told + PROGRESS_INTERVAL
+                ):
+                    told = time.monotonic()
+                    log.info("Loading %s: %d of %d keys", self._shown(), done, count)
+                types = type(key), type(value), type(expires)
+                if types not in _ROW_TYPES:
+                    raise ValueError(f"malformed: the types of a row, {types}")
+                if kind != "$":
+                    try:
+                        value = unpack(kind, value)  # noqa: PLW2901
+                    except ValueError as error:
+                        what = f"malformed: key {key[:ERROR_EXCERPT]!r}: {error}"
+                        raise ValueError(what) from error
+                if expires is None:
+                    load(key, value, None)
+                elif expires - epoch > now:
+                    deadline = expires - epoch
+                    load(key, value, Moment(deadline) if by_clock else deadline)
+                else:
+                    self.expired += 1
+        self.loaded = len(store)
+        self.duration = time.monotonic() - started
 
     def start(self) -> None:
         """Let the thread write from now on."""
@@ -2214,29 +2274,28 @@ class Persistence:
             this = weakref.ref(self)
             os.register_at_fork(after_in_child=lambda: _abandon(this()))
 
-    def stop(self, timeout: float) -> bool:
-        """Write what is left, end the thread and close the file; False if that takes longer, or the
-        file does not take it.
+    def stop(self, patience: float) -> bool:
+        """Write what is left, end the thread and close the file; False if the file does not take
+        it.
 
-        :param timeout: in seconds.
+        :param patience: the seconds after which to give up when nothing more is written.
         """
         self._ending = True
         self._asked.set()
-        if self._thread is not None:
-            self._thread.join(timeout)
-            if self._thread.is_alive():
-                log.error("Stopped before everything was saved to %s", self.path)
-                return False
-        self._disconnect()
-        return not self._store.untaken
-
-    def size(self) -> int:
-        """The bytes of the file, and of the log beside it."""
-        size = 0
-        for path in (self.path, self.path + "-wal"):
-            with contextlib.suppress(OSError):
-                size += os.path.getsize(path)
-        return size
+        if self._thread is None:
+            self._disconnect()
+        else:
+            written, progress = self._written, time.monotonic()
+            self._thread.join(PROGRESS_INTERVAL)
+            while self._thread.is_alive():
+                if self._written != written:
+                    written, progress = self._written, time.monotonic()
+                    log.info("Saving to %s: %d keys to be written", self._shown(), self.unsaved)
+                elif time.monotonic() > progress + patience:
+                    log.error("Stopped before everything was saved to %s", self._shown())
+                    return False
+                self._thread.join(PROGRESS_INTERVAL)
+        return not self.unsaved
 
     def request(self, done: Callable[[str], None]) -> None:
         """Let the file hold everything up to now, under the store's lock; ``done`` hears, under it
@@ -2250,173 +2309,215 @@ class Persistence:
         if database is not None:
             with contextlib.suppress(sqlite3.Error):
                 database.close()
+        _OPENED.discard(self._held)
+        self._held = None
 
     def _run(self) -> None:
-        wait = SAVE_INTERVAL
+        started, pause = time.monotonic(), SAVE_INTERVAL
         while not self._ending:
-            self._asked.wait(wait)
-            self._asked.clear()
+            self._wait(started + pause)
             started = time.monotonic()
             self._save()
-            wait = max(SAVE_INTERVAL - (time.monotonic() - started), 0.01)
+            # What has failed will do so again for a while, and to take all of it takes time.
+            pause = min(2 * pause, MAX_PAUSE) if self.error else SAVE_INTERVAL
         self._save()
-        if self._store.untaken:
-            log.error("%d changed keys were not saved to %s", self._store.untaken, self.path)
+        if self.unsaved:
+            log.error("%d changed keys were not saved to %s", self.unsaved, self._shown())
+        self._disconnect()
+
+    def _wait(self, until: float) -> None:
+        # Until then, or somebody asks, or there is so much that to take it will hold up the others.
+        left = until - time.monotonic()
+        while left > 0 and not self._asked.wait(min(left, LOOK_INTERVAL)):
+            if self._store.untaken >= MANY_KEYS and not self.error:
+                break
+            left = until - time.monotonic()
+        self._asked.clear()
 
     def _save(self) -> None:
         store = self._store
-        started = time.monotonic()
         with store.lock:
             requests, self._requests = self._requests, []
-            if not (store.untaken or requests):
-                self.level = started
-                return
-        changes, error = None, ""
-        self.began = started
+        error = ""
         try:
-            if self._is_gone():
-                self._begin_anew()
-            with store.lock:
-                now, changes = time.time(), store.take_changes()
-            self._write(changes)
-            if requests:
-                # So that the file alone is all of it, and can be copied.
-                self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._make_sure_of_it()
+            started = time.monotonic()
+            if store.untaken or requests:
+                self.began = started
+                self._write_changes(checkpoint=bool(requests))
+            self.level = started
         except Exception as failure:  # this thread must not end: nothing would be saved any more
             error = self._failure("save to", failure)
             if not isinstance(failure, (sqlite3.Error, OSError, PersistenceError, MemoryError)):
                 log.exception("A fault of this program while saving")
-            if changes is not None:
-                with store.lock:
-                    store.put_back(changes)
-        else:
-            self.saves += 1
-            self.saved_at, self.level = now, started
-            self.duration = time.monotonic() - started
         self.began = None
+        self._measure()
         if error and error != self.error:
             log.error("%s. Going on from memory, and trying again", error)
         elif self.error and not error:
-            log.info("Saving to %s works again", self.path)
+            log.info("Saving to %s works again", self._shown())
         self.error = error
         with store.lock:
             for done in requests:
                 done(error)
 
-    def _write(self, changes: Changes) -> None:
-        execute = self._database.execute
-        execute("BEGIN IMMEDIATE")
-        try:
-            if changes.cleared:
-                execute("DELETE FROM keys")
-                self.refused.clear()
-            gone: list[bytes] = []
-            strings, others = self._sort_out(changes, gone)
-            self._insert("(?, '$', ?, NULL, 0)", strings)
-            self._insert("(?, ?, ?, ?, ?)", self._rows(others, changes.epoch, gone))
-            for keys in _batches(iter(gone), MAX_VALUES):
-                places = ", ".join("?" * len(keys))
-                execute(f"DELETE FROM keys WHERE key IN ({places})", keys)
-            execute("COMMIT")
-            # Statements are kept for the next time, with what they were given: let others come.
-            for number in range(CACHED_STATEMENTS):
-                execute(f"SELECT {number}")
-        except BaseException:
-            if self._database.in_transaction:
-                execute("ROLLBACK")
-            raise
-
-    def _insert(self, row: str, rows: Iterable[Sequence[Any]], most: int = MAX_VALUES) -> None:
-        # Many rows a statement: for each the interpreter is given up and has to be got back. But
-        # all that a statement is given, and what was there, is in memory at once.
-        width = row.count("?")
-        for batch in _batches(itertools.chain.from_iterable(rows), max(most // width, 1) * width):
-            size = sum(map(len, batch[width // 2 :: width]))  # of the values
-            if size > BATCH_BYTES and len(batch) > width:
-                self._insert(row, [batch], most // 8)
-            else:
-                places = ", ".join([row] * (len(batch) // width))
-                self._database.execute(f"INSERT OR REPLACE INTO keys VALUES {places}", batch)
-
-    def _sort_out(
-        self, changes: Changes, gone: list[bytes]
-    ) -> tuple[Iterable[Sequence[Any]], list[tuple[Any, ...]]]:
-        # The keys and values of what nearly all are, strings without end; the keys, values and
-        # deadlines of the others; what is to be taken away goes into the list.
-        keys, values, deadlines = changes.keys, changes.values, changes.deadlines
-        if (
-            not self.refused
-            and set(map(type, values)) <= {bytes}
-            and deadlines.count(None) == len(deadlines)
-            and max(map(len, itertools.chain(keys, values)), default=0) < MAX_ROW // 2
-        ):
-            return zip(keys, values), []
-        strings: list[Sequence[Any]] = []
-        others: list[tuple[Any, ...]] = []
-        for key, value, deadline in zip(keys, values, deadlines):
-            if value is None:
-                gone.append(key)
-                self.refused.pop(key, None)
-            elif value.__class__ is bytes and deadline is None and len(key) + len(value) <= MAX_ROW:
-                strings.append((key, value))
-                self.refused.pop(key, None)
-            else:
-                others.append((key, value, deadline))
-        return strings, others
-
-    def _rows(
-        self, others: Iterable[tuple[Any, ...]], epoch: int, gone: list[bytes]
-    ) -> Iterator[tuple[Any, ...]]:
-        # The same as rows, one at a time: what was packed takes memory again.
-        for key, value, deadline in others:
-            data = pack(value)
-            size = len(key) + len(data)
-            if size > MAX_ROW:
-                gone.append(key)
-                if key not in self.refused:
-                    what = "Key %r takes %d bytes, more than the file can have: it is not kept"
-                    log.error(what, key[:ERROR_EXCERPT], size)
-                self.refused[key] = size
-            else:
-                self.refused.pop(key, None)
-                kind = "$" if data is value else value.LETTER
-                expires = None if deadline is None else deadline + epoch
-                yield key, kind, data, expires, deadline.__class__ is Moment
-
-    def _is_gone(self) -> bool:
-        try:
-            found = os.stat(self.path)
-        except FileNotFoundError:
-            return True
-        if (found.st_dev, found.st_ino) != self._inode:
-            what = "another file was put in its place: move that away, or start the server anew"
-            raise PersistenceError(what)
-        return self._database is None
-
-    def _begin_anew(self) -> None:
+    def _make_sure_of_it(self) -> None:
+        # Whether the file and its log are there still, and ours.
+        ours, found = self._database is not None, _inode_of(self.path)
+        kept = found == self._inode
+        if ours and kept and _inode_of(self.path + "-wal") == self._log_inode:
+            return
+        replaced = "another file was put in its place: move that away, or start the server anew"
+        if ours and not kept and found is not None:
+            raise PersistenceError(replaced)
         self._disconnect()
         try:
             self._connect()
+            (foreign,) = self._database.execute("SELECT EXISTS (SELECT 1 FROM keys)").fetchone()
+            if foreign and not kept:
+                raise PersistenceError(replaced)
             self._make_ready()
         except BaseException:
             self._disconnect()
             raise
-        log.warning("%s was taken away, and is begun anew", self.path)
+        log.warning("%s, or its log, was taken away, and is begun anew", self._shown())
         with self._store.lock:
             self._store.change_all()
 
-    def _failure(self, what: str, error: Exception) -> str:
-        text = str(error)
-        advice = next((advice for word, advice in _ADVICE if word in text), "")
-        return f"Cannot {what} {self.path}: {text}" + (f" ({advice})" if advice else "")
+    def _write_changes(self, checkpoint: bool) -> None:
+        execute, started = self._database.execute, time.monotonic()
+        changes = None
+        execute("BEGIN IMMEDIATE")
+        try:
+            with self._store.lock:
+                now, changes = time.time(), self._store.take_changes()
+                self._in_hand = len(changes.values) + changes.cleared
+            if changes.cleared:
+                execute("DELETE FROM keys")
+                self.refused.clear()
+            gone: list[bytes] = []
+            for batch in self._batches(changes, gone):
+                places = ", ".join(["(?, ?, ?, ?, ?)"] * (len(batch) // 5))
+                execute(f"INSERT OR REPLACE INTO keys VALUES {places}", batch)
+                self._written += len(batch) // 5
+            for batch in _cut(gone, MAX_VALUES):
+                places = ", ".join("?" * len(batch))
+                execute(f"DELETE FROM keys WHERE key IN ({places})", batch)
+                self._written += len(batch)
+            execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                if self._database.in_transaction:
+                    execute("ROLLBACK")
+            if self._database.in_transaction:
+                self._disconnect()
+            if changes is not None:
+                with self._store.lock:
+                    self._store.put_back(changes)
+            raise
+        finally:
+            self._in_hand = 0
+        self.saves += 1
+        self.saved_at, self.duration = now, time.monotonic() - started
+        # Statements are kept for the next time, with what they were given: let others come.
+        for number in range(CACHED_STATEMENTS):
+            execute(f"SELECT {number}")
+        if checkpoint:
+            execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
-
-def _batches(items: Iterator[Value], most: int) -> Iterator[list[Value]]:
-    while True:
-        batch = list(itertools.islice(items, most))
-        if not batch:
+    def _batches(self, changes: Changes, gone: list[bytes]) -> Iterator[list[Any]]:
+        # The rows, in the order of their keys, in which they are quickest written; several after
+        # each other, for one statement: for each the interpreter is given up and has to be got
+        # back. But all that a statement is given is in memory twice.
+        order = sorted(changes.values)
+        if self._are_plain(changes):
+            values = map(changes.values.__getitem__, order)
+            again = itertools.repeat
+            rows = zip(order, again("$"), values, again(None), again(0))
+            yield from _cut(itertools.chain.from_iterable(rows), MAX_VALUES - MAX_VALUES % 5)
             return
-        yield batch
+        batch: list[Any] = []
+        size = 0
+        for row in self._rows(order, changes, gone):
+            batch += row
+            size += len(row[2])
+            if size > BATCH_BYTES or len(batch) + 5 > MAX_VALUES:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
+
+    def _are_plain(self, changes: Changes) -> bool:
+        # Whether all are short strings without end, as is usual.
+        values = changes.values
+        return (
+            not (changes.deadlines or self.refused)
+            and set(map(type, values.values())) <= {bytes}
+            and max(map(len, values.values()), default=0) <= SHORT_VALUE
+            and max(map(len, values), default=0) <= SHORT_VALUE
+        )
+
+    def _rows(
+        self, order: list[bytes], changes: Changes, gone: list[bytes]
+    ) -> Iterator[tuple[Any, ...]]:
+        # What is to be taken away goes into the list.
+        values, deadlines, epoch = changes.values, changes.deadlines, changes.epoch
+        for key in order:
+            value = values[key]
+            kind = "$"
+            if value.__class__ is tuple:
+                kind, parts = value
+                value = _pack(parts)
+            if value is None or len(key) + len(value) > MAX_ROW:
+                gone.append(key)
+                self._refuse(key, value)
+            else:
+                self.refused.pop(key, None)
+                deadline = deadlines.get(key)
+                expires = None if deadline is None else min(deadline + epoch, INTEGER_MAX)
+                yield key, kind, value, expires, deadline.__class__ is Moment
+
+    def _refuse(self, key: bytes, value: bytes | None) -> None:
+        if value is None:
+            self.refused.pop(key, None)
+            return
+        size = len(key) + len(value)
+        if key not in self.refused:
+            what = "Key %r takes %d bytes, more than the file can have: it is not kept"
+            log.error(what, key[:ERROR_EXCERPT], size)
+        self.refused[key] = size
+
+    def _measure(self) -> None:
+        self.size = 0
+        for path in (self.path, self.path + "-wal"):
+            with contextlib.suppress(OSError):
+                self.size += os.path.getsize(path)
+
+    def _shown(self) -> str:
+        return self.path if self.path.isprintable() else repr(self.path)
+
+    def _failure(self, what: str, error: BaseException) -> str:
+        if isinstance(error, OSError):
+            text = error.strerror or str(error)
+            advice = _SYSTEM_ADVICE.get(error.errno or 0, "")
+        else:
+            text = str(error)
+            advice = next((advice for word, advice in _ADVICE.items() if word in text), "")
+        return f"Cannot {what} {self._shown()}: {text}" + (f" ({advice})" if advice else "")
+
+
+def _inode_of(path: str) -> tuple[int, int] | None:
+    # Which file this is, or None if there is none.
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _cut(items: Iterable[Value], most: int) -> Iterator[list[Value]]:
+    rest = iter(items)
+    return iter(lambda: list(itertools.islice(rest, most)), [])
 
 
 def _abandon(persistence: Persistence | None) -> None:
@@ -4586,7 +4687,10 @@ def _finite(limit: float) -> int:
 @server.reads("CONFIG GET parameter [parameter ...]", "The settings that match a pattern.")
 def config_get(context: Context, *patterns: bytes) -> Reply:
     tests = [glob(pattern.lower()) for pattern in patterns]
-    facts = {name.encode(): str(value).encode() for name, value in _parameters(context).items()}
+    facts = {
+        name.encode(): str(value).encode("utf-8", "backslashreplace")
+        for name, value in _parameters(context).items()
+    }
     return {name: value for name, value in facts.items() if any(test(name) for test in tests)}
 
 
@@ -4748,7 +4852,7 @@ def _sections(context: Context) -> dict[str, dict[str, object]]:
             "maxmemory_human": f"{_finite(store.limit) / 1024**2:.2f}M",
             "maxmemory_policy": store.policy,
         },
-        "Persistence": _persistence_facts(context.persistence, store),
+        "Persistence": _persistence_facts(context.persistence),
         "Stats": {
             "total_connections_received": statistics.connections,
             "total_commands_processed": statistics.commands,
@@ -4764,13 +4868,13 @@ def _sections(context: Context) -> dict[str, dict[str, object]]:
     }
 
 
-def _persistence_facts(file: Persistence | None, store: Store) -> dict[str, object]:
+def _persistence_facts(file: Persistence | None) -> dict[str, object]:
     if file is None:
         return {"loading": 0}
     now, began = time.monotonic(), file.began
     return {
         "loading": 0,
-        "rdb_changes_since_last_save": store.untaken,
+        "rdb_changes_since_last_save": file.unsaved,
         "rdb_bgsave_in_progress": int(began is not None),
         "rdb_last_save_time": int(file.saved_at),
         "rdb_last_bgsave_status": "err" if file.error else "ok",
@@ -4780,8 +4884,8 @@ def _persistence_facts(file: Persistence | None, store: Store) -> dict[str, obje
         "rdb_last_load_keys_expired": file.expired,
         "rdb_last_load_keys_loaded": file.loaded,
         "db_file": file.path,
-        "db_file_bytes": file.size(),
-        "db_seconds_behind": f"{now - file.level if store.untaken else 0:.1f}",
+        "db_file_bytes": file.size,
+        "db_seconds_behind": f"{now - file.level if file.unsaved else 0:.1f}",
         "db_keys_too_large": len(file.refused),
         "db_last_error": file.error,
     }
@@ -6257,7 +6361,7 @@ class Server:
 
         Returns within STOP_TIMEOUT seconds, whatever the clients do, and once everything is saved;
         False if by then a command had not come to its end, so that its thread and the name are
-        still in use, or the file did not take everything within SAVE_TIMEOUT more.
+        still in use, or the file did not take everything, or no more of it for SAVE_TIMEOUT.
         """
         # A forked child has none of the threads, but shares the sockets with those that need them.
         if not self._desks or self._process != os.getpid():
@@ -6266,12 +6370,16 @@ class Server:
             first = not self._stopping.is_set()
             self._stopping.set()
         if first:
-            self._end_workers()
-            if self._persistence is not None:
-                self._saved = self._persistence.stop(SAVE_TIMEOUT)
-            self._stopped.set()
-        else:
-            self._stopped.wait(STOP_TIMEOUT + SAVE_TIMEOUT)
+            try:
+                self._end_workers()
+                # Who finds the name free finds the file free, too.
+                if self._persistence is not None:
+                    self._saved = self._persistence.stop(SAVE_TIMEOUT)
+                self._close()
+            finally:
+                self._stopped.set()
+        while not self._stopped.wait(0.25):  # in slices, see serve_forever()
+            pass
         return self._saved and not self._workers
 
     def _end_workers(self) -> None:
@@ -6285,6 +6393,8 @@ class Server:
                 for session in self._sessions:
                     (session.connection.abort if late else session.connection.interrupt)()
                 self._changed.wait(0.1)
+
+    def _close(self) -> None:
         if self._workers:
             log.error("Stopped, but %d clients' commands did not end", self._workers)
             return
@@ -6620,7 +6730,10 @@ def _log_to(file: str | None, level: str) -> None:
     handler: logging.Handler
     if file is not None:
         try:
-            handler = logging.FileHandler(file, encoding="utf-8")
+            # FileHandler takes no errors= before Python 3.9.
+            handler = logging.StreamHandler(
+                open(file, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+            )
         except OSError as error:
             raise ValueError(f"cannot write --log-file {file!r}: {error.strerror}") from error
     elif sys.stderr is not None:
