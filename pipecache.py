@@ -145,6 +145,8 @@ MAX_VALUES = 999 if sqlite3 is None or sqlite3.sqlite_version_info < (3, 32) els
 BATCH_BYTES = 1024 * 1024
 SHORT_VALUE = 1024
 CACHED_STATEMENTS = 8
+#: Pages of 4 KB of the log after which they go into the file: the more, the less often the same one.
+LOG_PAGES = 8000
 #: Keys looked at by one SCAN at most, and up to how many members HSCAN and its like give at once.
 MAX_SCAN = 10_000
 SCAN_WHOLE = 128
@@ -1187,9 +1189,9 @@ class Changes(NamedTuple):
     """What happened to keys since the changes were last taken: see :meth:`Store.take_changes`."""
 
     cleared: bool  #: Whether every other key is gone.
-    #: A string by its key, or None if that is gone; of a collection its letter and its parts.
-    values: dict[bytes, Any]
-    deadlines: dict[bytes, int]  #: Of those that have one, as the store has them.
+    keys: list[bytes]  #: In order.
+    values: list[Any]  #: Theirs: None if a key is gone, of a collection its letter and its parts.
+    deadlines: list[int | None]  #: Theirs, as the store has them; empty if nothing has one.
     epoch: int  #: The milliseconds since 1970 at 0 of the store's clock.
 
 
@@ -1371,8 +1373,10 @@ class Store:
             self.used += len(value) - len(old)  # type: ignore[arg-type]
         else:
             self._count(key, old, value)
-        if self._watches or self._changed is not None:
+        if self._watches:
             self._tell(key)
+        elif self._changed is not None:
+            self._changed.add(key)
         if self._uses is not None:
             self._uses[key] = self.now()
         if old is None and self.observer is not None:
@@ -1562,32 +1566,29 @@ class Store:
 
         It takes as few steps of Python as can be: nobody is served meanwhile.
         """
-        chosen: Iterable[bytes] = self._values if self._cleared else self._changed or ()
-        values = dict(zip(chosen, map(self._values.get, chosen)))
-        if not set(map(type, values.values())) <= {bytes, type(None)}:
-            for key, value in values.items():
+        # In their order, in which they are quickest written.
+        keys = sorted(self._values if self._cleared else self._changed or ())
+        values = list(map(self._values.get, keys))
+        if not set(map(type, values)) <= {bytes, type(None)}:
+            for index, value in enumerate(values):
                 if value.__class__ is not bytes and value is not None:
-                    values[key] = value.LETTER, value.parts()
-        for key in self._owners:
-            if key in values:
-                values[key] = None
-        deadlines = {}
-        if self._deadlines:
-            found = zip(values, map(self._deadlines.get, values))
-            deadlines = {key: deadline for key, deadline in found if deadline is not None}
-        changes = Changes(self._cleared, values, deadlines, self.unix_time(0))
+                    values[index] = value.LETTER, value.parts()
+        if self._owners:
+            values = [None if key in self._owners else value for key, value in zip(keys, values)]
+        deadlines = list(map(self._deadlines.get, keys)) if self._deadlines else []
+        changes = Changes(self._cleared, keys, values, deadlines, self.unix_time(0))
         self._changed, self._cleared = set(), False
         return changes
 
     def put_back(self, changes: Changes) -> None:
         """Let changes that were taken be taken again."""
         assert self._changed is not None
-        many = len(self._changed) + len(changes.values) > 2 * len(self) + 100_000
+        many = len(self._changed) + len(changes.keys) > 2 * len(self) + 100_000
         if changes.cleared or many:  # of keys that came and went since
             self.change_all()
         elif not self._cleared:
             try:
-                self._changed.update(changes.values)
+                self._changed.update(changes.keys)
             except MemoryError:
                 self.change_all()
 
@@ -2190,6 +2191,7 @@ class Persistence:
         execute("PRAGMA synchronous=FULL")
         # What was there before a statement is not to lie in a folder for everybody's files.
         execute("PRAGMA temp_store=MEMORY")
+        execute(f"PRAGMA wal_autocheckpoint={LOG_PAGES}")
         execute(f"PRAGMA journal_size_limit={64 << 20}")
         execute("BEGIN IMMEDIATE")
         execute(f"PRAGMA user_version={FILE_FORMAT}")
@@ -2391,15 +2393,15 @@ class Persistence:
         try:
             with self._store.lock:
                 now, changes = time.time(), self._store.take_changes()
-                self._in_hand = len(changes.values) + changes.cleared
+                self._in_hand = len(changes.keys) + changes.cleared
             if changes.cleared:
                 execute("DELETE FROM keys")
                 self.refused.clear()
             gone: list[bytes] = []
-            for batch in self._batches(changes, gone):
-                places = ", ".join(["(?, ?, ?, ?, ?)"] * (len(batch) // 5))
-                execute(f"INSERT OR REPLACE INTO keys VALUES {places}", batch)
-                self._written += len(batch) // 5
+            for row, batch in self._batches(changes, gone):
+                count = len(batch) // row.count("?")
+                execute(f"INSERT OR REPLACE INTO keys VALUES {', '.join([row] * count)}", batch)
+                self._written += count
             for batch in _cut(gone, MAX_VALUES):
                 places = ", ".join("?" * len(batch))
                 execute(f"DELETE FROM keys WHERE key IN ({places})", batch)
@@ -2425,57 +2427,49 @@ class Persistence:
         if checkpoint:
             execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
-    def _batches(self, changes: Changes, gone: list[bytes]) -> Iterator[list[Any]]:
-        # The rows, in the order of their keys, in which they are quickest written; several after
-        # each other, for one statement: for each the interpreter is given up and has to be got
-        # back. But all that a statement is given is in memory twice.
-        order = sorted(changes.values)
+    def _batches(self, changes: Changes, gone: list[bytes]) -> Iterator[tuple[str, list[Any]]]:
+        # What is to be in the file, cut for statements: a row of each, and the values for so many
+        # of them as can be. For each statement the interpreter is given up and has to be got back;
+        # but all that it is given is in memory twice.
         if self._are_plain(changes):
-            values = map(changes.values.__getitem__, order)
-            again = itertools.repeat
-            rows = zip(order, again("$"), values, again(None), again(0))
-            yield from _cut(itertools.chain.from_iterable(rows), MAX_VALUES - MAX_VALUES % 5)
+            values = itertools.chain.from_iterable(zip(changes.keys, changes.values))
+            for batch in _cut(values, MAX_VALUES // 2 * 2):
+                yield "(?, '$', ?, NULL, 0)", batch
             return
-        batch: list[Any] = []
-        size = 0
-        for row in self._rows(order, changes, gone):
-            batch += row
-            size += len(row[2])
+        row, batch, size = "(?, ?, ?, ?, ?)", [], 0
+        for each in self._rows(changes, gone):
+            batch += each
+            size += len(each[2])
             if size > BATCH_BYTES or len(batch) + 5 > MAX_VALUES:
-                yield batch
+                yield row, batch
                 batch, size = [], 0
         if batch:
-            yield batch
+            yield row, batch
 
     def _are_plain(self, changes: Changes) -> bool:
         # Whether all are short strings without end, as is usual.
-        values = changes.values
         return (
-            not (changes.deadlines or self.refused)
-            and set(map(type, values.values())) <= {bytes}
-            and max(map(len, values.values()), default=0) <= SHORT_VALUE
-            and max(map(len, values), default=0) <= SHORT_VALUE
+            not self.refused
+            and set(map(type, changes.values)) <= {bytes}
+            and changes.deadlines.count(None) == len(changes.deadlines)
+            and max(map(len, changes.values), default=0) <= SHORT_VALUE
+            and max(map(len, changes.keys), default=0) <= SHORT_VALUE
         )
 
-    def _rows(
-        self, order: list[bytes], changes: Changes, gone: list[bytes]
-    ) -> Iterator[tuple[Any, ...]]:
+    def _rows(self, changes: Changes, gone: list[bytes]) -> Iterator[tuple[Any, ...]]:
         # What is to be taken away goes into the list.
-        values, deadlines, epoch = changes.values, changes.deadlines, changes.epoch
-        for key in order:
-            value = values[key]
-            kind = "$"
+        deadlines = changes.deadlines or itertools.repeat(None)
+        for key, value, deadline in zip(changes.keys, changes.values, deadlines):
+            kind, data = "$", value
             if value.__class__ is tuple:
-                kind, parts = value
-                value = _pack(parts)
-            if value is None or len(key) + len(value) > MAX_ROW:
+                kind, data = value[0], _pack(value[1])
+            if data is None or len(key) + len(data) > MAX_ROW:
                 gone.append(key)
-                self._refuse(key, value)
+                self._refuse(key, data)
             else:
                 self.refused.pop(key, None)
-                deadline = deadlines.get(key)
-                expires = None if deadline is None else min(deadline + epoch, INTEGER_MAX)
-                yield key, kind, value, expires, deadline.__class__ is Moment
+                expires = None if deadline is None else min(deadline + changes.epoch, INTEGER_MAX)
+                yield key, kind, data, expires, deadline.__class__ is Moment
 
     def _refuse(self, key: bytes, value: bytes | None) -> None:
         if value is None:
