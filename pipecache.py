@@ -108,11 +108,14 @@ BACKLOG = 256 * 1024 * 1024
 CHUNK_OVERHEAD = 100
 
 #: The length of the line that announces arguments in RESP, and what an argument takes beside its
-#: own bytes.
+#: own bytes; and what the least of replies takes.
 MAX_HEADER = 65536
 ARGUMENT_OVERHEAD = 48
-#: Bytes of commands not carried out yet that are let in however little memory is left.
+HEADER_BYTES = 6
+#: Bytes of commands not carried out yet that are let in however little memory is left; and commands
+#: beyond which no more are cut out of what was received until these are carried out.
 FREE_INPUT = 1024 * 1024
+MANY_REQUESTS = 1000
 #: Arguments of a command, and bytes of one, while a client has not given the password it must give.
 MAX_LOCKED_OUT_ARGUMENTS = 10
 MAX_LOCKED_OUT_ARGUMENT = 16384
@@ -120,6 +123,9 @@ MAX_LOCKED_OUT_ARGUMENT = 16384
 #: beside its reply.
 TURN_BYTES = 1024 * 1024
 TURN_COST = 4096
+#: Seconds after which they get it in any case, and bytes after which there is a look at the clock.
+TURN_TIME = 0.005
+TURN_LOOK = 8 * TURN_COST
 
 #: Seconds between two looks for expired keys, and keys taken away at a time.
 SWEEP_INTERVAL = 0.1
@@ -139,13 +145,14 @@ SAVE_TIMEOUT = 30.0
 HANDOVER = 5.0
 #: Bytes of a key and its value together that the file can have.
 MAX_ROW = 999_000_000
-#: The values that a statement can be given, and the bytes beyond which it is given no more rows;
+#: The values that a statement is given, and the bytes beyond which it is given no more rows;
 #: bytes of what is written without a look at its size; how many statements are kept.
-MAX_VALUES = 999 if sqlite3 is None or sqlite3.sqlite_version_info < (3, 32) else 32_766
+MAX_VALUES = 999 if sqlite3 is None or sqlite3.sqlite_version_info < (3, 32) else 8000
 BATCH_BYTES = 1024 * 1024
 SHORT_VALUE = 1024
 CACHED_STATEMENTS = 8
-#: Pages of 4 KB of the log after which they go into the file: the more, the less often the same one.
+#: Pages of 4 KB of the log after which they go into the file: the more, the less often each of
+#: them.
 LOG_PAGES = 8000
 #: Keys looked at by one SCAN at most, and up to how many members HSCAN and its like give at once.
 MAX_SCAN = 10_000
@@ -154,11 +161,15 @@ LRU_SAMPLES = 5  #: Keys of which an LRU policy evicts the one not used for long
 CLOCK_STEP = 500  #: Milliseconds by which the wall clock must be off to have been set.
 
 M_ARENA_MAX = -8  #: Of mallopt(3).
-MAX_PATTERN = 4096  #: Bytes of a pattern: to prepare one takes time in which nobody is served.
+#: Bytes of a pattern, and of those of one PSUBSCRIBE: to prepare them takes time in which nobody is
+#: served.
+MAX_PATTERN, MAX_PATTERNS = 4096, 16384
 MAX_NUMBER = 4000  #: Bytes of a decimal number.
+MAX_NAME = 1024  #: Bytes of the name that a client gives itself.
 MAX_WAIT = 86400.0  #: Seconds after which a wait looks again; the system's own limit is 24 days.
 MAX_SLEEP = 3600.0  #: Seconds that DEBUG SLEEP sleeps at most.
 ERROR_EXCERPT = 128  #: Bytes of a command that an error message repeats.
+MONITORED = 1024  #: Bytes of an argument that MONITOR shows.
 INTEGER_MIN, INTEGER_MAX = -(2**63), 2**63 - 1  #: The range of Redis's integers.
 
 #: The Redis whose replies are the measure, as clients that ask for a version are told.
@@ -188,7 +199,7 @@ def parse_size(text: str) -> int:
 
     :raises ValueError: for anything else.
     """
-    match = re.fullmatch(r"(\d+)\s*([kmg]?)b?", text.strip().lower())
+    match = re.fullmatch(r"(\d{1,19})\s*([kmg]?)b?", text.strip().lower())
     if match is None:
         raise ValueError(f"{text!r} is not a size such as 64kb, 10mb or 1gb")
     return int(match[1]) << 10 * " kmg".index(match[2] or " ")
@@ -224,9 +235,13 @@ class Limit(NamedTuple):
 
         :raises ValueError: if it is too small, or no number.
         """
-        if not self.least <= value < math.inf:
+        if not self.least <= value <= INTEGER_MAX:
             raise ValueError(f"argument must be {self.least:g} or more {self.unit}".rstrip())
         return value
+
+    def shown(self, value: float) -> str:
+        """As text that parse() takes."""
+        return f"{value:.12g}" if self.unit == "seconds" else str(int(value))
 
 
 LIMITS: dict[str, Limit] = {
@@ -520,15 +535,16 @@ def encode_double(number: float) -> bytes:
 
 
 def measure(reply: Reply) -> int:
-    """The bytes that a reply takes, or somewhat fewer: before it is encoded, and quickly."""
+    """The bytes that a reply takes, more or less: before it is encoded, and quickly."""
     if isinstance(reply, dict):
         return measure(list(reply)) + measure(list(reply.values()))
     if isinstance(reply, (list, tuple)):
+        size = HEADER_BYTES * (1 + len(reply))
         if reply and reply[0].__class__ is bytes:
             with contextlib.suppress(TypeError):
-                return sum(map(len, reply))  # of bytes, as nearly always
-        return sum(map(measure, reply))
-    return len(reply) if isinstance(reply, bytes) else 0
+                return size + sum(map(len, reply))  # of bytes, as nearly always
+        return size + sum(map(measure, reply))
+    return HEADER_BYTES + (len(reply) if isinstance(reply, bytes) else 0)
 
 
 def encode_text(reply: Reply, terminator: bytes) -> bytes:
@@ -629,6 +645,8 @@ class RequestParser:
 
     def __init__(self, framed: bool, limits: Settings) -> None:
         self._framed, self._limits = framed, limits
+        # Commands cut out at a time. Of text, a message has one.
+        self._most = math.inf if framed else MANY_REQUESTS
         self._buffer = bytearray()
         self._arguments: list[bytes] = []
         self._missing = 0  # arguments of the command half read
@@ -640,10 +658,13 @@ class RequestParser:
         self.held = 0
         #: Whether only what a password needs is read, because none was given yet.
         self.restricted = False
+        #: Whether there may be more in what was fed; feed nothing for that.
+        self.more = False
 
     def feed(self, chunk: bytes, end_of_message: bool = True) -> list[Request]:
         """Take one chunk and return the requests it completes, in order."""
         requests: list[Request] = []
+        self.more = False
         try:
             if self._missing or self._buffer:
                 # The command half read, and no further: what comes after it may go the quick way.
@@ -665,6 +686,7 @@ class RequestParser:
             self._buffer += chunk
             self._parse(requests, end_of_message)
             self._note_held()
+            self.more = bool(self._buffer) and len(requests) >= self._most
         except ProtocolError as error:
             requests.append(self.refuse(error))
         return requests
@@ -717,7 +739,9 @@ class RequestParser:
         buffer = self._buffer
         position = 0
         try:
-            while position < len(buffer) and not (requests and (one or self.restricted)):
+            while position < len(buffer) and not (
+                requests and (one or self.restricted or len(requests) >= self._most)
+            ):
                 if self._missing:
                     taken = self._parse_argument(position, requests)
                 elif buffer.startswith(b"*", position):
@@ -824,7 +848,7 @@ class RequestParser:
         try:
             requests.append((split_text(line, self._limits.max_arguments), terminator))
         except CommandError as error:
-            requests.append((error, terminator))
+            requests.append((error.with_traceback(None), terminator))
 
 
 # ----------------------------------------------------------------------------
@@ -839,6 +863,10 @@ DEADLINE_COST = 144
 USE_COST = 80
 OWNER_COST = 200
 BYTES_COST = 40
+#: The same for a command in a transaction, a key that is watched or waited for, a subscription.
+QUEUED_COST = 200
+WATCH_COST = 450
+SUBSCRIPTION_COST = 350
 
 
 class ListValue(Deque[bytes]):
@@ -867,6 +895,9 @@ class ListValue(Deque[bytes]):
     def take_some(self, left: bool, most: int) -> list[bytes]:
         return [self.take(left) for _ in range(min(most, len(self)))]
 
+    def slim(self) -> None:
+        """Nothing is kept of what was taken away."""
+
     def assign(self, elements: Iterable[bytes]) -> None:
         """Hold these elements instead."""
         elements = list(elements)
@@ -887,13 +918,25 @@ class ListValue(Deque[bytes]):
 class Table(Dict[bytes, Any]):
     """A dict that can be walked through in parts, and asked for any one of its keys."""
 
-    __slots__ = ("_drawn", "_draws", "_walked")
+    __slots__ = ("_drawn", "_draws", "_peak", "_walked")
 
     def __init__(self) -> None:
         super().__init__()
         self._walked: list[bytes] | None = None
         self._drawn: list[bytes] = []
-        self._draws = 0
+        self._draws = self._peak = 0
+
+    def slim(self) -> None:
+        """Give up the memory of what was taken away, if that is most of what there was: a dict
+        keeps its size however little is left in it."""
+        if len(self) > self._peak:
+            self._peak = len(self)
+        elif 4 * len(self) < self._peak:
+            rest = dict(self)
+            self.clear()
+            self.update(rest)
+            self._walked, self._drawn, self._draws = None, [], 0
+            self._peak = len(self)
 
     def walk(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
         """The next keys of a walk that begins and ends with cursor 0, and its next cursor.
@@ -1078,6 +1121,10 @@ class SortedSet:
         """All of them, in their order."""
         return [member for _, member in self.pairs(0, len(self))]
 
+    def slim(self) -> None:
+        """See :meth:`Table.slim`."""
+        self.scores.slim()
+
     def copy(self) -> SortedSet:
         twin = SortedSet()
         twin.scores.update(self.scores)
@@ -1135,25 +1182,46 @@ def glob(pattern: bytes) -> Callable[[bytes], object]:
     """
     if len(pattern) > MAX_PATTERN:
         raise CommandError(f"ERR the pattern is longer than {MAX_PATTERN} bytes")
-    parts = [b""]
+    # What stands between the stars, as regular expressions, and as it is while it is just that.
+    parts, literals = [b""], [b""]
+    literal = True
     for match in _GLOB.finditer(pattern):
         if match[0] == b"*":
-            parts.append(b"")
+            if parts[-1] or len(parts) == 1:  # several are as one
+                parts.append(b"")
+                literals.append(b"")
         elif match[0] == b"?":
             parts[-1] += b"."
+            literal = False
         elif match["members"] is not None:
             parts[-1] += _glob_class(match["negated"], match["members"])
+            literal = False
         else:
             parts[-1] += re.escape(match[0][-1:])
+            literals[-1] += match[0][-1:]
     first, *others = parts
     if not others:
         return re.compile(first, re.DOTALL).fullmatch
+    if literal:
+        return functools.partial(_match_literals, literals[0], literals[1:-1], literals[-1])
     # (?=(?P<x>...))(?P=x) is an atomic group, which re has only since Python 3.11.
     middle = b"".join(
         b"(?=(?P<g%d>.*?%b))(?P=g%d)" % (number, part, number)
         for number, part in enumerate(others[:-1])
     )
     return re.compile(b"%b%b.*%b" % (first, middle, others[-1]), re.DOTALL).fullmatch
+
+
+def _match_literals(first: bytes, middle: list[bytes], last: bytes, key: bytes) -> bool:
+    # Whether a key is these, with anything in between.
+    position, end = len(first), len(key) - len(last)
+    if position > end or not (key.startswith(first) and key.endswith(last)):
+        return False
+    for part in middle:
+        position = key.find(part, position, end) + len(part)
+        if position < len(part):
+            return False
+    return True
 
 
 def _glob_class(negated: bytes, members: bytes) -> bytes:
@@ -1341,6 +1409,8 @@ class Store:
         if self._deadlines:
             self._expire(key)
         if value.__class__ is bytes or value:
+            if value.__class__ is not bytes:
+                value.slim()
             self._put(key, value)
             if self.observer is not None:
                 self.observer(letter_of(value), event, key)
@@ -1602,12 +1672,14 @@ class Store:
         if key not in watch.keys:
             watch.keys.add(key)
             self._watches.add(key, watch)
+            self.reserve(WATCH_COST + len(key))
 
     def unwatch(self, watch: Watch) -> None:
         """End a watch; it is broken too by a key that has expired since."""
         for key in watch.keys:
             self._expire(key)
             self._watches.discard(key, watch)
+            self.reserve(-WATCH_COST - len(key))
 
     def watchers(self, key: bytes) -> list[Watch]:
         """The watches of a key, the oldest first."""
@@ -1637,26 +1709,30 @@ class Store:
         self._reserved += size
         self.used += size
 
-    def make_room(self) -> None:
-        """Evict keys until the limit is kept; beyond so many the rest is left to :meth:`evict`.
+    def make_room(self, size: int = 0) -> None:
+        """Evict keys until the limit is kept and there is room for so many bytes more; beyond so
+        many keys the rest is left to :meth:`evict`.
 
         :raises CommandError: if the policy has none left to take.
         """
-        self.sweep(len(self._queue))
-        if not self.evict(SWEEP_KEYS) and self.used > self.limit:
+        limit = self.limit - size
+        while self.used > limit and self.sweep(SWEEP_KEYS):
+            pass
+        if not self.evict(SWEEP_KEYS, size) and self.used > limit:
             raise CommandError(OUT_OF_MEMORY)
 
-    def evict(self, most: int) -> bool:
+    def evict(self, most: int, size: int = 0) -> bool:
         """Evict up to so many keys, as the limit asks, and tell whether more are to go."""
+        limit = self.limit - size
         for _ in range(most):
-            key = self._victim() if self.used > self.limit else None
+            key = self._victim() if self.used > limit else None
             if key is None:
                 return False
             self._remove(key)
             self.evicted += 1
             if self.observer is not None:
                 self.observer("e", b"evicted", key)
-        return self.used > self.limit
+        return self.used > limit
 
     def _victim(self) -> bytes | None:
         table = self._values if self._policy.startswith("allkeys") else self._deadlines
@@ -1677,6 +1753,8 @@ class Store:
         now = self.now()
         self._follow_wall_clock()
         self._shorten_queue()
+        self._values.slim()
+        self._deadlines.slim()
         for _ in range(most):
             if not self._queue or self._queue[0][0] > now:
                 return False
@@ -1740,6 +1818,10 @@ class Peer:
     def push(self, data: bytes, line: bool) -> None:
         """Send it something out of turn; ``line``: one line of text."""
 
+    def takes(self, pending: int, size: int) -> bool:
+        """Whether it may be told so many bytes more, beside those pending; else it is dropped."""
+        return True
+
     def wake(self) -> None:
         """Let it see that its wait is over."""
 
@@ -1757,6 +1839,7 @@ class Peer:
     def describe(self) -> str:
         """Who it is, for the log."""
         process, program = self.process()
+        program = program if program.isprintable() else ascii(program)
         return f"process {process}, {program or 'program not known'}" if process else self.address
 
 
@@ -1773,12 +1856,18 @@ class Subscriber:
         self.monitors = False
         #: Whether any of these makes it one that is pushed to.
         self.listens = False
-        #: What it was told and not sent yet.
+        #: What it was told and not sent yet, and the bytes of that.
         self.messages: list[bytes] = []
+        self.pending = 0
 
     def count(self) -> int:
         """Of channels and patterns together."""
         return len(self.channels) + len(self.patterns)
+
+    def forget(self) -> None:
+        """Let it have been sent what it was told."""
+        self.messages.clear()
+        self.pending = 0
 
 
 Subscribers = Dict[Subscriber, None]
@@ -1787,7 +1876,8 @@ Subscribers = Dict[Subscriber, None]
 class Channels:
     """Who receives what. For everything here, hold the store's lock."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: Store) -> None:
+        self._store = store  # which counts the memory
         #: The subscribers of each channel, and of each pattern.
         self.channels, self.patterns = Groups(), Groups()
         # The test of a channel that each pattern stands for.
@@ -1799,17 +1889,16 @@ class Channels:
     def subscribe(self, subscriber: Subscriber, name: bytes) -> None:
         """See SUBSCRIBE."""
         self.channels.add(name, subscriber)
-        subscriber.channels[name] = None
+        self._note(subscriber.channels, name)
         subscriber.listens = True
 
-    def subscribe_pattern(self, subscriber: Subscriber, pattern: bytes) -> None:
-        """See PSUBSCRIBE.
-
-        :raises CommandError: for a pattern that is too long.
-        """
-        self._tests[pattern] = glob(pattern)
+    def subscribe_pattern(
+        self, subscriber: Subscriber, pattern: bytes, test: Callable[[bytes], object]
+    ) -> None:
+        """See PSUBSCRIBE; ``test``: what glob() makes of the pattern."""
+        self._tests.setdefault(pattern, test)
         self.patterns.add(pattern, subscriber)
-        subscriber.patterns[pattern] = None
+        self._note(subscriber.patterns, pattern)
         subscriber.listens = True
 
     def monitor(self, subscriber: Subscriber) -> None:
@@ -1820,7 +1909,7 @@ class Channels:
     def unsubscribe(self, subscriber: Subscriber, name: bytes) -> None:
         """See UNSUBSCRIBE; harmless when there is no such subscription."""
         self.channels.discard(name, subscriber)
-        subscriber.channels.pop(name, None)
+        self._forget(subscriber.channels, name)
         subscriber.listens = subscriber.monitors or subscriber.count() > 0
 
     def unsubscribe_pattern(self, subscriber: Subscriber, pattern: bytes) -> None:
@@ -1828,8 +1917,18 @@ class Channels:
         self.patterns.discard(pattern, subscriber)
         if pattern not in self.patterns:
             self._tests.pop(pattern, None)
-        subscriber.patterns.pop(pattern, None)
+        self._forget(subscriber.patterns, pattern)
         subscriber.listens = subscriber.monitors or subscriber.count() > 0
+
+    def _note(self, names: dict[bytes, None], name: bytes) -> None:
+        if name not in names:
+            names[name] = None
+            self._store.reserve(SUBSCRIPTION_COST + len(name))
+
+    def _forget(self, names: dict[bytes, None], name: bytes) -> None:
+        if name in names:
+            del names[name]
+            self._store.reserve(-SUBSCRIPTION_COST - len(name))
 
     def leave(self, subscriber: Subscriber) -> None:
         """End everything that a client has subscribed to."""
@@ -1856,7 +1955,10 @@ class Channels:
     def tell(self, reply: Reply, subscribers: Subscribers) -> None:
         """Let deliver() send all of them this, which is encoded once for those that read alike."""
         encoded: dict[Form, bytes] = {}
+        size = measure(reply)
         for subscriber in subscribers:
+            if not subscriber.peer.takes(subscriber.pending, size):
+                continue
             form = subscriber.form
             data = encoded.get(form)
             if data is None:
@@ -1864,22 +1966,26 @@ class Channels:
             if not subscriber.messages:
                 self.told.append(subscriber)
             subscriber.messages.append(data)
+            subscriber.pending += size
 
     def deliver(self) -> None:
         """Send what was told: as few times as possible, and before the lock is given up."""
+        told, self.told = self.told, []
         last: list[bytes] = []
         data = b""
-        for subscriber in self.told:
+        for subscriber in told:
             messages = subscriber.messages
-            if isinstance(subscriber.form, bytes):
-                for line in messages:
-                    subscriber.peer.push(line, True)
-            elif messages:
-                if messages != last:  # which most have in common
-                    last, data = messages[:], b"".join(messages)
-                subscriber.peer.push(data, False)
-            messages.clear()
-        self.told.clear()
+            try:
+                if isinstance(subscriber.form, bytes):
+                    for line in messages:
+                        subscriber.peer.push(line, True)
+                elif messages:
+                    if messages != last:  # which most have in common
+                        last, data = messages[:], b"".join(messages)
+                    subscriber.peer.push(data, False)
+            except MemoryError:  # that of one is not to keep the others from theirs
+                subscriber.peer.hang_up()
+            subscriber.forget()
 
 
 class Events:
@@ -1936,8 +2042,9 @@ class Waiter(Watch):
         super().__init__()
         self._waiting, self.peer, self.kind, self.attempt = waiting, peer, kind, attempt
         self.deadline = deadline
-        #: Whether the wait is over, what it ended in, and whether the client wants to know.
+        #: Whether the wait is over, and whether the client wants to know.
         self.done = self.muted = False
+        #: What it ended in, or will if nothing happens until the deadline.
         self.reply: Reply = NO_LIST
 
     def changed(self, key: bytes) -> None:
@@ -2007,7 +2114,7 @@ class Live:
     """What clients tell each other, beside the values."""
 
     def __init__(self, store: Store) -> None:
-        self.channels = Channels()
+        self.channels = Channels(store)
         self.events = Events(store, self.channels)
         self.waiting = Waiting(store)
 
@@ -2674,18 +2781,21 @@ class Options:
         """The options that words begin with, by name (True, if without value), and the rest."""
         found: dict[str, Any] = {}
         chosen: dict[int, str] = {}
-        while words:
-            option = self._options.get(words[0].upper())
+        position = 0
+        while position < len(words):
+            option = self._options.get(words[position].upper())
             if option is None:
                 break
             number, name, names = option
-            values, words = words[1 : 1 + len(names)], words[1 + len(names) :]
+            position += 1
+            values = words[position : position + len(names)]
+            position += len(names)
             again = name in found and name in self.ONCE
             if again or chosen.setdefault(number, name) != name or len(values) < len(names):
                 raise CommandError(SYNTAX_ERROR)
             parsed = [PARSERS.get(each, bytes)(value) for each, value in zip(names, values)]
             found[name] = parsed if len(parsed) > 1 else parsed[0] if parsed else True
-        return found, words
+        return found, words[position:]
 
     def parse(self, words: Sequence[bytes]) -> dict[str, Any]:
         """The options by name, when there is to be nothing else."""
@@ -2868,6 +2978,18 @@ class Family:
         return edit
 
 
+def look_for_room(context: Context, names: Sequence[bytes], cost: int, held: int = 0) -> None:
+    """Look whether there is memory for names of keys or channels that a client has the server
+    remember, at a cost each, ``held`` before: a little of it is let in however little is left.
+
+    :raises CommandError: if there is not.
+    """
+    store = context.store
+    size = sum(map(len, names)) + cost * len(names)
+    if size + cost * held > FREE_INPUT and store.used + size > store.limit:
+        store.make_room(size)
+
+
 def find_command(arguments: list[bytes]) -> Command:
     """The entry for a command.
 
@@ -2920,6 +3042,13 @@ def _refuse(context: Context, error: Any) -> Reply:
     if isinstance(error, ProtocolError):
         context.fault = str(error).partition(" ")[2]
         context.close()
+    elif context.guarded:
+
+        def refuse() -> Reply:
+            context.spoiled = context.queue is not None
+            raise error
+
+        return _muted(context, refuse)
     return error  # type: ignore[no-any-return]
 
 
@@ -2939,9 +3068,14 @@ _UNSEEN = frozenset(
 
 
 def _execute_guarded(context: Context, arguments: list[bytes]) -> Reply:
+    return _muted(context, functools.partial(_accept, context, arguments))
+
+
+def _muted(context: Context, carry_out: Callable[[], Reply]) -> Reply:
+    # The reply, unless the client has said that it wants none.
     skipping = context.replying == "SKIPPING"
     try:
-        reply = _accept(context, arguments)
+        reply = carry_out()
     except CommandError as error:
         reply = error
     muted = context.replying == "OFF"
@@ -2986,7 +3120,7 @@ def _accept(context: Context, arguments: list[bytes]) -> Reply:
     if context.queue is None or entry.name in _NOT_QUEUED:
         return carry_out(context, entry, arguments)
     context.queue.append((entry, arguments))
-    size = sum(map(cost_of, arguments))
+    size = QUEUED_COST + sum(map(cost_of, arguments))
     context.queued += size
     context.store.reserve(size)
     return QUEUED
@@ -3014,7 +3148,11 @@ _ESCAPES: dict[int, str] = {
 
 def _monitored(context: Context, entry: Command, arguments: list[bytes]) -> Status:
     # The line that MONITOR shows for a command.
-    words = [word.decode("latin-1").translate(_ESCAPES) for word in arguments]
+    # Of a long argument the beginning: all of it would take long, and much memory.
+    words = [
+        word[:MONITORED].decode("latin-1").translate(_ESCAPES) + "..." * (len(word) > MONITORED)
+        for word in arguments
+    ]
     secret = 1 if entry.name == "AUTH" else len(words)
     if entry.name == "HELLO":
         secret = 1 + [*map(bytes.upper, arguments), b"AUTH"].index(b"AUTH")
@@ -3094,10 +3232,19 @@ def add_decimal(value: bytes, error: str, increment: bytes) -> bytes:
     if any(b"i" in number.lower() for number in numbers):
         raise CommandError("ERR increment would produce NaN or Infinity")
     one, other = (_rounded(fractions.Fraction(number.decode())) for number in numbers)
+    for number, what in ((one, error), (other, NOT_A_FLOAT), (one + other, NOT_A_FLOAT)):
+        if abs(number) >= 2**16384:  # which is infinite to Redis
+            raise CommandError(what)
     total = _rounded(one + other)
     places = round(abs(total) * 10**17)
-    text = f"{places // 10**17}.{places % 10**17:017}".rstrip("0").rstrip(".")
+    text = f"{_digits(places // 10**17)}.{places % 10**17:017}".rstrip("0").rstrip(".")
     return f"-{text}".encode() if total < 0 and places else text.encode()
+
+
+def _digits(number: int) -> str:
+    # Python has a limit to what it writes in decimal, and needs long for much.
+    most = 10**MAX_NUMBER
+    return str(number) if number < most else f"{number // most}{number % most:0{MAX_NUMBER}}"
 
 
 def _decimal(argument: bytes) -> bytes:
@@ -3247,6 +3394,7 @@ def take_from(
     if seconds is None or not context.may_wait:
         return nothing
     deadline = time.monotonic() + seconds if seconds else None
+    look_for_room(context, names, WATCH_COST)
     return wait_for(
         context, Waiter(context.live.waiting, context.peer, kind, attempt, deadline), names
     )
@@ -3309,13 +3457,22 @@ def scans(family: Family, name: str, what: str, told: Callable[[Any, bytes], Any
         return [following, [each for member in found for each in told(value, member)]]
 
 
-def pick(members: Sequence[bytes], count: int) -> list[bytes]:
+def pick(table: Table, count: int) -> list[bytes]:
     """So many members by chance; of a negative number each may come more than once."""
-    if count >= 0:
-        return random.sample(members, min(count, len(members)))
     if -count > LIMITS["max_arguments"].default:
         raise CommandError("ERR value is out of range")
-    return random.choices(members, k=-count) if members else []
+    if not table or 4 * abs(count) > len(table):
+        members = list(table)
+        if count >= 0:
+            return random.sample(members, min(count, len(members)))
+        return random.choices(members, k=-count) if members else []
+    # Of many members few are drawn, or all would have to be listed for each.
+    if count < 0:
+        return [table.draw() for _ in range(-count)]
+    chosen: dict[bytes, None] = {}
+    while len(chosen) < count:
+        chosen[table.draw()] = None
+    return list(chosen)
 
 
 # ----------------------------------------------------------------------------
@@ -3402,25 +3559,28 @@ def append(context: Context, key: bytes, value: bytes) -> Reply:
 def setrange(context: Context, key: bytes, offset: int, value: bytes) -> Reply:
     if offset < 0:
         raise CommandError("ERR offset is out of range")
-    old = context.store.edit(key, bytes) or b""
+    length = len(context.store.edit(key, bytes) or b"")
     if not value:
-        return len(old)
-    _check_length(context, offset + len(value))
+        return length
+    _check_length(context, offset + len(value), length)
+    old = context.store.edit(key, bytes) or b""  # unless it had to give way
     before = old[:offset].ljust(offset, b"\0")
     after = old[offset + len(value) :]
     return _write_checked(context, key, before + value + after, b"setrange")
 
 
 def _write_checked(context: Context, key: bytes, value: bytes, event: bytes) -> int:
-    _check_length(context, len(value))
+    _check_length(context, len(value), len(value))
     context.store.write(key, value, event)
     return len(value)
 
 
-def _check_length(context: Context, length: int) -> None:
-    # No longer than a client could have sent it.
+def _check_length(context: Context, length: int, old: int) -> None:
+    # No longer than a client could have sent it, and than there is room for.
     if length > context.settings.max_message:
         raise CommandError("ERR string exceeds maximum allowed size (proto-max-bulk-len)")
+    if context.store.used + length - old > context.store.limit:
+        context.store.make_room(length - old)
 
 
 strings.views("STRLEN key", "The length of a value in bytes.")(len)
@@ -3878,7 +4038,7 @@ def hrandfield(context: Context, key: bytes, *words: bytes) -> Reply:
     value = context.store.read(key, Hash) or Hash()
     if not words:
         return value.draw() if value else None
-    fields = pick(list(value), count)
+    fields = pick(value, count)
     return Pairs((field, value[field]) for field in fields) if options else fields
 
 
@@ -3924,7 +4084,7 @@ def smove(context: Context, source: bytes, target: bytes, member: bytes) -> Repl
 def spop(value: Set, count: int | None = None) -> Reply:
     if not value:
         return None if count is None else Members()
-    taken = [value.draw()] if count in (None, 1) else pick(list(value), count or 0)
+    taken = [value.draw()] if count in (None, 1) else pick(value, count or 0)
     for member in taken:
         value.take(member)
     return taken[0] if count is None else Members(taken)
@@ -3935,7 +4095,7 @@ def spop(value: Set, count: int | None = None) -> Reply:
 def srandmember(value: Set, count: int | None = None) -> Reply:
     if count is None:
         return value.draw() if value else None
-    return pick(list(value), count)
+    return pick(value, count)
 
 
 @sets.reads("SINTER key [key ...]", "The members common to all sets.", operation=operator.and_)
@@ -4193,7 +4353,7 @@ def exec_(context: Context, *words: bytes) -> Reply:
     if broken:
         return NO_LIST
     replies: list[Reply] = []
-    size = 0
+    size, most = 0, context.settings.max_reply
     context.may_wait = False
     try:
         for entry, arguments in queue:
@@ -4202,9 +4362,10 @@ def exec_(context: Context, *words: bytes) -> Reply:
             except CommandError as error:
                 replies.append(error)
             size += measure(replies[-1])
+            if size > most:  # nobody will see them, but the rest is carried out as well
+                replies.clear()
     finally:
         context.may_wait = True
-    most = context.settings.max_reply
     return replies if size <= most else reply_too_long(most)
 
 
@@ -4222,6 +4383,7 @@ def watch(context: Context, *names: bytes) -> Reply:
         raise CommandError("ERR WATCH inside MULTI is not allowed")
     if context.watch is None:
         context.watch = Watch()
+    look_for_room(context, names, WATCH_COST, len(context.watch.keys))
     for key in names:
         context.store.watch(key, context.watch)
     return OK
@@ -4244,14 +4406,22 @@ pubsub = Family("pubsub")
 
 @pubsub.reads("SUBSCRIBE channel [channel ...]", "Receive what is published in channels.")
 def subscribe(context: Context, *names: bytes) -> Reply:
+    look_for_room(context, names, SUBSCRIPTION_COST, context.subscriber.count())
     return _tell_each(context, b"subscribe", names, context.live.channels.subscribe)
 
 
 @pubsub.reads("PSUBSCRIBE pattern [pattern ...]", "SUBSCRIBE to all channels that match.")
 def psubscribe(context: Context, *patterns: bytes) -> Reply:
-    for pattern in patterns:
-        glob(pattern)  # all of them, or, after an error, none
-    return _tell_each(context, b"psubscribe", patterns, context.live.channels.subscribe_pattern)
+    look_for_room(context, patterns, SUBSCRIPTION_COST, context.subscriber.count())
+    if sum(map(len, patterns)) > MAX_PATTERNS:
+        raise CommandError(f"ERR the patterns together are longer than {MAX_PATTERNS} bytes")
+    # All of them, or, after an error, none.
+    tests = dict(zip(patterns, map(glob, patterns)))
+    subscribe = context.live.channels.subscribe_pattern
+    return _tell_each(
+        context, b"psubscribe", patterns,
+        lambda subscriber, name: subscribe(subscriber, name, tests[name]),
+    )  # fmt: skip
 
 
 @pubsub.reads("UNSUBSCRIBE [channel ...]", "End subscriptions, all if none is named.")
@@ -4329,12 +4499,13 @@ def hello(context: Context, *options: bytes) -> Reply:
         error = "ERR Protocol version is not an integer or out of range"
         protocol = parse_integer(options[0], error, 2, 3, "NOPROTO unsupported protocol version")
     words = iter(options[1:])
+    names: dict[str, str] = {}
     for word in words:
         values = list(itertools.islice(words, {b"AUTH": 2, b"SETNAME": 1}.get(word.upper(), 0)))
         if word.upper() == b"AUTH" and len(values) == 2:
             auth(context, *values)
         elif word.upper() == b"SETNAME" and values:
-            context.names["name"] = _client_name("Client names", values[0])
+            names["name"] = _client_name("Client names", values[0])
         else:
             raise CommandError(f"ERR Syntax error in HELLO option '{_shown(word)}'")
     if context.locked_out:
@@ -4344,6 +4515,7 @@ def hello(context: Context, *options: bytes) -> Reply:
             " the RESP protocol version at the same time"
         )
     context.protocol = context.subscriber.form = protocol
+    context.names.update(names)
     context.guard()
     return {
         b"server": b"redis",
@@ -4389,13 +4561,16 @@ def quit_(context: Context, *words: bytes) -> Reply:
 
 
 def _client_name(what: str, name: bytes) -> str:
-    if any(not 0x21 <= char <= 0x7E for char in name):
+    if len(name) > MAX_NAME:
+        raise CommandError(f"ERR {what} cannot be longer than {MAX_NAME} bytes.")
+    if re.fullmatch(rb"[!-~]*", name) is None:
         raise CommandError(f"ERR {what} cannot contain spaces, newlines or special characters.")
     return name.decode("ascii")
 
 
 def _describe(context: Context) -> str:
     subscriber, (process, program) = context.subscriber, context.peer.process()
+    known = COMMANDS.keys() | CONTAINERS
     flags = {
         "O": subscriber.monitors,
         "P": subscriber.count() > 0,
@@ -4418,7 +4593,7 @@ def _describe(context: Context) -> str:
         # Sizes of buffers, which are not kept count of, but which redis-py before 7 looks for.
         **dict.fromkeys(("qbuf", "qbuf-free", "argv-mem", "obl", "oll", "omem", "tot-mem"), 0),
         "multi": -1 if context.queue is None else len(context.queue),
-        "cmd": _shown(context.command.lower()) or "NULL",
+        "cmd": context.command.decode().lower() if context.command.upper() in known else "NULL",
         "user": "default",
         "resp": context.protocol,
         "lib-name": context.names.get("lib-name", ""),
@@ -4597,13 +4772,18 @@ def memory_usage(context: Context, key: bytes, *, samples: int = 0) -> Reply:
     return context.store.cost(key) if key in context.store else None
 
 
-@server.reads("DEBUG SLEEP seconds", "Answer nobody for so long.")
+@server.reads("DEBUG SLEEP seconds", "Answer this client only after so long.")
 def debug_sleep(context: Context, seconds: bytes) -> Reply:
+    # In Redis, nobody; which it lets no client do unless it is told to.
     duration = parse_float(seconds)
     if not 0 <= duration <= MAX_SLEEP:
         raise CommandError(f"ERR the time to sleep must be from 0 to {MAX_SLEEP:g} seconds")
-    time.sleep(duration)
-    return OK
+    if not context.may_wait:
+        raise CommandError("ERR DEBUG SLEEP is not for transactions")
+    deadline = time.monotonic() + duration
+    waiter = Waiter(context.live.waiting, context.peer, bytes, lambda key: None, deadline)
+    waiter.reply = OK
+    return wait_for(context, waiter, [])
 
 
 def _set_memory_limit(context: Context, size: int) -> None:
@@ -4656,7 +4836,7 @@ _CHANGES: dict[str, tuple[Callable[[str], Any], Callable[[Context, Any], None]]]
 
 def _limits(context: Context) -> dict[str, object]:
     settings = context.settings
-    return {each.parameter: f"{getattr(settings, name):.12g}" for name, each in LIMITS.items()}
+    return {each.parameter: each.shown(getattr(settings, name)) for name, each in LIMITS.items()}
 
 
 def _parameters(context: Context) -> dict[str, object]:
@@ -5280,6 +5460,9 @@ class Connection:
         """
         raise NotImplementedError
 
+    def expect_pushes(self) -> None:
+        """Let receive() from now on be where a push can wake it, as after the first push."""
+
     def alive(self) -> bool:
         """Whether the client has its end open still."""
         raise NotImplementedError
@@ -5493,6 +5676,7 @@ class SocketConnection(Connection):
             self._pushed = True
             if self._closed:
                 return
+            sent = 0
             if not self._outbox:
                 try:
                     sent = self._send_now(data)
@@ -5500,9 +5684,12 @@ class SocketConnection(Connection):
                     return
                 if sent == len(data):
                     return
-                data = data[sent:]
-            self._queue(data, whole)
+            # Of what was published, all that receive it have the same bytes.
+            self._queue(memoryview(data)[sent:], whole)
         self.wake()
+
+    def expect_pushes(self) -> None:
+        self._pushed = True
 
     def _send_now(self, data: bytes) -> int:
         try:
@@ -6056,7 +6243,7 @@ def _is_http(request: Request) -> bool:
 
 
 #: The replies that can be longer than what there is in the store.
-_LONG = frozenset({list, dict, Members, Pairs})
+_LONG = frozenset({list, dict, Members, Pairs, Several, Verbatim})
 
 
 class Session(Peer):
@@ -6109,7 +6296,7 @@ class Session(Peer):
                     return
                 answer(context, requests)
                 requests = []
-                if parser.restricted:  # one at a time: by the next the client may be let in
+                if parser.restricted or parser.more:  # one at a time: by the next it may be let in
                     parser.restricted = context.locked_out
                     requests = feed(b"")
             if parser.held:
@@ -6143,9 +6330,10 @@ class Session(Peer):
         more = True
         while more and not context.closing:
             output: list[bytes] = []
-            size, more = 0, False
+            size, more, look = 0, False, TURN_LOOK
             # The lock once a turn rather than once a command, and one message for all replies.
             with context.store.lock:
+                end = time.monotonic() + TURN_TIME
                 for arguments, terminator in pending:
                     reply = execute(context, arguments)
                     if reply.__class__ is bytes and terminator is None:
@@ -6162,16 +6350,18 @@ class Session(Peer):
                             data = encode_text(reply, terminator)
                     if messages:  # in order with the replies to what it does itself
                         data = b"".join(messages) + data
-                        messages.clear()
+                        subscriber.forget()
                     output.append(data)
                     if ready:
                         waiting.serve()
                     size += len(data) + TURN_COST
-                    if size > TURN_BYTES or context.halted:
-                        more = True
-                        break
+                    if size > look or context.halted:
+                        if size > TURN_BYTES or context.halted or time.monotonic() > end:
+                            more = True
+                            break
+                        look += TURN_LOOK
                 context.statistics.commands += len(output)
-                if arguments.__class__ is list:
+                if arguments.__class__ is list and len(arguments[0]) < ERROR_EXCERPT:  # type: ignore[index]
                     context.command = arguments[0]  # type: ignore[index]
                 # Only RESP is a stream; a text client wants its reply in one message.
                 answered = output and (reply is not NOTHING or any(output))
@@ -6183,6 +6373,8 @@ class Session(Peer):
                     subscriber.form = context.protocol if terminator is None else terminator
                     if answered:
                         self.connection.push(data, terminator is not None)
+                    else:
+                        self.connection.expect_pushes()
                 if channels.told:
                     channels.deliver()
             if listens:
@@ -6198,7 +6390,7 @@ class Session(Peer):
             left = waiter.left()
             if left is not None and left <= 0:
                 with context.store.lock:
-                    context.live.waiting.end(waiter, NO_LIST)
+                    context.live.waiting.end(waiter, waiter.reply)
             elif not self.connection.watch(left):
                 if self.connection.full:
                     self.drop("it sent more than can be kept while it waited")
@@ -6216,11 +6408,13 @@ class Session(Peer):
             self.connection.send(data, terminator is not None)
 
     def push(self, data: bytes, line: bool) -> None:
-        unsent, most = self.connection.unsent, self._settings.subscriber_buffer
-        if unsent and unsent + len(data) > most:
+        self.connection.push(data, line)
+
+    def takes(self, pending: int, size: int) -> bool:
+        lying, most = self.connection.unsent + pending, self._settings.subscriber_buffer
+        if not self.dropped and lying and lying + size > most:
             self.drop(f"it left more than {most} bytes of what it subscribed to lying")
-        else:
-            self.connection.push(data, line)
+        return not self.dropped
 
     def overdue(self, context: Context, now: float) -> str:
         """Why a client is to be dropped at this time, or ""."""
@@ -6507,23 +6701,28 @@ class Server:
             with self._lock:
                 self._sessions.discard(session)
                 desk.spare += 1
-            with self._store.lock:
-                session.end(context)
-                context.leave()
-            connection.close()
+            try:
+                with self._store.lock:
+                    session.end(context)
+                    context.leave()
+            finally:
+                connection.close()
 
     def _sweep(self) -> None:
         looked = time.monotonic()
         while not self._stopping.wait(SWEEP_INTERVAL):
             now = time.monotonic()
-            if now - looked > OVERDUE_INTERVAL:
-                looked = now
-                self._drop_overdue(now)
-            more = True
-            while more and not self._stopping.is_set():
-                with self._store.lock:
-                    more = self._store.sweep(SWEEP_KEYS) or self._store.evict(SWEEP_KEYS)
-                    self._live.channels.deliver()
+            try:
+                if now - looked > OVERDUE_INTERVAL:
+                    looked = now
+                    self._drop_overdue(now)
+                more = True
+                while more and not self._stopping.is_set():
+                    with self._store.lock:
+                        more = self._store.sweep(SWEEP_KEYS) or self._store.evict(SWEEP_KEYS)
+                        self._live.channels.deliver()
+            except Exception:  # this thread must not end: nothing would expire unasked
+                log.exception("A fault of this program, or too little memory, while sweeping")
 
     def _drop_overdue(self, now: float) -> None:
         with self._store.lock:
@@ -6626,7 +6825,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in _stop_signals():
         signal.signal(number, _stop_once)
     _stop_at_the_last_moment(server)
-    _allow_descriptors(options["max_clients"])
+    _allow_descriptors(options["max_clients"] * (1 if options["tcp"] is None else 2))
     _share_memory()
     try:
         with contextlib.suppress(KeyboardInterrupt):

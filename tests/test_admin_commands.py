@@ -7,7 +7,6 @@ import re
 import time
 import unittest
 from typing import Any, Pattern, Sequence, Tuple, Union
-from unittest import mock
 
 import pipecache
 from pipecache import (
@@ -583,15 +582,23 @@ class InformationTests(ContextCase):
         self.assertTrue(0 <= microseconds < 1_000_000)
 
     def test_sleep(self) -> None:
-        with mock.patch("time.sleep") as sleep:
-            for words, expected in ((b"0", 0.0), (b"0.5", 0.5), (b"1e-3", 0.001)):
-                self.assertEqual(self.ask(b"DEBUG SLEEP " + words), OK)
-                sleep.assert_called_with(expected)
-            sleep.reset_mock()
-            for words in (b"-1", b"nan", b"inf", b"1e9", b"x", b"1 2", b""):
-                with self.subTest(words=words):
-                    self.assertRegex(self.ask(b"DEBUG SLEEP " + words), b"^-ERR ")
-            sleep.assert_not_called()
+        for words, expected in ((b"0", 0.0), (b"0.5", 0.5), (b"1e-3", 0.001)):
+            self.ask(b"DEBUG SLEEP " + words)
+            waiter = self.context.waiter
+            assert waiter is not None
+            left = waiter.left()
+            assert left is not None
+            self.assertTrue(expected - 60 < left <= expected)
+            self.assertIs(waiter.reply, pipecache.OK)
+            self.live.waiting.end(waiter, OK)
+            self.context.waiter, self.context.halted = None, False
+        for words in (b"-1", b"nan", b"inf", b"1e9", b"x", b"1 2", b""):
+            with self.subTest(words=words):
+                self.assertRegex(self.ask(b"DEBUG SLEEP " + words), b"^-ERR ")
+        self.assertIsNone(self.context.waiter)
+        self.ask(b"MULTI")
+        self.ask(b"DEBUG SLEEP 1000")
+        self.assertIn(b"not for transactions", self.ask(b"EXEC"))
 
     def test_every_error_tells_of_what_there_is(self) -> None:
         """ "Try CLIENT HELP" helps, and so does everything else that has subcommands."""

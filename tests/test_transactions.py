@@ -8,7 +8,7 @@ import threading
 import unittest
 from typing import Callable, Iterable, Tuple
 
-from pipecache import NO_LIST, Server, Watch
+from pipecache import NO_LIST, WATCH_COST, Server, Watch
 from tests.support import (
     DEADLINE,
     WINDOWS,
@@ -489,7 +489,8 @@ class WatchTests(ContextCase):
             with self.subTest(policy=policy):
                 self.ask(b"SETEX k 100 v")
                 self.ask(b"WATCH k")
-                self.store.policy, self.store.limit = policy, 0
+                self.store.policy = policy
+                self.store.limit = WATCH_COST + 10
                 self.store.make_room()
                 self.assertTrue(self.broken())
                 self.store.limit = math.inf

@@ -134,6 +134,10 @@ class AccountingTests(ContextCase):
             queues = [context.queue or [] for context in contexts]
             queued = [words for queue in queues for _, words in queue]
             expected = recount(self.store) + sum(map(cost_of, itertools.chain(*queued)))
+            expected += len(queued) * pipecache.QUEUED_COST
+            watched = [context.watch.keys for context in contexts if context.watch is not None]
+            watched += [waiter.keys for waiter in self.live.waiting.waiters]
+            expected += sum(pipecache.WATCH_COST + len(key) for keys in watched for key in keys)
             self.assertEqual(self.store.used, expected, step)
         for context in contexts:
             context.leave()
