@@ -1135,7 +1135,15 @@ def _client_info(reply: Any) -> dict[str, str | int]:
 
 def _info(reply: Any) -> dict[str, Any]:
     lines = [line.partition(":") for line in _text(reply).splitlines() if line[:1] != "#"]
-    return {name: _info_value(value) for name, colon, value in lines if colon}
+    return {
+        name: value if name in _INFO_TEXTS else _info_value(value)
+        for name, colon, value in lines
+        if colon
+    }
+
+
+#: What INFO tells in words, or as the name of a file, which Redis does not.
+_INFO_TEXTS = ("address", "db_file", "db_last_error")
 
 
 def _info_value(value: str) -> Any:

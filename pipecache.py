@@ -255,7 +255,7 @@ LIMITS: dict[str, Limit] = {
     ),
     "max_reply": Limit("max-reply", 1 << 30, 65536, "bytes", "one reply; a longer one is an error"),
     "max_memory": Limit(
-        "maxmemory", 0, 0, "bytes", "keys, values and commands yet to be carried out, all together"
+        "maxmemory", 0, 0, "bytes", "keys, values, and what clients have sent and subscribed to"
     ),
     "subscriber_buffer": Limit(
         "subscriber-buffer", 8 << 20, 1, "bytes",
@@ -2252,7 +2252,7 @@ class Persistence:
                 self._load()
                 self._make_ready()
                 self._store.track()
-                facts = self._shown(), self.loaded, self.duration
+                facts = self.shown(), self.loaded, self.duration
                 log.info("Keeping everything in %s: %d keys loaded in %.1f s", *facts)
                 return
             except BaseException as error:
@@ -2264,7 +2264,7 @@ class Persistence:
                 if not locked or time.monotonic() > deadline:
                     raise PersistenceError(self._failure("use", error)) from error
             if not told:
-                log.info("Waiting for %s, which another program uses", self._shown())
+                log.info("Waiting for %s, which another program uses", self.shown())
                 told = True
             time.sleep(0.1)
 
@@ -2355,7 +2355,7 @@ class Persistence:
                     time.monotonic() > told + PROGRESS_INTERVAL
                 ):
                     told = time.monotonic()
-                    log.info("Loading %s: %d of %d keys", self._shown(), done, count)
+                    log.info("Loading %s: %d of %d keys", self.shown(), done, count)
                 types = type(key), type(value), type(expires)
                 if types not in _ROW_TYPES:
                     raise ValueError(f"malformed: the types of a row, {types}")
@@ -2399,9 +2399,9 @@ class Persistence:
             while self._thread.is_alive():
                 if self._written != written:
                     written, progress = self._written, time.monotonic()
-                    log.info("Saving to %s: %d keys to be written", self._shown(), self.unsaved)
+                    log.info("Saving to %s: %d keys to be written", self.shown(), self.unsaved)
                 elif time.monotonic() > progress + patience:
-                    log.error("Stopped before everything was saved to %s", self._shown())
+                    log.error("Stopped before everything was saved to %s", self.shown())
                     return False
                 self._thread.join(PROGRESS_INTERVAL)
         return not self.unsaved
@@ -2431,7 +2431,7 @@ class Persistence:
             pause = min(2 * pause, MAX_PAUSE) if self.error else SAVE_INTERVAL
         self._save()
         if self.unsaved:
-            log.error("%d changed keys were not saved to %s", self.unsaved, self._shown())
+            log.error("%d changed keys were not saved to %s", self.unsaved, self.shown())
         self._disconnect()
 
     def _wait(self, until: float) -> None:
@@ -2464,7 +2464,7 @@ class Persistence:
         if error and error != self.error:
             log.error("%s. Going on from memory, and trying again", error)
         elif self.error and not error:
-            log.info("Saving to %s works again", self._shown())
+            log.info("Saving to %s works again", self.shown())
         self.error = error
         with store.lock:
             for done in requests:
@@ -2489,7 +2489,7 @@ class Persistence:
         except BaseException:
             self._disconnect()
             raise
-        log.warning("%s, or its log, was taken away, and is begun anew", self._shown())
+        log.warning("%s, or its log, was taken away, and is begun anew", self.shown())
         with self._store.lock:
             self._store.change_all()
 
@@ -2594,7 +2594,8 @@ class Persistence:
             with contextlib.suppress(OSError):
                 self.size += os.path.getsize(path)
 
-    def _shown(self) -> str:
+    def shown(self) -> str:
+        """The path, in one line."""
         return self.path if self.path.isprintable() else repr(self.path)
 
     def _failure(self, what: str, error: BaseException) -> str:
@@ -2604,7 +2605,7 @@ class Persistence:
         else:
             text = str(error)
             advice = next((advice for word, advice in _ADVICE.items() if word in text), "")
-        return f"Cannot {what} {self._shown()}: {text}" + (f" ({advice})" if advice else "")
+        return f"Cannot {what} {self.shown()}: {text}" + (f" ({advice})" if advice else "")
 
 
 def _inode_of(path: str) -> tuple[int, int] | None:
@@ -5057,7 +5058,7 @@ def _persistence_facts(file: Persistence | None) -> dict[str, object]:
         "rdb_saves": file.saves,
         "rdb_last_load_keys_expired": file.expired,
         "rdb_last_load_keys_loaded": file.loaded,
-        "db_file": file.path,
+        "db_file": file.shown(),
         "db_file_bytes": file.size,
         "db_seconds_behind": f"{now - file.level if file.unsaved else 0:.1f}",
         "db_keys_too_large": len(file.refused),

@@ -942,8 +942,9 @@ class ServingTest(FileCase):
 
     @unittest.skipUnless(sys.platform == "linux", "a name that is no text")
     def test_a_name_that_is_no_text(self) -> None:
-        self.path = Path(os.fsdecode(os.fsencode(self.folder) + b"/caf\xe9.db"))
+        self.path = Path(os.fsdecode(os.fsencode(self.folder) + b"/a=b,c caf\xe9.db"))
         with self.server() as (_, connected):
+            self.assertIsInstance(connected.info("persistence")["db_file"], str)
             self.assertEqual(
                 connected.config_get("dbfilename")["dbfilename"][-12:], "caf\\udce9.db"
             )
@@ -989,6 +990,7 @@ class ServingTest(FileCase):
             self.assertEqual(len(connected.get("key")), 100_000)
             facts = connected.info("persistence")
             self.assertEqual(facts["rdb_last_bgsave_status"], "err")
+            # In words, with or without a comma.
             self.assertRegex(facts["db_last_error"], "Cannot save to .*is full.*make room")
             server._persistence._database.execute("PRAGMA max_page_count=100000")
             connected.execute_command("SAVE")

@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Any, Callable
 from unittest import mock
 
-from pipecache import POLICIES, CommandError, Context, Live, Settings, Statistics, Store, execute
+from pipecache import (
+    POLICIES,
+    WATCH_COST,
+    CommandError,
+    Context,
+    Live,
+    Settings,
+    Statistics,
+    Store,
+    execute,
+)
 from tests import fuzz_wire, provision
 from tests.support import running_under_wine
 
@@ -597,7 +607,10 @@ class Both:
             raise AssertionError("refused for want of memory, of which there is some")
 
     def check(self) -> None:
-        reserved = sum(client.context.queued for client in self.clients)
+        contexts = [client.context for client in self.clients]
+        reserved = sum(context.queued for context in contexts)
+        watches = [context.watch.keys for context in contexts if context.watch is not None]
+        reserved += sum(WATCH_COST + len(key) for keys in watches for key in keys)
         fuzz_wire.check_store(self.store, reserved)
         found, expected = set(self.store.keys()), set(self.model.values)
         if found != expected:
