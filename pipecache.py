@@ -3577,11 +3577,13 @@ def _write_checked(context: Context, key: bytes, value: bytes, event: bytes) -> 
 
 
 def _check_length(context: Context, length: int, old: int) -> None:
-    # No longer than a client could have sent it, and than there is room for.
+    # No longer than a client could have sent it; and if much of it was not sent, which would have
+    # been counted, then than there is room for.
     if length > context.settings.max_message:
         raise CommandError("ERR string exceeds maximum allowed size (proto-max-bulk-len)")
-    if context.store.used + length - old > context.store.limit:
-        context.store.make_room(length - old)
+    store, more = context.store, length - old
+    if more > FREE_INPUT and store.used + more > store.limit:
+        store.make_room(more)
 
 
 strings.views("STRLEN key", "The length of a value in bytes.")(len)
