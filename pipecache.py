@@ -2351,14 +2351,14 @@ class Persistence:
             # A row at a time: it is in memory twice meanwhile.
             rows.execute("SELECT key, kind, value, expires, by_clock FROM keys")
             for done, (key, kind, value, expires, by_clock) in enumerate(rows, 1):
+                types = type(key), type(value), type(expires)
+                if types not in _ROW_TYPES:
+                    raise ValueError(f"malformed: the types of a row, {types}")
                 if (done % 1000 == 0 or len(value) > SHORT_VALUE) and (
                     time.monotonic() > told + PROGRESS_INTERVAL
                 ):
                     told = time.monotonic()
                     log.info("Loading %s: %d of %d keys", self.shown(), done, count)
-                types = type(key), type(value), type(expires)
-                if types not in _ROW_TYPES:
-                    raise ValueError(f"malformed: the types of a row, {types}")
                 if kind != "$":
                     try:
                         value = unpack(kind, value)  # noqa: PLW2901

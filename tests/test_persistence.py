@@ -483,6 +483,7 @@ class TroubleTest(FileCase):
             "UPDATE keys SET kind='h' WHERE key=x'6b657930'",
             "UPDATE keys SET kind='?' WHERE key=x'6b657930'",
             "UPDATE keys SET value='text' WHERE key=x'6b657930'",
+            "UPDATE keys SET value=5 WHERE key=x'6b657930'",
             "UPDATE keys SET expires='soon' WHERE key=x'6b657930'",
             "UPDATE keys SET key='key0' WHERE key=x'6b657930'",
         ):
