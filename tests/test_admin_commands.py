@@ -588,7 +588,7 @@ class InformationTests(ContextCase):
             assert waiter is not None
             left = waiter.left()
             assert left is not None
-            self.assertTrue(expected - 60 < left <= expected)
+            self.assertTrue(expected - 60 < left < expected + 1e-6)
             self.assertIs(waiter.reply, pipecache.OK)
             self.live.waiting.end(waiter, OK)
             self.context.waiter, self.context.halted = None, False

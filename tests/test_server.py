@@ -288,9 +288,10 @@ class CrowdTests(ServerCase):
         before = self.sessions()
         for _ in range(300):
             RawConnection(self.name).close()
+        # A pipe may not see who leaves at once; a socket keeps them until they are accepted.
         wait_until(
             lambda: (
-                server._statistics.connections == 300
+                (WINDOWS or server._statistics.connections == 300)
                 and not server._sessions
                 and server._desks[0].spare == server._workers
             ),
