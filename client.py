@@ -511,9 +511,9 @@ def _too_slow(address: str, timeout: float | None) -> CacheTimeout:
 
 
 def _not_running(address: str) -> ServerNotRunning:
-    return ServerNotRunning(
-        f"Cache server not running: nobody serves {address}; start pipecache.py with that --pipe"
-    )
+    how = "" if address == pipe_address(DEFAULT_PIPE) else " with that --pipe"
+    what = f"nobody serves {address}; start pipecache.py{how}"
+    return ServerNotRunning(f"Cache server not running: {what}")
 
 
 if sys.platform == "win32":

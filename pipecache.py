@@ -235,6 +235,8 @@ class Limit(NamedTuple):
 
         :raises ValueError: if it is too small, or no number.
         """
+        if not isinstance(value, (int, float)):
+            raise ValueError(f"argument must be a number {f'of {self.unit}' if self.unit else ''}")
         if not self.least <= value <= INTEGER_MAX:
             raise ValueError(f"argument must be {self.least:g} or more {self.unit}".rstrip())
         return value
@@ -315,7 +317,7 @@ class Settings:
             (policy not in POLICIES, f"the policy must be one of {', '.join(POLICIES)}"),
             (
                 not set(notify_keyspace_events) <= set(EVENT_LETTERS),
-                f"notify_keyspace_events is made of the letters {EVENT_LETTERS}",
+                f"notify-keyspace-events is made of the letters {EVENT_LETTERS}",
             ),
             (tcp is not None and not 1 <= tcp <= 65535, "the TCP port must be from 1 to 65535"),
             (
@@ -5123,6 +5125,7 @@ if sys.platform == "win32":
     SERVER_RIGHTS = FILE_CREATE_PIPE_INSTANCE | WRITE_DAC | WRITE_OWNER | 0x40000000 | 0x10000000
     #: Who can do that anyway: SYSTEM and Administrators.
     POWERFUL = ("S-1-5-18", "S-1-5-32-544")
+    OWNER_RIGHTS = "S-1-3-4"  #: Stands for the owner.
     ACCESS_ALLOWED_ACE_TYPE = 0x00
     ACCESS_ALLOWED_CALLBACK_ACE_TYPE = 0x09
     INHERIT_ONLY_ACE = 0x08
@@ -5299,7 +5302,9 @@ if sys.platform == "win32":
             "users": f"(D;;GA;;;NU)(A;;{CLIENT_RIGHTS:#x};;;AU)",
         }
         if access not in grants:
-            return access
+            # Without an owner it would be whoever Windows takes for it, whom no client knows.
+            owned = re.match("(G:[^:]*)?O:", access)
+            return access if owned else f"O:{sid}{access}"
         return f"O:{sid}G:{sid}D:P(A;;GA;;;SY)(A;;GA;;;{sid}){grants[access]}"
 
     def effective_access(handle: int) -> tuple[str, list[str]]:
@@ -5321,7 +5326,7 @@ if sys.platform == "win32":
                 descriptor, SDDL_REVISION_1, wanted, ctypes.byref(text), None
             )
             servers = _allowed(acl.value, SERVER_RIGHTS)
-            trusted = current_user_sid(), *POWERFUL
+            trusted = current_user_sid(), OWNER_RIGHTS, *POWERFUL
             return ctypes.wstring_at(text.value or 0), [s for s in servers if s not in trusted]
         finally:
             LocalFree(text)
@@ -5784,7 +5789,8 @@ class SocketListener(Listener):
             held = sys.platform == "win32" and isinstance(error, PermissionError)
             if held or error.errno == errno.EADDRINUSE:
                 raise _in_use(self) from None
-            raise TransportError(f"Cannot serve {address}: {error}") from error
+            advice = f"choose another {self.known_by}"
+            raise TransportError(f"Cannot serve {address}: {error}; {advice}") from error
 
     def _bind(self) -> None:
         raise NotImplementedError
@@ -6064,6 +6070,8 @@ if sys.platform == "win32":
                 self._security = security_attributes(sddl_for(access))
             except OSError as error:
                 what = f"Cannot restrict {address} to {access!r}, so it is not opened: {error}"
+                if access not in ACCESS:
+                    what += f" (correct the SDDL string, or use one of {', '.join(ACCESS)})"
                 raise TransportError(what) from error
             self._interruption = CreateEventW(None, True, False, None)
             try:
@@ -6084,7 +6092,8 @@ if sys.platform == "win32":
             except OSError as error:
                 if error.winerror in (ERROR_ACCESS_DENIED, ERROR_PIPE_BUSY):
                     raise _in_use(self) from None
-                raise TransportError(f"Cannot serve {self.address}: {error}") from error
+                advice = "choose another name"
+                raise TransportError(f"Cannot serve {self.address}: {error}; {advice}") from error
 
         def _read_access(self) -> tuple[str, list[str]]:
             try:
@@ -6773,6 +6782,7 @@ def _shown_default(limit: Limit) -> str:
 def _argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pipecache.py",
+        usage="pipecache.py [--pipe NAME] [--db FILE] [OPTION ...]; --help lists the options",
         allow_abbrev=False,
         description="A key-value cache and messaging server on a named pipe, for one user.",
     )

@@ -83,6 +83,8 @@ class SettingTests(ServerCase):
                     Settings(**{name: limit.least / 2})  # type: ignore[arg-type]
         with self.assertRaises(TypeError):
             Settings(max_nonsense=1)
+        with self.assertRaisesRegex(ValueError, "max_memory must be a number of bytes"):
+            Settings(max_memory="10mb")  # type: ignore[arg-type]
 
 
 class SizeTests(ServerCase):

@@ -171,6 +171,14 @@ if sys.platform == "win32":
                     self.assertIn(f"({expected})", told.replace(";GA;", ";FA;"))
                     self.assertFalse([line for line in logged.output if "WARNING" in line])
 
+        def test_a_descriptor_that_names_no_owner(self) -> None:
+            # It is this account, or its own clients would take it for a stranger's.
+            sid, name = pipecache.current_user_sid(), unique_name()
+            with pipecache.Server(name, access=f"D:P(A;;GA;;;{sid})"), new_client(name) as cache:
+                self.assertTrue(cache.ping())
+            for access in (f"O:{sid}D:P(A;;GA;;;{sid})", f"G:{sid}O:{sid}D:P"):
+                self.assertEqual(pipecache.sddl_for(access), access)
+
         @staticmethod
         def read_back(sddl: str) -> str:
             """The owner and the list of a descriptor, as this system writes them."""
@@ -185,7 +193,7 @@ if sys.platform == "win32":
             sid = pipecache.current_user_sid()
             own = f"O:{sid}G:{sid}D:P(A;;GA;;;{sid})(A;;GA;;;SY)(A;;GA;;;BA)"
             for entries, rivals in (
-                ("(A;;0x12019b;;;AU)", []),
+                ("(A;;0x12019b;;;AU)", []), ("(A;;GA;;;OW)", []),
                 ("(A;;GR;;;WD)(D;;GA;;;BG)(A;IO;GA;;;AU)", []),
                 ("(A;;GRGW;;;AU)", ["S-1-5-11"]),
                 ("(A;;0x4;;;WD)(A;;WD;;;BU)(A;;WO;;;AU)",
