@@ -6308,7 +6308,7 @@ class Session(Peer):
                     return
                 answer(context, requests)
                 requests = []
-                if parser.restricted or parser.more:  # one at a time: by the next it may be let in
+                if parser.restricted or parser.more:  # the rest: by now the client may be let in
                     parser.restricted = context.locked_out
                     requests = feed(b"")
             if parser.held:

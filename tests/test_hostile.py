@@ -6,7 +6,6 @@ import itertools
 import math
 import random
 import re
-import threading
 import time
 import tracemalloc
 import unittest
@@ -26,9 +25,10 @@ from pipecache import (
     execute,
     glob,
 )
-from tests.support import RawConnection, new_client, wait_until
+from tests.support import WINDOWS, new_client, wait_until
 from tests.test_live import LiveCase
 from tests.test_server import ServerCase
+from tests.test_transports import Background
 from tests.test_values import ContextCase
 from tests.test_wire import command
 
@@ -86,13 +86,6 @@ class ProcessorTests(ContextCase):
         self.assertIn("the patterns together are longer than 16384", str(reply))
         self.assertEqual(self.context.subscriber.count(), 0)
 
-    def test_a_turn_ends_when_its_time_is_over(self) -> None:
-        case = TurnCase("serve")
-        self.addCleanup(case.doCleanups)
-        for turn_time, turns in ((math.inf, 1), (-1.0, 4)):
-            with mock.patch.object(pipecache, "TURN_TIME", turn_time):
-                self.assertEqual(case.turns_for(30), turns)
-
     def test_what_stands_between_stars_is_found_as_by_the_expression(self) -> None:
         chance = random.Random(3)
         for _ in range(3000):
@@ -102,31 +95,6 @@ class ProcessorTests(ContextCase):
             other = re.sub(rb"\\?[ab]", lambda match: b"[%b]" % match[0][-1:], pattern)
             found, expected = (bool(glob(each)(key)) for each in (pattern, other))
             self.assertEqual(found, expected, (pattern, key))
-
-
-class TurnCase(ServerCase):
-    """A server, and the number of turns in which it answers so many commands at once."""
-
-    def turns_for(self, count: int) -> int:
-        self.serve()
-        raw = self.raw()
-        sends: list[bytes] = []
-        for each in (pipecache.SocketConnection, getattr(pipecache, "PipeConnection", None)):
-            if each is not None:
-                send: Any = each.send
-
-                def sending(this: Any, data: bytes, whole: bool = True, send: Any = send) -> None:
-                    sends.append(data)
-                    send(this, data, whole)
-
-                patched = mock.patch.object(each, "send", sending)
-                patched.start()
-                self.addCleanup(patched.stop)
-        expected = b"+PONG\r\n" * count
-        raw.send(command(b"PING") * count)
-        if raw.read(len(expected)) != expected:
-            raise AssertionError("other replies")
-        return len(sends)
 
 
 class ReplyTests(ContextCase):
@@ -188,6 +156,43 @@ class SubscriberTests(LiveCase):
 
 
 class ServedTests(ServerCase):
+    def test_a_turn_ends_when_its_time_is_over(self) -> None:
+        self.serve()
+        expected = b"+PONG\r\n" * 30
+        for turn_time, turns in ((math.inf, 1), (-1.0, 4)):
+            raw = self.raw()
+            with mock.patch.object(pipecache, "TURN_TIME", turn_time):
+                with mock.patch.object(
+                    pipecache.Session, "_answer", self.counted(pipecache.Session._answer)
+                ):
+                    raw.send(command(b"PING") * 30)
+                    self.assertEqual(raw.read(len(expected)), expected)
+            self.assertEqual(self.sent, turns)
+
+    def counted(self, answer: Any) -> Any:
+        """The same, which counts the messages that it sends."""
+        self.sent = 0
+
+        def answer_and_count(session: Any, *arguments: Any) -> None:
+            send = session.connection.send
+
+            def count(*data: Any) -> None:
+                self.sent += 1
+                send(*data)
+
+            with mock.patch.object(session.connection, "send", count):
+                answer(session, *arguments)
+
+        return answer_and_count
+
+    @unittest.skipIf(WINDOWS, "a message is one text command")
+    def test_lines_beyond_a_thousand_are_answered(self) -> None:
+        self.serve()
+        raw = self.raw()
+        sending = Background(lambda: raw.send(b"PING\n" * 30_000))
+        self.assertTrue(raw.read(5 * 30_000) == b"PONG\n" * 30_000)
+        sending.wait()
+
     def test_a_subscriber_of_many_patterns_is_dropped(self) -> None:
         server = self.serve(subscriber_buffer=1000)
         raw = self.raw()
@@ -430,19 +435,6 @@ class ParserTests(unittest.TestCase):
         ((error, _),) = RequestParser(False, Settings()).feed(b'GET "x\n')
         assert isinstance(error, CommandError)
         self.assertIsNone(error.__traceback__)
-
-    def test_all_of_them_are_answered(self) -> None:
-        case = TurnCase("serve")
-        self.addCleanup(case.doCleanups)
-        case.serve()
-        raw: RawConnection = case.raw()
-        if raw.address.startswith("\\"):
-            self.skipTest("a message is one text command")
-        count = 30_000
-        sending = threading.Thread(target=raw.send, args=(b"PING\n" * count,))
-        sending.start()
-        self.assertTrue(raw.read(5 * count) == b"PONG\n" * count)
-        sending.join()
 
 
 class TextErrorTests(ContextCase):
