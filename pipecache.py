@@ -4504,13 +4504,13 @@ def hello(context: Context, *options: bytes) -> Reply:
         error = "ERR Protocol version is not an integer or out of range"
         protocol = parse_integer(options[0], error, 2, 3, "NOPROTO unsupported protocol version")
     words = iter(options[1:])
-    names: dict[str, str] = {}
     for word in words:
         values = list(itertools.islice(words, {b"AUTH": 2, b"SETNAME": 1}.get(word.upper(), 0)))
         if word.upper() == b"AUTH" and len(values) == 2:
             auth(context, *values)
         elif word.upper() == b"SETNAME" and values:
-            names["name"] = _client_name("Client names", values[0])
+            # At once, as Redis does it, whatever comes behind.
+            context.names["name"] = _client_name("Client names", values[0])
         else:
             raise CommandError(f"ERR Syntax error in HELLO option '{_shown(word)}'")
     if context.locked_out:
@@ -4520,7 +4520,6 @@ def hello(context: Context, *options: bytes) -> Reply:
             " the RESP protocol version at the same time"
         )
     context.protocol = context.subscriber.form = protocol
-    context.names.update(names)
     context.guard()
     return {
         b"server": b"redis",

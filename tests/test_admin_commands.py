@@ -175,6 +175,11 @@ REPLIES: tuple[tuple[bytes, bytes], ...] = (
     (b"CLIENT REPLY OFF;CLIENT REPLY nosuch;PING;CLIENT REPLY ON", OK),
     (b"CLIENT REPLY OFF;RESET;PING", b"+RESET\r\n" + PONG),
     (b"CLIENT REPLY OFF;HELLO 3;CLIENT REPLY ON;GET none", OK + b"_\r\n"),
+    # What stands before an option that is none has been done.
+    (
+        b"HELLO 2 SETNAME me FOO;CLIENT GETNAME",
+        b"-ERR Syntax error in HELLO option 'FOO'\r\n$2\r\nme\r\n",
+    ),
     (
         b"CLIENT REPLY OFF;MULTI;SET k w;GET k;EXEC;CLIENT REPLY ON;GET k",
         OK + b"$1\r\nw\r\n",

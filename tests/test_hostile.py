@@ -327,15 +327,6 @@ class KeptTests(LiveCase):
             self.assertIn("longer than 1024", str(execute(self.context, words)))
         self.assertIs(execute(self.context, [b"CLIENT", b"SETNAME", b"x" * 1024]), pipecache.OK)
 
-    def test_a_name_that_is_given_before_the_password(self) -> None:
-        context = Context(self.store, Settings(), self.statistics, self.live, password=b"secret")
-        context.register()
-        reply = execute(context, [b"HELLO", b"3", b"SETNAME", b"early"])
-        self.assertIn("NOAUTH", str(reply))
-        self.assertEqual(context.names, {})
-        execute(context, [b"HELLO", b"3", b"SETNAME", b"late", b"AUTH", b"default", b"secret"])
-        self.assertEqual(context.names, {"name": "late"})
-
     def test_the_name_of_no_command(self) -> None:
         for name, told in ((b"get", "get"), (b"x y user=evil", "NULL"), (b"\xff", "NULL")):
             self.context.command = name
