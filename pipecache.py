@@ -101,64 +101,64 @@ SPARE_LISTENERS = 8
 #: Bytes asked of the system at a time, and the quota of a pipe in each direction.
 CHUNK_SIZE = 65536
 #: Bytes written at once to a pipe, which Windows keeps in memory it has little of.
-PIECE_SIZE = 1024 * 1024
+MAX_WRITE = 1024 * 1024
 #: Bytes of further commands kept while a client waits or does not take its replies, and what each
 #: chunk of them takes beside its own bytes.
-BACKLOG = 256 * 1024 * 1024
+MAX_INBOX = 256 * 1024 * 1024
 CHUNK_OVERHEAD = 100
 
 #: The length of the line that announces arguments in RESP, and what an argument takes beside its
 #: own bytes; and what the least of replies takes.
 MAX_HEADER = 65536
 ARGUMENT_OVERHEAD = 48
-HEADER_BYTES = 6
+REPLY_OVERHEAD = 6
 #: Bytes of commands not carried out yet that are let in however little memory is left; and commands
 #: beyond which no more are cut out of what was received until these are carried out.
-FREE_INPUT = 1024 * 1024
-MANY_REQUESTS = 1000
+MEMORY_CHECK_THRESHOLD = 1024 * 1024
+MAX_PARSED_REQUESTS = 1000
 #: Arguments of a command, and bytes of one, while a client has not given the password it must give.
-MAX_LOCKED_OUT_ARGUMENTS = 10
-MAX_LOCKED_OUT_ARGUMENT = 16384
+MAX_UNAUTHENTICATED_ARGUMENTS = 10
+MAX_UNAUTHENTICATED_BYTES = 16384
 #: Bytes of one client's replies after which the others get a turn, and what each command counts
 #: beside its reply.
 TURN_BYTES = 1024 * 1024
-TURN_COST = 4096
+TURN_COMMAND_BYTES = 4096
 #: Seconds after which they get it in any case, and bytes after which there is a look at the clock.
 TURN_TIME = 0.005
-TURN_LOOK = 8 * TURN_COST
+TURN_CLOCK_BYTES = 8 * TURN_COMMAND_BYTES
 
 #: Seconds between two looks for expired keys, and keys taken away at a time.
-SWEEP_INTERVAL = 0.1
-SWEEP_KEYS = 1000
+EXPIRE_INTERVAL = 0.1
+KEYS_PER_CYCLE = 1000
 #: Seconds between two looks for clients whose time is over.
-OVERDUE_INTERVAL = 0.5
+TIMEOUT_CHECK_INTERVAL = 0.5
 #: Seconds between two writings of what was changed to the file, at most while they fail, and
 #: between two looks at how much it is; and how many keys are too many to wait for longer.
 SAVE_INTERVAL = 0.75
-MAX_PAUSE = 10.0
-LOOK_INTERVAL = 0.1
-MANY_KEYS = 200_000
+MAX_RETRY_DELAY = 10.0
+DIRTY_CHECK_INTERVAL = 0.1
+SAVE_AT_DIRTY_KEYS = 200_000
 #: Seconds between two lines about loading or saving; after which to give up at the end, if nothing
 #: more is written; and in which a file may be given up by a server that is to stop.
 PROGRESS_INTERVAL = 1.0
 SAVE_TIMEOUT = 30.0
-HANDOVER = 5.0
+FILE_LOCK_TIMEOUT = 5.0
 #: Bytes of a key and its value together that the file can have.
 MAX_ROW = 999_000_000
 #: The values that a statement is given, and the bytes beyond which it is given no more rows;
 #: bytes of what is written without a look at its size; how many statements are kept.
-MAX_VALUES = 999 if sqlite3 is None or sqlite3.sqlite_version_info < (3, 32) else 8000
+MAX_SQL_PARAMETERS = 999 if sqlite3 is None or sqlite3.sqlite_version_info < (3, 32) else 8000
 BATCH_BYTES = 1024 * 1024
 SHORT_VALUE = 1024
 CACHED_STATEMENTS = 8
 #: Pages of 4 KB of the log after which they go into the file: the more, the less often each of
 #: them.
-LOG_PAGES = 8000
+WAL_CHECKPOINT_PAGES = 8000
 #: Keys looked at by one SCAN at most, and up to how many members HSCAN and its like give at once.
 MAX_SCAN = 10_000
-SCAN_WHOLE = 128
+SCAN_ALL_BELOW = 128
 LRU_SAMPLES = 5  #: Keys of which an LRU policy evicts the one not used for longest.
-CLOCK_STEP = 500  #: Milliseconds by which the wall clock must be off to have been set.
+CLOCK_TOLERANCE = 500  #: Milliseconds by which the wall clock must be off to have been set.
 
 M_ARENA_MAX = -8  #: Of mallopt(3).
 #: Bytes of a pattern, and of those of one PSUBSCRIBE: to prepare them takes time in which nobody is
@@ -169,7 +169,7 @@ MAX_NAME = 1024  #: Bytes of the name that a client gives itself.
 MAX_WAIT = 86400.0  #: Seconds after which a wait looks again; the system's own limit is 24 days.
 MAX_SLEEP = 3600.0  #: Seconds that DEBUG SLEEP sleeps at most.
 ERROR_EXCERPT = 128  #: Bytes of a command that an error message repeats.
-MONITORED = 1024  #: Bytes of an argument that MONITOR shows.
+MONITOR_EXCERPT = 1024  #: Bytes of an argument that MONITOR shows.
 INTEGER_MIN, INTEGER_MAX = -(2**63), 2**63 - 1  #: The range of Redis's integers.
 
 #: The Redis whose replies are the measure, as clients that ask for a version are told.
@@ -183,11 +183,11 @@ POLICIES = ("noeviction", "allkeys-lru", "allkeys-random", "volatile-lru", "vola
 #: The letters of notify-keyspace-events: A for all of the next nine; x is expired, e evicted; K and
 #: E for which channels; n is a new key, m one that is asked for and missing. There are no streams
 #: (t) and modules (d) here.
-EVENT_LETTERS = "Ag$lshzxetdKEmn"
+EVENT_CLASSES = "Ag$lshzxetdKEmn"
 
 
 #: Who may connect, and how the log says it.
-ACCESS = {
+ACCESS_MODES = {
     "user": "this user's programs",
     "admins": "this user's programs, and those that run as administrator",
     "users": "the programs of every account of this machine",
@@ -213,9 +213,9 @@ class Limit(NamedTuple):
 
     parameter: str  #: Its name in CONFIG, Redis's where Redis has one.
     default: float
-    least: float
+    minimum: float
     unit: str  #: ``"bytes"``, ``"seconds"``, or ``""`` for a number.
-    meaning: str
+    description: str
 
     def parse(self, text: str) -> float:
         """The value that a text stands for.
@@ -237,11 +237,11 @@ class Limit(NamedTuple):
         """
         if not isinstance(value, (int, float)):
             raise ValueError(f"argument must be a number {f'of {self.unit}' if self.unit else ''}")
-        if not self.least <= value <= INTEGER_MAX:
-            raise ValueError(f"argument must be {self.least:g} or more {self.unit}".rstrip())
+        if not self.minimum <= value <= INTEGER_MAX:
+            raise ValueError(f"argument must be {self.minimum:g} or more {self.unit}".rstrip())
         return value
 
-    def shown(self, value: float) -> str:
+    def format(self, value: float) -> str:
         """As text that parse() takes."""
         return f"{value:.12g}" if self.unit == "seconds" else str(int(value))
 
@@ -311,13 +311,13 @@ class Settings:
                 "the pipe needs a name, without control characters",
             ),
             (
-                access not in ACCESS and (sys.platform != "win32" or ":" not in access),
-                f"access is for one of {', '.join(ACCESS)}, or on Windows an SDDL string",
+                access not in ACCESS_MODES and (sys.platform != "win32" or ":" not in access),
+                f"access is for one of {', '.join(ACCESS_MODES)}, or on Windows an SDDL string",
             ),
             (policy not in POLICIES, f"the policy must be one of {', '.join(POLICIES)}"),
             (
-                not set(notify_keyspace_events) <= set(EVENT_LETTERS),
-                f"notify-keyspace-events is made of the letters {EVENT_LETTERS}",
+                not set(notify_keyspace_events) <= set(EVENT_CLASSES),
+                f"notify-keyspace-events is made of the letters {EVENT_CLASSES}",
             ),
             (tcp is not None and not 1 <= tcp <= 65535, "the TCP port must be from 1 to 65535"),
             (
@@ -389,7 +389,7 @@ def reply_too_long(most: int) -> CommandError:
 
 def wrong_arity(name: bytes) -> CommandError:
     """The error for too few or too many arguments."""
-    return CommandError(f"ERR wrong number of arguments for '{_shown(name.lower())}' command")
+    return CommandError(f"ERR wrong number of arguments for '{_printable(name.lower())}' command")
 
 
 class UnknownCommand(CommandError):
@@ -400,9 +400,11 @@ class UnknownCommand(CommandError):
         for argument in arguments:
             if len(shown) >= ERROR_EXCERPT:
                 break
-            shown += f"'{_shown(argument[: ERROR_EXCERPT - len(shown)])}' "
+            shown += f"'{_printable(argument[: ERROR_EXCERPT - len(shown)])}' "
         name = name[:ERROR_EXCERPT]
-        super().__init__(f"ERR unknown command '{_shown(name)}', with args beginning with: {shown}")
+        super().__init__(
+            f"ERR unknown command '{_printable(name)}', with args beginning with: {shown}"
+        )
 
 
 def invalid_expire(name: str) -> CommandError:
@@ -410,7 +412,7 @@ def invalid_expire(name: str) -> CommandError:
     return CommandError(f"ERR invalid expire time in '{name}' command")
 
 
-def _shown(data: bytes) -> str:
+def _printable(data: bytes) -> str:
     # A line break inside an error would end the RESP reply it stands in. Redis stops at a NUL.
     return data.partition(b"\0")[0].decode("latin-1").replace("\r", " ").replace("\n", " ")
 
@@ -443,11 +445,11 @@ class Verbatim(bytes):
     """Text for a person to read, such as INFO's: RESP3 says so."""
 
 
-class Members(List[bytes]):
+class SetReply(List[bytes]):
     """The members of a set, in no order: RESP3 says so."""
 
 
-class Pairs(List[Any]):
+class PairsReply(List[Any]):
     """Pairs, which RESP3 has as lists of two, and RESP2 one after the other."""
 
 
@@ -455,11 +457,11 @@ class Push(List[Any]):
     """What a client is told out of turn: RESP3 says so, and text has it in one line."""
 
 
-class Several(List[Any]):
+class MultipleReplies(List[Any]):
     """Several replies to one command."""
 
 
-class Absent:
+class NullReply:
     """What is like None among replies, but not written so in RESP2."""
 
     def __init__(self, resp2: bytes) -> None:
@@ -467,13 +469,22 @@ class Absent:
 
 
 #: No list where there could be one; and no reply at all, for CLIENT REPLY OFF.
-NO_LIST = Absent(b"*-1\r\n")
-NOTHING = Absent(b"")
+NULL_ARRAY = NullReply(b"*-1\r\n")
+NO_REPLY = NullReply(b"")
 
 #: What a command returns: bytes for a value, int, float, list or dict of replies, None for
 #: nothing there.
 Reply = Union[
-    None, int, float, bytes, Status, Verbatim, Absent, PipecacheError, List[Any], Dict[bytes, Any]
+    None,
+    int,
+    float,
+    bytes,
+    Status,
+    Verbatim,
+    NullReply,
+    PipecacheError,
+    List[Any],
+    Dict[bytes, Any],
 ]
 
 
@@ -536,17 +547,17 @@ def encode_double(number: float) -> bytes:
     return b"%.17g" % number
 
 
-def measure(reply: Reply) -> int:
+def reply_size(reply: Reply) -> int:
     """The bytes that a reply takes, more or less: before it is encoded, and quickly."""
     if isinstance(reply, dict):
-        return measure(list(reply)) + measure(list(reply.values()))
+        return reply_size(list(reply)) + reply_size(list(reply.values()))
     if isinstance(reply, (list, tuple)):
-        size = HEADER_BYTES * (1 + len(reply))
+        size = REPLY_OVERHEAD * (1 + len(reply))
         if reply and reply[0].__class__ is bytes:
             with contextlib.suppress(TypeError):
                 return size + sum(map(len, reply))  # of bytes, as nearly always
-        return size + sum(map(measure, reply))
-    return HEADER_BYTES + (len(reply) if isinstance(reply, bytes) else 0)
+        return size + sum(map(reply_size, reply))
+    return REPLY_OVERHEAD + (len(reply) if isinstance(reply, bytes) else 0)
 
 
 def encode_text(reply: Reply, terminator: bytes) -> bytes:
@@ -555,7 +566,7 @@ def encode_text(reply: Reply, terminator: bytes) -> bytes:
 
 
 def _text_body(reply: Reply, separator: bytes) -> bytes:
-    if reply is None or isinstance(reply, Absent):
+    if reply is None or isinstance(reply, NullReply):
         return b""
     if isinstance(reply, bytes):
         return reply
@@ -563,7 +574,7 @@ def _text_body(reply: Reply, separator: bytes) -> bytes:
         return b"%d" % reply
     if isinstance(reply, float):
         return encode_double(reply)
-    if isinstance(reply, (dict, Pairs)):
+    if isinstance(reply, (dict, PairsReply)):
         pairs = reply.items() if isinstance(reply, dict) else reply
         reply = list(itertools.chain.from_iterable(pairs))
     if isinstance(reply, Push):
@@ -594,15 +605,15 @@ def encode_resp(reply: Reply, version: int = 2) -> bytes:
     if isinstance(reply, float):
         number = encode_double(reply)
         return b",%b\r\n" % number if version == 3 else encode_resp(number)
-    if isinstance(reply, Absent):
+    if isinstance(reply, NullReply):
         return b"_\r\n" if version == 3 and reply.resp2 else reply.resp2
     if isinstance(reply, dict):
         elements = list(itertools.chain.from_iterable(reply.items()))
         header = b"%%%d\r\n" % len(reply) if version == 3 else b"*%d\r\n" % len(elements)
         return header + b"".join([encode_resp(element, version) for element in elements])
-    if isinstance(reply, Pairs):
+    if isinstance(reply, PairsReply):
         reply = list(map(list, reply) if version == 3 else itertools.chain.from_iterable(reply))
-    if isinstance(reply, Several):
+    if isinstance(reply, MultipleReplies):
         return b"".join([encode_resp(each, version) for each in reply])
     if isinstance(reply, list):
         elements = [
@@ -611,12 +622,12 @@ def encode_resp(reply: Reply, version: int = 2) -> bytes:
             else encode_resp(element, version)
             for element in reply
         ]
-        kind = _LIST_KINDS.get(type(reply), b"*") if version == 3 else b"*"
+        kind = _RESP3_LIST_TYPES.get(type(reply), b"*") if version == 3 else b"*"
         return b"%b%d\r\n%b" % (kind, len(reply), b"".join(elements))
     return b"-%b\r\n" % str(reply).encode("latin-1", "replace")
 
 
-_LIST_KINDS = {Members: b"~", Push: b">"}
+_RESP3_LIST_TYPES = {SetReply: b"~", Push: b">"}
 
 
 # What must stand before an argument of so many bytes ("$3" before three), and how many tokens
@@ -645,21 +656,21 @@ class RequestParser:
     more may be fed.
     """
 
-    def __init__(self, framed: bool, limits: Settings) -> None:
-        self._framed, self._limits = framed, limits
+    def __init__(self, message_mode: bool, limits: Settings) -> None:
+        self._message_mode, self._limits = message_mode, limits
         # Commands cut out at a time. Of text, a message has one.
-        self._most = math.inf if framed else MANY_REQUESTS
+        self._most = math.inf if message_mode else MAX_PARSED_REQUESTS
         self._buffer = bytearray()
         self._arguments: list[bytes] = []
-        self._missing = 0  # arguments of the command half read
-        self._bulk = -1  # the length of the argument under way, -1 before its header
-        self._scanned = 0  # bytes of the buffer known to hold no line feed
+        self._arguments_left = 0  # arguments of the command half read
+        self._bulk_length = -1  # the length of the argument under way, -1 before its header
+        self._searched = 0  # bytes of the buffer known to hold no line feed
         self._speaks_resp = False
         self._size = 0  # bytes of the arguments of the command half read
         #: Bytes of memory that a command half read takes, 0 if there is none.
         self.held = 0
         #: Whether only what a password needs is read, because none was given yet.
-        self.restricted = False
+        self.unauthenticated = False
         #: Whether there may be more in what was fed; feed nothing for that.
         self.more = False
 
@@ -668,26 +679,26 @@ class RequestParser:
         requests: list[Request] = []
         self.more = False
         try:
-            if self._missing or self._buffer:
+            if self._arguments_left or self._buffer:
                 # The command half read, and no further: what comes after it may go the quick way.
                 self._buffer += chunk
                 self._parse(requests, end_of_message, one=True)
-                self._note_held()
-                if not requests or not self._buffer or self.restricted:
+                self._update_buffered_bytes()
+                if not requests or not self._buffer or self.unauthenticated:
                     return requests
                 chunk = bytes(self._buffer)
                 self._buffer.clear()
                 self.held = 0
-            if chunk.startswith(b"*") and not self.restricted:
+            if chunk.startswith(b"*") and not self.unauthenticated:
                 chunk = self._split_pipeline(chunk, requests)
                 if not chunk:
                     return requests
             elif self._is_line(chunk, end_of_message):
-                self._take_line(chunk, requests)
+                self._parse_line(chunk, requests)
                 return requests
             self._buffer += chunk
             self._parse(requests, end_of_message)
-            self._note_held()
+            self._update_buffered_bytes()
             self.more = bool(self._buffer) and len(requests) >= self._most
         except ProtocolError as error:
             requests.append(self.refuse(error))
@@ -696,13 +707,13 @@ class RequestParser:
     def refuse(self, error: ProtocolError) -> Request:
         """Give up what was read, and the request that ends in this error."""
         self._buffer.clear()
-        self._missing = self.held = 0
-        text_terminator = b"" if self._framed else b"\n"
+        self._arguments_left = self.held = 0
+        text_terminator = b"" if self._message_mode else b"\n"
         return error, None if self._speaks_resp else text_terminator
 
-    def _note_held(self) -> None:
-        self.held = len(self._buffer) + (self._missing > 0)
-        if self._missing:
+    def _update_buffered_bytes(self) -> None:
+        self.held = len(self._buffer) + (self._arguments_left > 0)
+        if self._arguments_left:
             self.held += self._size + len(self._arguments) * ARGUMENT_OVERHEAD
 
     def _split_pipeline(self, chunk: bytes, requests: list[Request]) -> bytes:
@@ -742,15 +753,15 @@ class RequestParser:
         position = 0
         try:
             while position < len(buffer) and not (
-                requests and (one or self.restricted or len(requests) >= self._most)
+                requests and (one or self.unauthenticated or len(requests) >= self._most)
             ):
-                if self._missing:
+                if self._arguments_left:
                     taken = self._parse_argument(position, requests)
                 elif buffer.startswith(b"*", position):
                     taken = self._parse_array_header(position)
                 else:
                     taken = self._parse_text(position, requests, end_of_message)
-                    if self._framed and taken is not None:
+                    if self._message_mode and taken is not None:
                         position = taken
                         break
                 if taken is None:
@@ -775,17 +786,17 @@ class RequestParser:
         size = _parse_length(header[0])
         if size is None or size > self._limits.max_arguments:
             raise ProtocolError("ERR Protocol error: invalid multibulk length")
-        if self.restricted and size > MAX_LOCKED_OUT_ARGUMENTS:
+        if self.unauthenticated and size > MAX_UNAUTHENTICATED_ARGUMENTS:
             raise ProtocolError("ERR Protocol error: unauthenticated multibulk length")
-        self._missing = max(size, 0)
+        self._arguments_left = max(size, 0)
         self._arguments, self._size = [], 0
         return header[1]
 
     def _parse_argument(self, position: int, requests: list[Request]) -> int | None:
         buffer = self._buffer
-        if self._bulk < 0:
+        if self._bulk_length < 0:
             if buffer[position] != ord("$"):
-                found = _shown(buffer[position : position + 1])
+                found = _printable(buffer[position : position + 1])
                 raise ProtocolError(f"ERR Protocol error: expected '$', got '{found}'")
             header = self._header(position, "bulk")
             if header is None:
@@ -796,21 +807,21 @@ class RequestParser:
             if self._size + size > self._limits.max_command:
                 most = f"the limit of {self._limits.max_command} bytes"
                 raise ProtocolError(f"ERR Protocol error: the command is longer than {most}")
-            if self.restricted and size > MAX_LOCKED_OUT_ARGUMENT:
+            if self.unauthenticated and size > MAX_UNAUTHENTICATED_BYTES:
                 raise ProtocolError("ERR Protocol error: unauthenticated bulk length")
-            self._bulk = size
+            self._bulk_length = size
             return header[1]
-        end = position + self._bulk
+        end = position + self._bulk_length
         if len(buffer) < end + 2:
             return None
         if buffer[end : end + 2] != b"\r\n":
             raise ProtocolError("ERR Protocol error: expected CRLF after a bulk string")
         with memoryview(buffer) as view:
             self._arguments.append(bytes(view[position:end]))
-        self._size += self._bulk
-        self._bulk = -1
-        self._missing -= 1
-        if not self._missing:
+        self._size += self._bulk_length
+        self._bulk_length = -1
+        self._arguments_left -= 1
+        if not self._arguments_left:
             requests.append((self._arguments, None))
         return end + 2
 
@@ -818,28 +829,28 @@ class RequestParser:
         self, position: int, requests: list[Request], end_of_message: bool
     ) -> int | None:
         buffer = self._buffer
-        if self._framed:
+        if self._message_mode:
             end, complete = len(buffer), end_of_message
         else:
-            end = buffer.find(b"\n", max(position, self._scanned)) + 1
+            end = buffer.find(b"\n", max(position, self._searched)) + 1
             complete = end > 0
             end = end or len(buffer)
-            self._scanned = 0 if complete else end - position
-        limit = MAX_LOCKED_OUT_ARGUMENT if self.restricted else self._limits.max_message
+            self._searched = 0 if complete else end - position
+        limit = MAX_UNAUTHENTICATED_BYTES if self.unauthenticated else self._limits.max_message
         if end - position > limit + 2:
             self._speaks_resp = False
             raise ProtocolError(f"ERR the command is longer than the limit of {limit} bytes")
         if not complete:
             return None
-        self._take_line(bytes(buffer[position:end]), requests)
+        self._parse_line(bytes(buffer[position:end]), requests)
         return end
 
     def _is_line(self, chunk: bytes, end_of_message: bool) -> bool:
         # Whether a chunk is one whole text command, as nearly all of them come.
-        whole = end_of_message if self._framed else chunk.find(b"\n") == len(chunk) - 1 >= 0
-        return whole and len(chunk) <= self._limits.max_message and not self.restricted
+        whole = end_of_message if self._message_mode else chunk.find(b"\n") == len(chunk) - 1 >= 0
+        return whole and len(chunk) <= self._limits.max_message and not self.unauthenticated
 
-    def _take_line(self, line: bytes, requests: list[Request]) -> None:
+    def _parse_line(self, line: bytes, requests: list[Request]) -> None:
         terminator = b""
         if line.endswith(b"\n"):
             terminator = b"\r\n" if line.endswith(b"\r\n") else b"\n"
@@ -862,7 +873,7 @@ class RequestParser:
 # themselves, and each of their elements; and by which letter Redis tells of what happens to them.
 KEY_COST = 88
 DEADLINE_COST = 144
-USE_COST = 80
+ACCESS_TIME_COST = 80
 OWNER_COST = 200
 BYTES_COST = 40
 #: The same for a command in a transaction, a key that is watched or waited for, a subscription.
@@ -874,142 +885,142 @@ SUBSCRIPTION_COST = 350
 class ListValue(Deque[bytes]):
     """A list; a push or a pop at either end costs the same however long it is."""
 
-    __slots__ = ("counted", "payload")
-    LETTER = "l"
+    __slots__ = ("accounted", "data_bytes")
+    EVENT_CLASS = "l"
     COST, ELEMENT_COST = 700, 45
 
     def __init__(self, elements: Iterable[bytes] = ()) -> None:
         super().__init__(elements)
         #: Bytes of the elements, and the cost the store has counted for this value.
-        self.payload = sum(map(len, self))
-        self.counted = 0
+        self.data_bytes = sum(map(len, self))
+        self.accounted = 0
 
     def push(self, elements: Iterable[bytes], left: bool) -> None:
         for element in elements:
             (self.appendleft if left else self.append)(element)
-            self.payload += len(element)
+            self.data_bytes += len(element)
 
-    def take(self, left: bool) -> bytes:
+    def pop_end(self, left: bool) -> bytes:
         element = self.popleft() if left else self.pop()
-        self.payload -= len(element)
+        self.data_bytes -= len(element)
         return element
 
-    def take_some(self, left: bool, most: int) -> list[bytes]:
-        return [self.take(left) for _ in range(min(most, len(self)))]
+    def pop_many(self, left: bool, most: int) -> list[bytes]:
+        return [self.pop_end(left) for _ in range(min(most, len(self)))]
 
-    def slim(self) -> None:
+    def shrink(self) -> None:
         """Nothing is kept of what was taken away."""
 
-    def assign(self, elements: Iterable[bytes]) -> None:
+    def replace_elements(self, elements: Iterable[bytes]) -> None:
         """Hold these elements instead."""
         elements = list(elements)
         self.clear()
-        self.payload = 0
+        self.data_bytes = 0
         self.push(elements, left=False)
 
-    def parts(self) -> list[bytes]:
+    def to_parts(self) -> list[bytes]:
         """What of() makes the same value from."""
         return list(self)
 
     @classmethod
-    def of(cls, parts: list[bytes]) -> ListValue:
+    def from_parts(cls, parts: list[bytes]) -> ListValue:
         """The value of such parts; here and below, ValueError if there is none."""
         return cls(parts)
 
 
-class Table(Dict[bytes, Any]):
+class ScannableDict(Dict[bytes, Any]):
     """A dict that can be walked through in parts, and asked for any one of its keys."""
 
-    __slots__ = ("_drawn", "_draws", "_peak", "_walked")
+    __slots__ = ("_peak_size", "_sample", "_sample_draws", "_scan_keys")
 
     def __init__(self) -> None:
         super().__init__()
-        self._walked: list[bytes] | None = None
-        self._drawn: list[bytes] = []
-        self._draws = self._peak = 0
+        self._scan_keys: list[bytes] | None = None
+        self._sample: list[bytes] = []
+        self._sample_draws = self._peak_size = 0
 
-    def slim(self) -> None:
+    def shrink(self) -> None:
         """Give up the memory of what was taken away, if that is most of what there was: a dict
         keeps its size however little is left in it."""
-        if len(self) > self._peak:
-            self._peak = len(self)
-        elif 4 * len(self) < self._peak:
+        if len(self) > self._peak_size:
+            self._peak_size = len(self)
+        elif 4 * len(self) < self._peak_size:
             rest = dict(self)
             self.clear()
             self.update(rest)
-            self._walked, self._drawn, self._draws = None, [], 0
-            self._peak = len(self)
+            self._scan_keys, self._sample, self._sample_draws = None, [], 0
+            self._peak_size = len(self)
 
-    def walk(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
+    def scan(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
         """The next keys of a walk that begins and ends with cursor 0, and its next cursor.
 
         A key that is there throughout is among them. The walk goes from the last place to the
         first: a dict is in the order of insertion, so however often the places are numbered
         anew, a key only moves towards those still to be visited, and only new keys are behind.
         """
-        if self._walked is None or not cursor:
-            self._walked = list(self)
-        end = min(cursor, len(self._walked)) if cursor else len(self._walked)
+        if self._scan_keys is None or not cursor:
+            self._scan_keys = list(self)
+        end = min(cursor, len(self._scan_keys)) if cursor else len(self._scan_keys)
         start = max(end - count, 0)
-        found = [key for key in reversed(self._walked[start:end]) if key in self]
+        found = [key for key in reversed(self._scan_keys[start:end]) if key in self]
         if not start:
-            self._walked = None
+            self._scan_keys = None
         return start, found
 
-    def draw(self) -> bytes:
+    def random_key(self) -> bytes:
         """One of the keys, of which there must be one, by chance."""
         while True:
             # A list of them serves for an eighth as many draws: so long a new one may wait.
-            if not self._draws:
-                self._drawn, self._draws = list(self), 1 + len(self) // 8
-            self._draws -= 1
-            key = random.choice(self._drawn)
+            if not self._sample_draws:
+                self._sample, self._sample_draws = list(self), 1 + len(self) // 8
+            self._sample_draws -= 1
+            key = random.choice(self._sample)
             if key in self:
                 return key
 
 
-class Hash(Table):
+class Hash(ScannableDict):
     """A hash: values by their fields."""
 
-    __slots__ = ("counted", "payload")
-    LETTER = "h"
+    __slots__ = ("accounted", "data_bytes")
+    EVENT_CLASS = "h"
     COST, ELEMENT_COST = 260, 100
 
     def __init__(self) -> None:
         super().__init__()
-        self.payload = self.counted = 0
+        self.data_bytes = self.accounted = 0
 
     def put(self, field: bytes, value: bytes = b"") -> bool:
         """Set a field and tell whether it is new."""
         old = self.get(field)
         self[field] = value
-        self.payload += len(value) + (len(field) if old is None else -len(old))
+        self.data_bytes += len(value) + (len(field) if old is None else -len(old))
         return old is None
 
-    def take(self, field: bytes) -> bool:
+    def remove(self, field: bytes) -> bool:
         """Take a field away and tell whether it was there."""
         value = self.pop(field, None)
         if value is None:
             return False
-        self.payload -= len(field) + len(value)
+        self.data_bytes -= len(field) + len(value)
         return True
 
     def copy(self) -> Any:
-        twin = type(self)()
-        twin.update(self)
-        twin.payload = self.payload
-        return twin
+        duplicate = type(self)()
+        duplicate.update(self)
+        duplicate.data_bytes = self.data_bytes
+        return duplicate
 
-    def parts(self) -> list[bytes]:
+    def to_parts(self) -> list[bytes]:
         return list(itertools.chain.from_iterable(self.items()))
 
     @classmethod
-    def of(cls, parts: list[bytes]) -> Hash:
+    def from_parts(cls, parts: list[bytes]) -> Hash:
         value = cls()
         value.update(zip(parts[::2], parts[1::2]))
         if 2 * len(value) != len(parts):
             raise ValueError("a field twice, or without a value")
-        value.payload = sum(map(len, parts))
+        value.data_bytes = sum(map(len, parts))
         return value
 
 
@@ -1017,56 +1028,56 @@ class Set(Hash):
     """A set: its members are fields without a value."""
 
     __slots__ = ()
-    LETTER = "s"
+    EVENT_CLASS = "s"
     COST, ELEMENT_COST = 250, 66
 
-    def parts(self) -> list[bytes]:
+    def to_parts(self) -> list[bytes]:
         return list(self)
 
     @classmethod
-    def of(cls, parts: list[bytes]) -> Set:
+    def from_parts(cls, parts: list[bytes]) -> Set:
         value = cls()
         value.update(dict.fromkeys(parts, b""))
         if len(value) != len(parts):
             raise ValueError("a member twice")
-        value.payload = sum(map(len, parts))
+        value.data_bytes = sum(map(len, parts))
         return value
 
 
-def cost_of(value: Any) -> int:
+def memory_cost(value: Any) -> int:
     """The bytes that a value takes, without its key."""
     if value.__class__ is bytes:
         return BYTES_COST + len(value)
-    return int(value.COST + value.payload + len(value) * value.ELEMENT_COST)
+    return int(value.COST + value.data_bytes + len(value) * value.ELEMENT_COST)
 
 
-def letter_of(value: Any) -> str:
+def event_class(value: Any) -> str:
     """The letter by which Redis tells of what happens to values of this kind."""
-    return "$" if isinstance(value, bytes) else str(value.LETTER)
+    return "$" if isinstance(value, bytes) else str(value.EVENT_CLASS)
 
 
-class _Last:
+class _LastMember:
     # Greater than anything it is compared with.
     def __gt__(self, other: object) -> bool:
         return True
 
 
-LAST = _Last()
+LAST_MEMBER = _LastMember()
 
 
 class SortedSet:
     """Members in the order of their scores, and of their bytes where scores are equal."""
 
-    __slots__ = ("_parts", "counted", "payload", "scores")
-    LETTER = "z"
+    __slots__ = ("_chunks", "accounted", "data_bytes", "scores")
+    EVENT_CLASS = "z"
     COST, ELEMENT_COST = 440, 160
     #: Pairs in one part at most: to insert moves that many, to find a rank looks at each part.
-    PART = 1000
+    MAX_CHUNK = 1000
 
     def __init__(self) -> None:
-        self.scores = Table()
-        self._parts: list[list[tuple[float, bytes]]] = [[]]
-        self.payload = self.counted = 0
+        self.scores = ScannableDict()
+        self._chunks: list[list[tuple[float, bytes]]] = [[]]
+        self.data_bytes = self.accounted = 0
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -1075,42 +1086,42 @@ class SortedSet:
         """Set the score of a member, which keeps its place in a walk."""
         old = self.scores.get(member)
         if old is None:
-            self.payload += len(member)
+            self.data_bytes += len(member)
         else:
             self._discard((old, member))
         self.scores[member] = score
-        index = self._part((score, member))
-        part = self._parts[index]
+        index = self._find_chunk((score, member))
+        part = self._chunks[index]
         bisect.insort(part, (score, member))
-        if len(part) > self.PART:
-            self._parts.insert(index + 1, part[self.PART // 2 :])
-            del part[self.PART // 2 :]
+        if len(part) > self.MAX_CHUNK:
+            self._chunks.insert(index + 1, part[self.MAX_CHUNK // 2 :])
+            del part[self.MAX_CHUNK // 2 :]
 
-    def take(self, member: bytes) -> bool:
+    def remove(self, member: bytes) -> bool:
         """Take a member away and tell whether it was there."""
         score = self.scores.pop(member, None)
         if score is None:
             return False
-        self.payload -= len(member)
+        self.data_bytes -= len(member)
         self._discard((score, member))
         return True
 
     def _discard(self, pair: tuple[float, bytes]) -> None:
-        index = self._part(pair)
-        part = self._parts[index]
+        index = self._find_chunk(pair)
+        part = self._chunks[index]
         del part[bisect.bisect_left(part, pair)]
-        if not part and len(self._parts) > 1:
-            del self._parts[index]
+        if not part and len(self._chunks) > 1:
+            del self._chunks[index]
 
     def rank(self, pair: tuple[Any, ...]) -> int:
         """How many pairs of score and member come before this one, or before this score."""
-        index = self._part(pair)
-        return sum(map(len, self._parts[:index])) + bisect.bisect_left(self._parts[index], pair)
+        index = self._find_chunk(pair)
+        return sum(map(len, self._chunks[:index])) + bisect.bisect_left(self._chunks[index], pair)
 
-    def pairs(self, start: int, stop: int) -> list[tuple[float, bytes]]:
+    def slice(self, start: int, stop: int) -> list[tuple[float, bytes]]:
         """The pairs of score and member whose ranks are from start to before stop."""
         found: list[tuple[float, bytes]] = []
-        for part in self._parts:
+        for part in self._chunks:
             if stop <= 0:
                 break
             if start < len(part):
@@ -1121,41 +1132,41 @@ class SortedSet:
 
     def members(self) -> list[bytes]:
         """All of them, in their order."""
-        return [member for _, member in self.pairs(0, len(self))]
+        return [member for _, member in self.slice(0, len(self))]
 
-    def slim(self) -> None:
+    def shrink(self) -> None:
         """See :meth:`Table.slim`."""
-        self.scores.slim()
+        self.scores.shrink()
 
     def copy(self) -> SortedSet:
-        twin = SortedSet()
-        twin.scores.update(self.scores)
-        twin._parts = [part[:] for part in self._parts]
-        twin.payload = self.payload
-        return twin
+        duplicate = SortedSet()
+        duplicate.scores.update(self.scores)
+        duplicate._chunks = [part[:] for part in self._chunks]
+        duplicate.data_bytes = self.data_bytes
+        return duplicate
 
-    def parts(self) -> list[bytes]:
+    def to_parts(self) -> list[bytes]:
         return [*self.scores, struct.pack(f"<{len(self)}d", *self.scores.values())]
 
     @classmethod
-    def of(cls, parts: list[bytes]) -> SortedSet:
+    def from_parts(cls, parts: list[bytes]) -> SortedSet:
         *members, packed = parts
         scores = [score for (score,) in struct.iter_unpack("<d", packed)]
         value = cls()
         value.scores.update(zip(members, scores))
         if not len(value) == len(members) == len(scores) or any(map(math.isnan, scores)):
             raise ValueError("a member twice, or without a score")
-        pairs, half = sorted(zip(scores, members)), cls.PART // 2
-        value._parts = [pairs[start : start + half] for start in range(0, len(pairs), half)]
-        value.payload = sum(map(len, members))
+        pairs, half = sorted(zip(scores, members)), cls.MAX_CHUNK // 2
+        value._chunks = [pairs[start : start + half] for start in range(0, len(pairs), half)]
+        value.data_bytes = sum(map(len, members))
         return value
 
-    def _part(self, pair: tuple[Any, ...]) -> int:
+    def _find_chunk(self, pair: tuple[Any, ...]) -> int:
         # The first part that does not end before the pair, or the last one.
-        low, high = 0, len(self._parts) - 1
+        low, high = 0, len(self._chunks) - 1
         while low < high:
             middle = (low + high) // 2
-            if self._parts[middle][-1] < pair:
+            if self._chunks[middle][-1] < pair:
                 low = middle + 1
             else:
                 high = middle
@@ -1174,7 +1185,7 @@ _GLOB_MEMBER = re.compile(rb"\\(.)|(.)-(.)|(.)", re.DOTALL)
 
 
 @functools.lru_cache(maxsize=256)
-def glob(pattern: bytes) -> Callable[[bytes], object]:
+def compile_glob(pattern: bytes) -> Callable[[bytes], object]:
     r"""Compile a pattern of Redis (``*``, ``?``, ``[a-z]``, ``[^a]``, ``\x``) to a test of a key.
 
     The time a test takes grows with the key's length and the pattern's, not faster: each ``*``
@@ -1236,7 +1247,7 @@ def _glob_class(negated: bytes, members: bytes) -> bytes:
     return b"[%b%b]" % (negated, ranges)
 
 
-class Groups(Dict[Any, Dict[Any, None]]):
+class OrderedSets(Dict[Any, Dict[Any, None]]):
     """Members by group, in the order in which they came; a group without members is gone."""
 
     def add(self, group: Any, member: Any) -> None:
@@ -1249,7 +1260,7 @@ class Groups(Dict[Any, Dict[Any, None]]):
             self.pop(group, None)
 
 
-class Moment(int):
+class WallClockDeadline(int):
     """A deadline that was given by the wall clock, and moves when that is set."""
 
     __slots__ = ()
@@ -1279,7 +1290,7 @@ class Watch:
         self.broken = True
 
 
-class Store:
+class Keyspace:
     """Every value by its key, with expiry times beside them.
 
     :param clock: seconds that only ever go forward, as :func:`time.monotonic`.
@@ -1296,24 +1307,24 @@ class Store:
         #: Keys that expired, and that were evicted, since the start.
         self.expired = self.evicted = 0
         #: Bytes that the keys and values take; above the limit, make_room() evicts some.
-        self.used = self._reserved = 0
-        self.limit = math.inf
+        self.used_memory = self._reserved = 0
+        self.memory_limit = math.inf
         self._clock, self._wall = clock, wall
         self._offset = int(wall() * 1000) - self.now()
-        self._values, self._deadlines = Table(), Table()
+        self._values, self._deadlines = ScannableDict(), ScannableDict()
         # The deadlines in order. A deadline that was moved or taken away stays in the heap
         # until it comes up, or until such entries are the majority.
         self._queue: list[tuple[int, bytes]] = []
-        self._watches = Groups()  # by key
+        self._watches = OrderedSets()  # by key
         #: Is told of what happens to keys, while somebody wants to know: the letter that Redis has
         #: for such events, the event, the key.
-        self.observer: Callable[[str, bytes, bytes], None] | None = None
+        self.notify: Callable[[str, bytes, bytes], None] | None = None
         # To whom keys belong that end with him, and by owner.
         self._owners: dict[bytes, object] = {}
-        self._owned = Groups()
+        self._owned = OrderedSets()
         self._policy = "noeviction"
         # When each key was last used, while the policy asks for that.
-        self._uses: dict[bytes, int] | None = None
+        self._access_times: dict[bytes, int] | None = None
         self._key_cost = KEY_COST
         # The keys that were changed, while somebody takes the changes; and whether all went.
         self._changed: set[bytes] | None = None
@@ -1333,17 +1344,17 @@ class Store:
 
     def unix_time(self, time: int) -> int:
         """The milliseconds since 1970 at this millisecond of :meth:`now`."""
-        self._follow_wall_clock()
+        self._adjust_to_wall_clock()
         return time + self._offset
 
-    def _follow_wall_clock(self) -> None:
+    def _adjust_to_wall_clock(self) -> None:
         # When it was set, what it gave the deadline for goes with it; elapsed time does not change.
         step = int(self._wall() * 1000) - self.now() - self._offset
-        if abs(step) > CLOCK_STEP:
+        if abs(step) > CLOCK_TOLERANCE:
             self._offset += step
             for key, deadline in self._deadlines.items():
-                if deadline.__class__ is Moment:
-                    self._deadlines[key] = Moment(deadline - step)
+                if deadline.__class__ is WallClockDeadline:
+                    self._deadlines[key] = WallClockDeadline(deadline - step)
                     heapq.heappush(self._queue, (deadline - step, key))
                 elif self._changed is not None:  # in a file it stands by the clock
                     self._changed.add(key)
@@ -1357,47 +1368,47 @@ class Store:
             self._expire(key)
         value = self._values.get(key)
         if value is None:
-            self._missed(key)
+            self._notify_miss(key)
             return None
-        if self._uses is not None:
-            self._uses[key] = self.now()
+        if self._access_times is not None:
+            self._access_times[key] = self.now()
         if value.__class__ is kind:
             return value  # type: ignore[no-any-return]
         raise CommandError(WRONG_TYPE)
 
-    def edit(self, key: bytes, kind: type[Value]) -> Value | None:
+    def read_for_write(self, key: bytes, kind: type[Value]) -> Value | None:
         """The same, for a command that changes it: to find nothing is no event."""
         return self.read(key, kind) if key in self else None
 
-    def strings(self, keys: Sequence[bytes]) -> list[bytes | None]:
+    def read_strings(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values of several keys, None where there is none or one of another kind."""
-        if self._deadlines or self._uses is not None or self.observer is not None:
+        if self._deadlines or self._access_times is not None or self.notify is not None:
             for key in keys:
-                self.look(key)
+                self.lookup(key)
         values = map(self._values.get, keys)
         return [value if value.__class__ is bytes else None for value in values]
 
-    def look(self, key: bytes) -> Any:
+    def lookup(self, key: bytes) -> Any:
         """The value of a key, of whatever kind, or None; counts as a use."""
-        value = self.probe(key)
-        if value is not None and self._uses is not None:
-            self._uses[key] = self.now()
+        value = self.lookup_no_touch(key)
+        if value is not None and self._access_times is not None:
+            self._access_times[key] = self.now()
         return value
 
-    def probe(self, key: bytes) -> Any:
+    def lookup_no_touch(self, key: bytes) -> Any:
         """The same; does not count as a use."""
         value = self.peek(key)
         if value is None:
-            self._missed(key)
+            self._notify_miss(key)
         return value
 
     def peek(self, key: bytes) -> Any:
         """The same, for ourselves: nor is it an event to find nothing."""
         return self._values[key] if key in self else None
 
-    def _missed(self, key: bytes) -> None:
-        if self.observer is not None:
-            self.observer("m", b"keymiss", key)
+    def _notify_miss(self, key: bytes) -> None:
+        if self.notify is not None:
+            self.notify("m", b"keymiss", key)
 
     def __contains__(self, key: object) -> bool:
         return key in self._values and not (self._deadlines and self._expire(key))
@@ -1412,81 +1423,81 @@ class Store:
             self._expire(key)
         if value.__class__ is bytes or value:
             if value.__class__ is not bytes:
-                value.slim()
+                value.shrink()
             self._put(key, value)
-            if self.observer is not None:
-                self.observer(letter_of(value), event, key)
+            if self.notify is not None:
+                self.notify(event_class(value), event, key)
         elif key in self._values:
             self._remove(key)
-            if self.observer is not None:
-                self.observer(letter_of(value), event, key)
-                self.observer("g", b"del", key)
+            if self.notify is not None:
+                self.notify(event_class(value), event, key)
+                self.notify("g", b"del", key)
 
     def replace(
         self, key: bytes, value: Any, deadline: int | None = None, event: bytes = b"set"
     ) -> None:
         """Set a key afresh, to expire at a deadline in milliseconds of :meth:`now`, or never."""
         if self._owners:
-            self.disown(key)
+            self.clear_owner(key)
         if self._deadlines:
             self._expire(key)
         self._put(key, value)
-        if self.observer is not None:
-            self.observer(letter_of(value), event, key)
+        if self.notify is not None:
+            self.notify(event_class(value), event, key)
         if deadline is not None:
             self.set_deadline(key, deadline)
         elif self._deadlines:
-            self._forget_deadline(key)
+            self._clear_deadline(key)
 
     def _put(self, key: bytes, value: Any) -> None:
         old = self._values.get(key)
         self._values[key] = value
         if old.__class__ is bytes is value.__class__:
-            self.used += len(value) - len(old)  # type: ignore[arg-type]
+            self.used_memory += len(value) - len(old)  # type: ignore[arg-type]
         else:
             self._count(key, old, value)
         if self._watches:
-            self._tell(key)
+            self._touch_watches(key)
         elif self._changed is not None:
             self._changed.add(key)
-        if self._uses is not None:
-            self._uses[key] = self.now()
-        if old is None and self.observer is not None:
-            self.observer("n", b"new", key)
+        if self._access_times is not None:
+            self._access_times[key] = self.now()
+        if old is None and self.notify is not None:
+            self.notify("n", b"new", key)
 
     def _count(self, key: bytes, old: Any, value: Any) -> None:
         # A collection may be changed and put back, so what it had cost is kept with it.
         if old is None:
-            self.used += self._key_cost + len(key)
+            self.used_memory += self._key_cost + len(key)
         elif old.__class__ is bytes:
-            self.used -= BYTES_COST + len(old)
+            self.used_memory -= BYTES_COST + len(old)
         else:
-            self.used -= old.counted
-            old.counted = 0
+            self.used_memory -= old.accounted
+            old.accounted = 0
         if value is None:
-            self.used -= self._key_cost + len(key)
+            self.used_memory -= self._key_cost + len(key)
         elif value.__class__ is bytes:
-            self.used += BYTES_COST + len(value)
+            self.used_memory += BYTES_COST + len(value)
         else:
-            value.counted = cost_of(value)
-            self.used += value.counted
+            value.accounted = memory_cost(value)
+            self.used_memory += value.accounted
 
-    def _tell(self, key: bytes) -> None:
+    def _touch_watches(self, key: bytes) -> None:
         if self._changed is not None:
             self._changed.add(key)
         for watch in self._watches.get(key, ()):
             watch.changed(key)
 
-    def cost(self, key: bytes) -> int:
+    def memory_usage(self, key: bytes) -> int:
         """The bytes a key takes with its value."""
-        return self._key_cost + len(key) + cost_of(self._values[key])
+        return self._key_cost + len(key) + memory_cost(self._values[key])
 
     def delete(self, key: bytes) -> bool:
         """Take a key away and tell whether it was there."""
         there = key in self
         self._remove(key)
-        if there and self.observer is not None:
-            self.observer("g", b"del", key)
+        if there and self.notify is not None:
+            self.notify("g", b"del", key)
         return there
 
     def rename(self, source: bytes, target: bytes) -> None:
@@ -1497,67 +1508,67 @@ class Store:
             self._remove(source)
             self._place(target, value, deadline)
             if owner is not None:
-                self.own(target, owner)
-            if self.observer is not None:
-                self.observer("g", b"rename_from", source)
-                self.observer("g", b"rename_to", target)
+                self.set_owner(target, owner)
+            if self.notify is not None:
+                self.notify("g", b"rename_from", source)
+                self.notify("g", b"rename_to", target)
 
     def copy(self, source: bytes, target: bytes) -> None:
         """Put a copy of a key that exists in place of any other of that name."""
         value = self._values[source]
         copied = value if isinstance(value, bytes) else value.copy()
         self._place(target, copied, self._deadlines.get(source))
-        if self.observer is not None:
-            self.observer("g", b"copy_to", target)
+        if self.notify is not None:
+            self.notify("g", b"copy_to", target)
 
     def _place(self, key: bytes, value: Any, deadline: int | None) -> None:
         # What is there keeps its place in a walk; for Redis it goes, and the key is new.
         there = key in self
         if self._owners:
-            self.disown(key)
-        self._forget_deadline(key)
+            self.clear_owner(key)
+        self._clear_deadline(key)
         self._put(key, value)
-        if there and self.observer is not None:
-            self.observer("n", b"new", key)
+        if there and self.notify is not None:
+            self.notify("n", b"new", key)
         if deadline is not None:
             self._set_deadline(key, deadline)
 
-    def own(self, key: bytes, owner: object) -> None:
+    def set_owner(self, key: bytes, owner: object) -> None:
         """Let a key that exists go when its owner does: see :meth:`release`."""
-        self.disown(key)
+        self.clear_owner(key)
         self._owners[key] = owner
         self._owned.add(owner, key)
-        self.used += OWNER_COST
+        self.used_memory += OWNER_COST
 
-    def owned(self, owner: object) -> int:
+    def count_owned(self, owner: object) -> int:
         """How many keys belong to an owner."""
         return len(self._owned.get(owner, ()))
 
-    def release(self, owner: object) -> None:
+    def delete_owned(self, owner: object) -> None:
         """Take away every key that belongs to an owner."""
         for key in list(self._owned.get(owner, ())):
             self.delete(key)
 
-    def disown(self, key: bytes) -> None:
+    def clear_owner(self, key: bytes) -> None:
         """Let a key belong to nobody."""
         owner = self._owners.pop(key, None)
         if owner is not None:
-            self.used -= OWNER_COST
+            self.used_memory -= OWNER_COST
             self._owned.discard(owner, key)
 
     def set_deadline(self, key: bytes, deadline: int) -> None:
         """Let a key that exists expire at this millisecond of :meth:`now`."""
         self._set_deadline(key, deadline)
-        self._tell(key)
-        if self.observer is not None:
-            self.observer("g", b"expire", key)
+        self._touch_watches(key)
+        if self.notify is not None:
+            self.notify("g", b"expire", key)
 
     def _set_deadline(self, key: bytes, deadline: int) -> None:
         if key not in self._deadlines:
-            self.used += DEADLINE_COST
+            self.used_memory += DEADLINE_COST
         self._deadlines[key] = deadline
         heapq.heappush(self._queue, (deadline, key))
-        self._shorten_queue()
+        self._compact_deadline_heap()
 
     def expire(self, key: bytes, deadline: int) -> None:
         """The same, at once if that has passed."""
@@ -1572,33 +1583,33 @@ class Store:
 
     def persist(self, key: bytes) -> bool:
         """Let a key stay, and tell whether it would have expired."""
-        if key not in self or not self._forget_deadline(key):
+        if key not in self or not self._clear_deadline(key):
             return False
-        self._tell(key)
-        if self.observer is not None:
-            self.observer("g", b"persist", key)
+        self._touch_watches(key)
+        if self.notify is not None:
+            self.notify("g", b"persist", key)
         return True
 
-    def _forget_deadline(self, key: bytes) -> bool:
+    def _clear_deadline(self, key: bytes) -> bool:
         if self._deadlines.pop(key, None) is None:
             return False
-        self.used -= DEADLINE_COST
+        self.used_memory -= DEADLINE_COST
         return True
 
     def keys(self) -> list[bytes]:
         """Every key that has not expired."""
-        self.sweep(len(self._queue))
+        self.remove_expired(len(self._queue))
         return list(self._values)
 
-    def walk(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
-        """See :meth:`Table.walk`."""
-        cursor, keys = self._values.walk(cursor, count)
+    def scan(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
+        """See :meth:`Table.scan`."""
+        cursor, keys = self._values.scan(cursor, count)
         return cursor, [key for key in keys if key in self]
 
-    def draw(self) -> bytes | None:
+    def random_key(self) -> bytes | None:
         """Any key, or None if there is none."""
         while self._values:
-            key = self._values.draw()
+            key = self._values.random_key()
             if key in self:
                 return key
         return None
@@ -1607,16 +1618,16 @@ class Store:
         """Take every key away."""
         for key in self._watches:
             if key in self._values:
-                self._tell(key)
-        self._values, self._deadlines = Table(), Table()
+                self._touch_watches(key)
+        self._values, self._deadlines = ScannableDict(), ScannableDict()
         self._queue.clear()
         self._owners.clear()
         self._owned.clear()
         if self._changed is not None:
             self._changed, self._cleared = set(), True
-        self.used = self._reserved
-        if self._uses is not None:
-            self._uses.clear()
+        self.used_memory = self._reserved
+        if self._access_times is not None:
+            self._access_times.clear()
 
     def load(self, key: bytes, value: Any, deadline: int | None) -> None:
         """Put in a key that was kept elsewhere: nobody is told."""
@@ -1624,12 +1635,12 @@ class Store:
         if deadline is not None:
             self._set_deadline(key, deadline)
 
-    def track(self) -> None:
+    def track_changes(self) -> None:
         """Keep the changes from now on, for :meth:`take_changes`."""
         self._changed = set()
 
     @property
-    def untaken(self) -> int:
+    def dirty_keys(self) -> int:
         """The number of changes that were not taken."""
         return len(self._values) + 1 if self._cleared else len(self._changed or ())
 
@@ -1644,7 +1655,7 @@ class Store:
         if not set(map(type, values)) <= {bytes, type(None)}:
             for index, value in enumerate(values):
                 if value.__class__ is not bytes and value is not None:
-                    values[index] = value.LETTER, value.parts()
+                    values[index] = value.EVENT_CLASS, value.to_parts()
         if self._owners:
             values = [None if key in self._owners else value for key, value in zip(keys, values)]
         deadlines = list(map(self._deadlines.get, keys)) if self._deadlines else []
@@ -1652,19 +1663,19 @@ class Store:
         self._changed, self._cleared = set(), False
         return changes
 
-    def put_back(self, changes: Changes) -> None:
+    def restore_changes(self, changes: Changes) -> None:
         """Let changes that were taken be taken again."""
         assert self._changed is not None
         many = len(self._changed) + len(changes.keys) > 2 * len(self) + 100_000
         if changes.cleared or many:  # of keys that came and went since
-            self.change_all()
+            self.mark_all_changed()
         elif not self._cleared:
             try:
                 self._changed.update(changes.keys)
             except MemoryError:
-                self.change_all()
+                self.mark_all_changed()
 
-    def change_all(self) -> None:
+    def mark_all_changed(self) -> None:
         """Let the next changes taken be the whole of what is here."""
         self._changed, self._cleared = set(), True
 
@@ -1696,67 +1707,72 @@ class Store:
     def policy(self, policy: str) -> None:
         self._policy = policy
         if not policy.endswith("lru"):
-            self._uses = None
-        elif self._uses is None:
-            self._uses = dict.fromkeys(self._values, self.now())
-        before, self._key_cost = self._key_cost, KEY_COST + (self._uses is not None) * USE_COST
-        self.used += (self._key_cost - before) * len(self)
+            self._access_times = None
+        elif self._access_times is None:
+            self._access_times = dict.fromkeys(self._values, self.now())
+        before, self._key_cost = (
+            self._key_cost,
+            KEY_COST + (self._access_times is not None) * ACCESS_TIME_COST,
+        )
+        self.used_memory += (self._key_cost - before) * len(self)
 
-    def idle(self, key: bytes) -> int | None:
+    def idle_time(self, key: bytes) -> int | None:
         """The milliseconds since a key was used, or None if the policy does not ask for that."""
-        return None if self._uses is None else self.now() - self._uses[key]
+        return None if self._access_times is None else self.now() - self._access_times[key]
 
     def reserve(self, size: int) -> None:
         """Count memory that is used for something else; what is given back is below 0."""
         self._reserved += size
-        self.used += size
+        self.used_memory += size
 
-    def make_room(self, size: int = 0) -> None:
+    def free_memory(self, size: int = 0) -> None:
         """Evict keys until the limit is kept and there is room for so many bytes more; beyond so
         many keys the rest is left to :meth:`evict`.
 
         :raises CommandError: if the policy has none left to take.
         """
-        limit = self.limit - size
-        while self.used > limit and self.sweep(SWEEP_KEYS):
+        limit = self.memory_limit - size
+        while self.used_memory > limit and self.remove_expired(KEYS_PER_CYCLE):
             pass
-        if not self.evict(SWEEP_KEYS, size) and self.used > limit:
+        if not self.evict(KEYS_PER_CYCLE, size) and self.used_memory > limit:
             raise CommandError(OUT_OF_MEMORY)
 
     def evict(self, most: int, size: int = 0) -> bool:
         """Evict up to so many keys, as the limit asks, and tell whether more are to go."""
-        limit = self.limit - size
+        limit = self.memory_limit - size
         for _ in range(most):
-            key = self._victim() if self.used > limit else None
+            key = self._choose_victim() if self.used_memory > limit else None
             if key is None:
                 return False
             self._remove(key)
             self.evicted += 1
-            if self.observer is not None:
-                self.observer("e", b"evicted", key)
-        return self.used > limit
+            if self.notify is not None:
+                self.notify("e", b"evicted", key)
+        return self.used_memory > limit
 
-    def _victim(self) -> bytes | None:
+    def _choose_victim(self) -> bytes | None:
         table = self._values if self._policy.startswith("allkeys") else self._deadlines
         if not table or self._policy == "noeviction":
             return None
         if self._policy == "allkeys-random":
-            return table.draw()
+            return table.random_key()
         if self._policy == "volatile-ttl":
             while self._deadlines.get(self._queue[0][1]) != self._queue[0][0]:
                 heapq.heappop(self._queue)
             return self._queue[0][1]
         # As Redis does it: the one of a few, taken by chance, that was not used for longest.
-        assert self._uses is not None
-        return min((table.draw() for _ in range(LRU_SAMPLES)), key=self._uses.__getitem__)
+        assert self._access_times is not None
+        return min(
+            (table.random_key() for _ in range(LRU_SAMPLES)), key=self._access_times.__getitem__
+        )
 
-    def sweep(self, most: int) -> bool:
+    def remove_expired(self, most: int) -> bool:
         """Take away up to so many expired keys and tell whether more may be left."""
         now = self.now()
-        self._follow_wall_clock()
-        self._shorten_queue()
-        self._values.slim()
-        self._deadlines.slim()
+        self._adjust_to_wall_clock()
+        self._compact_deadline_heap()
+        self._values.shrink()
+        self._deadlines.shrink()
         for _ in range(most):
             if not self._queue or self._queue[0][0] > now:
                 return False
@@ -1765,7 +1781,7 @@ class Store:
                 self._expired(key)
         return True
 
-    def _shorten_queue(self) -> None:
+    def _compact_deadline_heap(self) -> None:
         if len(self._queue) > len(self._deadlines) * 5 // 4 + 64:
             self._queue = [(deadline, key) for key, deadline in self._deadlines.items()]
             heapq.heapify(self._queue)
@@ -1780,20 +1796,20 @@ class Store:
     def _expired(self, key: bytes) -> None:
         self._remove(key)
         self.expired += 1
-        if self.observer is not None:
-            self.observer("x", b"expired", key)
+        if self.notify is not None:
+            self.notify("x", b"expired", key)
 
     def _remove(self, key: bytes) -> None:
         value = self._values.pop(key, None)
         if value is None:
             return
-        self._forget_deadline(key)
+        self._clear_deadline(key)
         if self._owners:
-            self.disown(key)
+            self.clear_owner(key)
         self._count(key, value, None)
-        self._tell(key)
-        if self._uses is not None:
-            self._uses.pop(key, None)
+        self._touch_watches(key)
+        if self._access_times is not None:
+            self._access_times.pop(key, None)
 
 
 # ----------------------------------------------------------------------------
@@ -1820,7 +1836,7 @@ class Peer:
     def push(self, data: bytes, line: bool) -> None:
         """Send it something out of turn; ``line``: one line of text."""
 
-    def takes(self, pending: int, size: int) -> bool:
+    def can_queue(self, pending: int, size: int) -> bool:
         """Whether it may be told so many bytes more, beside those pending; else it is dropped."""
         return True
 
@@ -1830,7 +1846,7 @@ class Peer:
     def hang_up(self) -> None:
         """End its connection."""
 
-    def alive(self) -> bool:
+    def is_connected(self) -> bool:
         """Whether it has not left."""
         return True
 
@@ -1875,18 +1891,18 @@ class Subscriber:
 Subscribers = Dict[Subscriber, None]
 
 
-class Channels:
+class PubSub:
     """Who receives what. For everything here, hold the store's lock."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store  # which counts the memory
+    def __init__(self, keyspace: Keyspace) -> None:
+        self._keyspace = keyspace  # which counts the memory
         #: The subscribers of each channel, and of each pattern.
-        self.channels, self.patterns = Groups(), Groups()
+        self.channels, self.patterns = OrderedSets(), OrderedSets()
         # The test of a channel that each pattern stands for.
-        self._tests: dict[bytes, Callable[[bytes], object]] = {}
+        self._matchers: dict[bytes, Callable[[bytes], object]] = {}
         self.monitors: Subscribers = {}
         #: Those that were told something since deliver().
-        self.told: list[Subscriber] = []
+        self.pending_clients: list[Subscriber] = []
 
     def subscribe(self, subscriber: Subscriber, name: bytes) -> None:
         """See SUBSCRIBE."""
@@ -1898,7 +1914,7 @@ class Channels:
         self, subscriber: Subscriber, pattern: bytes, test: Callable[[bytes], object]
     ) -> None:
         """See PSUBSCRIBE; ``test``: what glob() makes of the pattern."""
-        self._tests.setdefault(pattern, test)
+        self._matchers.setdefault(pattern, test)
         self.patterns.add(pattern, subscriber)
         self._note(subscriber.patterns, pattern)
         subscriber.listens = True
@@ -1918,19 +1934,19 @@ class Channels:
         """See PUNSUBSCRIBE; harmless when there is no such subscription."""
         self.patterns.discard(pattern, subscriber)
         if pattern not in self.patterns:
-            self._tests.pop(pattern, None)
+            self._matchers.pop(pattern, None)
         self._forget(subscriber.patterns, pattern)
         subscriber.listens = subscriber.monitors or subscriber.count() > 0
 
     def _note(self, names: dict[bytes, None], name: bytes) -> None:
         if name not in names:
             names[name] = None
-            self._store.reserve(SUBSCRIPTION_COST + len(name))
+            self._keyspace.reserve(SUBSCRIPTION_COST + len(name))
 
     def _forget(self, names: dict[bytes, None], name: bytes) -> None:
         if name in names:
             del names[name]
-            self._store.reserve(-SUBSCRIPTION_COST - len(name))
+            self._keyspace.reserve(-SUBSCRIPTION_COST - len(name))
 
     def leave(self, subscriber: Subscriber) -> None:
         """End everything that a client has subscribed to."""
@@ -1949,7 +1965,7 @@ class Channels:
         if subscribers:
             self.tell(Push([b"message", channel, message]), subscribers)
         for pattern, subscribers in self.patterns.items():
-            if self._tests[pattern](channel):
+            if self._matchers[pattern](channel):
                 count += len(subscribers)
                 self.tell(Push([b"pmessage", pattern, channel, message]), subscribers)
         return count
@@ -1957,25 +1973,25 @@ class Channels:
     def tell(self, reply: Reply, subscribers: Subscribers) -> None:
         """Let deliver() send all of them this, which is encoded once for those that read alike."""
         encoded: dict[Form, bytes] = {}
-        size = measure(reply)
+        size = reply_size(reply)
         for subscriber in subscribers:
-            if not subscriber.peer.takes(subscriber.pending, size):
+            if not subscriber.peer.can_queue(subscriber.pending, size):
                 continue
             form = subscriber.form
             data = encoded.get(form)
             if data is None:
                 data = encoded[form] = encode(reply, form)
             if not subscriber.messages:
-                self.told.append(subscriber)
+                self.pending_clients.append(subscriber)
             subscriber.messages.append(data)
             subscriber.pending += size
 
-    def deliver(self) -> None:
+    def flush(self) -> None:
         """Send what was told: as few times as possible, and before the lock is given up."""
-        told, self.told = self.told, []
+        pending_clients, self.pending_clients = self.pending_clients, []
         last: list[bytes] = []
         data = b""
-        for subscriber in told:
+        for subscriber in pending_clients:
             messages = subscriber.messages
             try:
                 if isinstance(subscriber.form, bytes):
@@ -1990,14 +2006,14 @@ class Channels:
             subscriber.forget()
 
 
-class Events:
+class KeyspaceEvents:
     """Keyspace notifications: what happens to keys, told in channels."""
 
     #: What the letter A stands for.
     ALL = "g$lshzxetd"
 
-    def __init__(self, store: Store, channels: Channels) -> None:
-        self._store, self._channels = store, channels
+    def __init__(self, keyspace: Keyspace, channels: PubSub) -> None:
+        self._keyspace, self._channels = keyspace, channels
         self._letters: frozenset[str] = frozenset()
 
     @staticmethod
@@ -2006,17 +2022,17 @@ class Events:
 
         :raises ValueError: if one of them is none.
         """
-        if not set(letters) <= set(EVENT_LETTERS):
+        if not set(letters) <= set(EVENT_CLASSES):
             raise ValueError("Invalid event class character. Use 'Ag$lshzxeKEtmdn'.")
 
-    def choose(self, letters: str) -> None:
+    def configure(self, letters: str) -> None:
         """See notify-keyspace-events."""
         self._letters = frozenset(letters.replace("A", self.ALL))
-        told = self._letters - {"K", "E"} and self._letters & {"K", "E"}
-        self._store.observer = self._observe if told else None
+        pending_clients = self._letters - {"K", "E"} and self._letters & {"K", "E"}
+        self._keyspace.notify = self._observe if pending_clients else None
 
     def __str__(self) -> str:
-        letters = "".join(letter for letter in EVENT_LETTERS if letter in self._letters)
+        letters = "".join(letter for letter in EVENT_CLASSES if letter in self._letters)
         return letters.replace(self.ALL, "A")
 
     def _observe(self, letter: str, event: bytes, key: bytes) -> None:
@@ -2027,7 +2043,7 @@ class Events:
                 self._channels.publish(b"__keyevent@0__:" + event, key)
 
 
-class Waiter(Watch):
+class BlockedClient(Watch):
     """A client that waits until one of several keys has something for it.
 
     :param kind: of the value that it needs.
@@ -2038,7 +2054,7 @@ class Waiter(Watch):
     __slots__ = ("_waiting", "attempt", "deadline", "done", "kind", "muted", "peer", "reply")
 
     def __init__(
-        self, waiting: Waiting, peer: Peer, kind: type, attempt: Callable[[bytes], Reply],
+        self, waiting: BlockedClients, peer: Peer, kind: type, attempt: Callable[[bytes], Reply],
         deadline: float | None,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -2047,7 +2063,7 @@ class Waiter(Watch):
         #: Whether the wait is over, and whether the client wants to know.
         self.done = self.muted = False
         #: What it ended in, or will if nothing happens until the deadline.
-        self.reply: Reply = NO_LIST
+        self.reply: Reply = NULL_ARRAY
 
     def changed(self, key: bytes) -> None:
         self._waiting.ready[key] = None
@@ -2057,27 +2073,27 @@ class Waiter(Watch):
         return None if self.deadline is None else self.deadline - time.monotonic()
 
 
-class Waiting:
+class BlockedClients:
     """The clients that wait. For everything here, hold the store's lock."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self.waiters: dict[Waiter, None] = {}
+    def __init__(self, keyspace: Keyspace) -> None:
+        self._keyspace = keyspace
+        self.waiters: dict[BlockedClient, None] = {}
         #: The keys for which somebody waits, and which were changed since they were last served.
         self.ready: dict[bytes, None] = {}
 
-    def add(self, waiter: Waiter, keys: Iterable[bytes]) -> None:
+    def add(self, waiter: BlockedClient, keys: Iterable[bytes]) -> None:
         """Let a client wait for these keys."""
         self.waiters[waiter] = None
         for key in keys:
-            self._store.watch(key, waiter)
+            self._keyspace.watch(key, waiter)
 
-    def end(self, waiter: Waiter, reply: Reply) -> None:
+    def end(self, waiter: BlockedClient, reply: Reply) -> None:
         """End a wait, which may be over, with a reply."""
         if not waiter.done:
             waiter.done, waiter.reply = True, reply
             del self.waiters[waiter]
-            self._store.unwatch(waiter)
+            self._keyspace.unwatch(waiter)
             waiter.peer.wake()
 
     def serve(self) -> None:
@@ -2088,19 +2104,19 @@ class Waiting:
         while self.ready:
             key = next(iter(self.ready))
             del self.ready[key]
-            for waiter in self._store.watchers(key):
-                value = self._store.peek(key)
+            for waiter in self._keyspace.watchers(key):
+                value = self._keyspace.peek(key)
                 if value is None:
                     break
                 # Who has died takes nothing with him.
                 if (
-                    isinstance(waiter, Waiter)
+                    isinstance(waiter, BlockedClient)
                     and waiter.kind is type(value)
-                    and waiter.peer.alive()
+                    and waiter.peer.is_connected()
                 ):
                     self._serve(waiter, key)
 
-    def _serve(self, waiter: Waiter, key: bytes) -> None:
+    def _serve(self, waiter: BlockedClient, key: bytes) -> None:
         try:
             reply = waiter.attempt(key)
         except CommandError as error:
@@ -2112,13 +2128,13 @@ class Waiting:
             self.end(waiter, reply)
 
 
-class Live:
+class State:
     """What clients tell each other, beside the values."""
 
-    def __init__(self, store: Store) -> None:
-        self.channels = Channels(store)
-        self.events = Events(store, self.channels)
-        self.waiting = Waiting(store)
+    def __init__(self, keyspace: Keyspace) -> None:
+        self.channels = PubSub(keyspace)
+        self.events = KeyspaceEvents(keyspace, self.channels)
+        self.waiting = BlockedClients(keyspace)
 
 
 # ----------------------------------------------------------------------------
@@ -2134,10 +2150,12 @@ FILE_FORMAT = 1
 _SCHEMA = """CREATE TABLE keys (key BLOB PRIMARY KEY, kind TEXT NOT NULL, value BLOB NOT NULL,
     expires INTEGER, by_clock INTEGER NOT NULL) WITHOUT ROWID"""
 _ROW_TYPES = {(bytes, bytes, type(None)), (bytes, bytes, int)}
-_KINDS: dict[str, Any] = {kind.LETTER: kind for kind in (ListValue, Hash, Set, SortedSet)}
+_VALUE_TYPES: dict[str, Any] = {
+    kind.EVENT_CLASS: kind for kind in (ListValue, Hash, Set, SortedSet)
+}
 
 #: What to do about what SQLite says, and about the system's errors.
-_ADVICE = {
+_SQLITE_ADVICE = {
     "locked": "another program uses it, such as a second server: stop that one or choose another"
     " file",
     "readonly": "it, or its folder, may not be written: change that or choose another file",
@@ -2161,20 +2179,20 @@ _SYSTEM_ADVICE = {
 
 #: The files that this process has open, by their inodes. Off Windows locks are the process's: a
 #: second one that opened a file would not be refused, and would give up the first one's lock.
-_OPENED: set[tuple[int, int] | None] = set()
+_OPEN_FILES: set[tuple[int, int] | None] = set()
 
 
-def pack(value: Any) -> bytes:
+def pack_value(value: Any) -> bytes:
     """A value as bytes: a string as it is; else the number of its parts, their lengths, all of 32
     bits, the least byte first, and the parts."""
-    return value if value.__class__ is bytes else _pack(value.parts())
+    return value if value.__class__ is bytes else _pack_parts(value.to_parts())
 
 
-def _pack(parts: list[bytes]) -> bytes:
+def _pack_parts(parts: list[bytes]) -> bytes:
     return struct.pack(f"<{1 + len(parts)}I", len(parts), *map(len, parts)) + b"".join(parts)
 
 
-def unpack(letter: str, data: bytes) -> Any:
+def unpack_value(letter: str, data: bytes) -> Any:
     """The value that was packed so.
 
     :raises ValueError: if there is no such value.
@@ -2182,11 +2200,11 @@ def unpack(letter: str, data: bytes) -> Any:
     if letter == "$":
         return data
     try:
-        kind = _KINDS[letter]
+        kind = _VALUE_TYPES[letter]
         (count,) = struct.unpack_from("<I", data)
         lengths = struct.unpack_from(f"<{count}I", data, 4)
         ends = list(itertools.accumulate(lengths, initial=4 + 4 * count))
-        value = kind.of([data[start:end] for start, end in zip(ends, ends[1:])])
+        value = kind.from_parts([data[start:end] for start, end in zip(ends, ends[1:])])
     except (KeyError, struct.error) as error:
         raise ValueError(f"no value of kind {letter!r}") from error
     if ends[-1] != len(data) or not value:
@@ -2203,17 +2221,17 @@ class Persistence:
     :raises PersistenceError: if the path leads nowhere.
     """
 
-    def __init__(self, path: str, store: Store) -> None:
+    def __init__(self, path: str, keyspace: Keyspace) -> None:
         try:
             self.path = os.path.realpath(path)
         except OSError as error:
             raise PersistenceError(f"Cannot find {path!r}: {error.strerror}") from error
-        self._store = store
+        self._keyspace = keyspace
         self._database: Any = None
         # Which file is in use; which file, and which log beside it, are ours, whoever comes.
-        self._held: tuple[int, int] | None = None
+        self._locked_inode: tuple[int, int] | None = None
         self._inode: tuple[int, int] | None = None
-        self._log_inode: tuple[int, int] | None = None
+        self._wal_inode: tuple[int, int] | None = None
         #: Why the last attempt to write failed, "" if it did not.
         self.error = ""
         #: Keys that the file cannot take, because of their size.
@@ -2224,19 +2242,19 @@ class Persistence:
         #: When the file last was made to hold everything, and how long that took, or loading it.
         self.saved_at, self.duration = time.time(), 0.0
         #: When it did, and when the attempt under way began, if there is one, as time.monotonic().
-        self.level = time.monotonic()
+        self.synced_at = time.monotonic()
         self.began: float | None = None
         # The changes that are being written, and how many of them, of all that were, are.
-        self._in_hand = self._written = 0
+        self._saving_count = self._written = 0
         # Who wants to know when everything up to now is in the file.
         self._requests: list[Callable[[str], None]] = []
-        self._asked, self._ending = threading.Event(), False
+        self._save_requested, self._ending = threading.Event(), False
         self._thread: threading.Thread | None = None
 
     @property
-    def unsaved(self) -> int:
+    def unsaved_changes(self) -> int:
         """The number of changes that are not in the file."""
-        return self._store.untaken + self._in_hand
+        return self._keyspace.dirty_keys + self._saving_count
 
     def open(self) -> None:
         """Open the file, or begin one, and put what it holds into the store.
@@ -2247,31 +2265,31 @@ class Persistence:
         :raises PersistenceError: if it cannot be read and written, or is not ours; it is left as
             it is.
         """
-        deadline, told = time.monotonic() + HANDOVER, False
+        deadline, pending_clients = time.monotonic() + FILE_LOCK_TIMEOUT, False
         while True:
             try:
                 self._connect()
                 self._load()
-                self._make_ready()
-                self._store.track()
-                facts = self.shown(), self.loaded, self.duration
+                self._prepare_for_writing()
+                self._keyspace.track_changes()
+                facts = self.display_path(), self.loaded, self.duration
                 log.info("Keeping everything in %s: %d keys loaded in %.1f s", *facts)
                 return
             except BaseException as error:
                 self._disconnect()
-                self._store.clear()
+                self._keyspace.clear()
                 if not isinstance(error, (sqlite3.Error, OSError, ValueError)):
                     raise
                 locked = isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
                 if not locked or time.monotonic() > deadline:
-                    raise PersistenceError(self._failure("use", error)) from error
-            if not told:
-                log.info("Waiting for %s, which another program uses", self.shown())
-                told = True
+                    raise PersistenceError(self._describe_failure("use", error)) from error
+            if not pending_clients:
+                log.info("Waiting for %s, which another program uses", self.display_path())
+                pending_clients = True
             time.sleep(0.1)
 
     def _connect(self) -> None:
-        self._look_at_it()
+        self._check_header()
         self._database = database = sqlite3.connect(
             self.path, timeout=0, isolation_level=None, check_same_thread=False,
             cached_statements=CACHED_STATEMENTS,
@@ -2293,24 +2311,24 @@ class Persistence:
             database.execute(_SCHEMA)
             database.execute("COMMIT")
 
-    def _make_ready(self) -> None:
+    def _prepare_for_writing(self) -> None:
         # What has been read is to be relied on, so it may be written, and has to be.
         execute = self._database.execute
         execute("PRAGMA journal_mode=WAL")
         execute("PRAGMA synchronous=FULL")
         # What was there before a statement is not to lie in a folder for everybody's files.
         execute("PRAGMA temp_store=MEMORY")
-        execute(f"PRAGMA wal_autocheckpoint={LOG_PAGES}")
+        execute(f"PRAGMA wal_autocheckpoint={WAL_CHECKPOINT_PAGES}")
         execute(f"PRAGMA journal_size_limit={64 << 20}")
         execute("BEGIN IMMEDIATE")
         execute(f"PRAGMA user_version={FILE_FORMAT}")
         if self.expired:
             execute("DELETE FROM keys WHERE expires <= ?", (int(time.time() * 1000),))
         execute("COMMIT")
-        self._inode, self._log_inode = self._held, _inode_of(self.path + "-wal")
-        self._measure()
+        self._inode, self._wal_inode = self._locked_inode, _inode_of(self.path + "-wal")
+        self._update_size()
 
-    def _look_at_it(self) -> None:
+    def _check_header(self) -> None:
         # Before SQLite, which may write to what it only reads: a journal that was left beside it.
         if not os.path.exists(self.path):
             # As what it will be: nobody else's to read.
@@ -2319,10 +2337,10 @@ class Persistence:
         if not os.path.isfile(self.path):
             raise OSError("it is not a file: choose another name")
         inode = _inode_of(self.path)
-        if inode in _OPENED:
+        if inode in _OPEN_FILES:
             raise sqlite3.OperationalError("database is locked")
-        self._held = inode
-        _OPENED.add(inode)
+        self._locked_inode = inode
+        _OPEN_FILES.add(inode)
         with open(self.path, "r+b") as file:  # to read it alone will not do
             header = file.read(100)
         if not header:
@@ -2345,10 +2363,10 @@ class Persistence:
 
     def _load(self) -> None:
         self.loaded = self.expired = 0
-        started = told = time.monotonic()
-        store = self._store
-        with store.lock, contextlib.closing(self._database.cursor()) as rows:
-            epoch, now, load = store.unix_time(0), store.now(), store.load
+        started = pending_clients = time.monotonic()
+        keyspace = self._keyspace
+        with keyspace.lock, contextlib.closing(self._database.cursor()) as rows:
+            epoch, now, load = keyspace.unix_time(0), keyspace.now(), keyspace.load
             (count,) = rows.execute("SELECT count(*) FROM keys").fetchone()
             # A row at a time: it is in memory twice meanwhile.
             rows.execute("SELECT key, kind, value, expires, by_clock FROM keys")
@@ -2357,13 +2375,13 @@ class Persistence:
                 if types not in _ROW_TYPES:
                     raise ValueError(f"malformed: the types of a row, {types}")
                 if (done % 1000 == 0 or len(value) > SHORT_VALUE) and (
-                    time.monotonic() > told + PROGRESS_INTERVAL
+                    time.monotonic() > pending_clients + PROGRESS_INTERVAL
                 ):
-                    told = time.monotonic()
-                    log.info("Loading %s: %d of %d keys", self.shown(), done, count)
+                    pending_clients = time.monotonic()
+                    log.info("Loading %s: %d of %d keys", self.display_path(), done, count)
                 if kind != "$":
                     try:
-                        value = unpack(kind, value)  # noqa: PLW2901
+                        value = unpack_value(kind, value)  # noqa: PLW2901
                     except ValueError as error:
                         what = f"malformed: key {key[:ERROR_EXCERPT]!r}: {error}"
                         raise ValueError(what) from error
@@ -2371,10 +2389,10 @@ class Persistence:
                     load(key, value, None)
                 elif expires - epoch > now:
                     deadline = expires - epoch
-                    load(key, value, Moment(deadline) if by_clock else deadline)
+                    load(key, value, WallClockDeadline(deadline) if by_clock else deadline)
                 else:
                     self.expired += 1
-        self.loaded = len(store)
+        self.loaded = len(keyspace)
         self.duration = time.monotonic() - started
 
     def start(self) -> None:
@@ -2383,7 +2401,7 @@ class Persistence:
         self._thread.start()
         if hasattr(os, "register_at_fork"):
             this = weakref.ref(self)
-            os.register_at_fork(after_in_child=lambda: _abandon(this()))
+            os.register_at_fork(after_in_child=lambda: _leak_in_child(this()))
 
     def stop(self, patience: float) -> bool:
         """Write what is left, end the thread and close the file; False if the file does not take
@@ -2392,7 +2410,7 @@ class Persistence:
         :param patience: the seconds after which to give up when nothing more is written.
         """
         self._ending = True
-        self._asked.set()
+        self._save_requested.set()
         if self._thread is None:
             self._disconnect()
         else:
@@ -2401,18 +2419,22 @@ class Persistence:
             while self._thread.is_alive():
                 if self._written != written:
                     written, progress = self._written, time.monotonic()
-                    log.info("Saving to %s: %d keys to be written", self.shown(), self.unsaved)
+                    log.info(
+                        "Saving to %s: %d keys to be written",
+                        self.display_path(),
+                        self.unsaved_changes,
+                    )
                 elif time.monotonic() > progress + patience:
-                    log.error("Stopped before everything was saved to %s", self.shown())
+                    log.error("Stopped before everything was saved to %s", self.display_path())
                     return False
                 self._thread.join(PROGRESS_INTERVAL)
-        return not self.unsaved
+        return not self.unsaved_changes
 
     def request(self, done: Callable[[str], None]) -> None:
         """Let the file hold everything up to now, under the store's lock; ``done`` hears, under it
         too, what went wrong, or "" when that is so."""
         self._requests.append(done)
-        self._asked.set()
+        self._save_requested.set()
 
     def _disconnect(self) -> None:
         # The last one to close the file takes the log into it.
@@ -2420,8 +2442,8 @@ class Persistence:
         if database is not None:
             with contextlib.suppress(sqlite3.Error):
                 database.close()
-        _OPENED.discard(self._held)
-        self._held = None
+        _OPEN_FILES.discard(self._locked_inode)
+        self._locked_inode = None
 
     def _run(self) -> None:
         started, pause = time.monotonic(), SAVE_INTERVAL
@@ -2430,79 +2452,81 @@ class Persistence:
             started = time.monotonic()
             self._save()
             # What has failed will do so again for a while, and to take all of it takes time.
-            pause = min(2 * pause, MAX_PAUSE) if self.error else SAVE_INTERVAL
+            pause = min(2 * pause, MAX_RETRY_DELAY) if self.error else SAVE_INTERVAL
         self._save()
-        if self.unsaved:
-            log.error("%d changed keys were not saved to %s", self.unsaved, self.shown())
+        if self.unsaved_changes:
+            log.error(
+                "%d changed keys were not saved to %s", self.unsaved_changes, self.display_path()
+            )
         self._disconnect()
 
     def _wait(self, until: float) -> None:
         # Until then, or somebody asks, or there is so much that to take it will hold up the others.
         left = until - time.monotonic()
-        while left > 0 and not self._asked.wait(min(left, LOOK_INTERVAL)):
-            if self._store.untaken >= MANY_KEYS and not self.error:
+        while left > 0 and not self._save_requested.wait(min(left, DIRTY_CHECK_INTERVAL)):
+            if self._keyspace.dirty_keys >= SAVE_AT_DIRTY_KEYS and not self.error:
                 break
             left = until - time.monotonic()
-        self._asked.clear()
+        self._save_requested.clear()
 
     def _save(self) -> None:
-        store = self._store
-        with store.lock:
+        keyspace = self._keyspace
+        with keyspace.lock:
             requests, self._requests = self._requests, []
         error = ""
         try:
-            self._make_sure_of_it()
+            self._reopen_if_replaced()
             started = time.monotonic()
-            if store.untaken or requests:
+            if keyspace.dirty_keys or requests:
                 self.began = started
                 self._write_changes(checkpoint=bool(requests))
-            self.level = started
+            self.synced_at = started
         except Exception as failure:  # this thread must not end: nothing would be saved any more
-            error = self._failure("save to", failure)
+            error = self._describe_failure("save to", failure)
             if not isinstance(failure, (sqlite3.Error, OSError, PersistenceError, MemoryError)):
                 log.exception("A fault of this program while saving")
         self.began = None
-        self._measure()
+        self._update_size()
         if error and error != self.error:
             log.error("%s. Going on from memory, and trying again", error)
         elif self.error and not error:
-            log.info("Saving to %s works again", self.shown())
+            log.info("Saving to %s works again", self.display_path())
         self.error = error
-        with store.lock:
+        with keyspace.lock:
             for done in requests:
                 done(error)
 
-    def _make_sure_of_it(self) -> None:
+    def _reopen_if_replaced(self) -> None:
         # Whether the file and its log are there still, and ours.
         ours, found = self._database is not None, _inode_of(self.path)
-        kept = found == self._inode
-        if ours and kept and _inode_of(self.path + "-wal") == self._log_inode:
+        same_file = found == self._inode
+        if ours and same_file and _inode_of(self.path + "-wal") == self._wal_inode:
             return
         replaced = "another file was put in its place: move that away, or start the server anew"
-        if ours and not kept and found is not None:
+        if ours and not same_file and found is not None:
             raise PersistenceError(replaced)
         self._disconnect()
         try:
             self._connect()
             (foreign,) = self._database.execute("SELECT EXISTS (SELECT 1 FROM keys)").fetchone()
-            if foreign and not kept:
+            if foreign and not same_file:
                 raise PersistenceError(replaced)
-            self._make_ready()
+            self._prepare_for_writing()
         except BaseException:
             self._disconnect()
             raise
-        log.warning("%s, or its log, was taken away, and is begun anew", self.shown())
-        with self._store.lock:
-            self._store.change_all()
+        log.warning("%s, or its log, was taken away, and is begun anew", self.display_path())
+        with self._keyspace.lock:
+            self._keyspace.mark_all_changed()
 
     def _write_changes(self, checkpoint: bool) -> None:
         execute, started = self._database.execute, time.monotonic()
         changes = None
         execute("BEGIN IMMEDIATE")
         try:
-            with self._store.lock:
-                now, changes = time.time(), self._store.take_changes()
-                self._in_hand = len(changes.keys) + changes.cleared
+            with self._keyspace.lock:
+                now, changes = time.time(), self._keyspace.take_changes()
+                self._saving_count = len(changes.keys) + changes.cleared
             if changes.cleared:
                 execute("DELETE FROM keys")
                 self.refused.clear()
@@ -2511,9 +2535,9 @@ class Persistence:
                 count = len(batch) // row.count("?")
                 execute(f"INSERT OR REPLACE INTO keys VALUES {', '.join([row] * count)}", batch)
                 self._written += count
-            for batch in _cut(gone, MAX_VALUES):
-                places = ", ".join("?" * len(batch))
-                execute(f"DELETE FROM keys WHERE key IN ({places})", batch)
+            for batch in _batched(gone, MAX_SQL_PARAMETERS):
+                marks = ", ".join("?" * len(batch))
+                execute(f"DELETE FROM keys WHERE key IN ({marks})", batch)
                 self._written += len(batch)
             execute("COMMIT")
         except BaseException:
@@ -2523,11 +2547,11 @@ class Persistence:
             if self._database.in_transaction:
                 self._disconnect()
             if changes is not None:
-                with self._store.lock:
-                    self._store.put_back(changes)
+                with self._keyspace.lock:
+                    self._keyspace.restore_changes(changes)
             raise
         finally:
-            self._in_hand = 0
+            self._saving_count = 0
         self.saves += 1
         self.saved_at, self.duration = now, time.monotonic() - started
         # Statements are kept for the next time, with what they were given: let others come.
@@ -2540,22 +2564,22 @@ class Persistence:
         # What is to be in the file, cut for statements: a row of each, and the values for so many
         # of them as can be. For each statement the interpreter is given up and has to be got back;
         # but all that it is given is in memory twice.
-        if self._are_plain(changes):
+        if self._all_short_strings(changes):
             values = itertools.chain.from_iterable(zip(changes.keys, changes.values))
-            for batch in _cut(values, MAX_VALUES // 2 * 2):
+            for batch in _batched(values, MAX_SQL_PARAMETERS // 2 * 2):
                 yield "(?, '$', ?, NULL, 0)", batch
             return
         row, batch, size = "(?, ?, ?, ?, ?)", [], 0
         for each in self._rows(changes, gone):
             batch += each
             size += len(each[2])
-            if size > BATCH_BYTES or len(batch) + 5 > MAX_VALUES:
+            if size > BATCH_BYTES or len(batch) + 5 > MAX_SQL_PARAMETERS:
                 yield row, batch
                 batch, size = [], 0
         if batch:
             yield row, batch
 
-    def _are_plain(self, changes: Changes) -> bool:
+    def _all_short_strings(self, changes: Changes) -> bool:
         # Whether all are short strings without end, as is usual.
         return (
             not self.refused
@@ -2571,14 +2595,14 @@ class Persistence:
         for key, value, deadline in zip(changes.keys, changes.values, deadlines):
             kind, data = "$", value
             if value.__class__ is tuple:
-                kind, data = value[0], _pack(value[1])
+                kind, data = value[0], _pack_parts(value[1])
             if data is None or len(key) + len(data) > MAX_ROW:
                 gone.append(key)
                 self._refuse(key, data)
             else:
                 self.refused.pop(key, None)
                 expires = None if deadline is None else min(deadline + changes.epoch, INTEGER_MAX)
-                yield key, kind, data, expires, deadline.__class__ is Moment
+                yield key, kind, data, expires, deadline.__class__ is WallClockDeadline
 
     def _refuse(self, key: bytes, value: bytes | None) -> None:
         if value is None:
@@ -2590,24 +2614,24 @@ class Persistence:
             log.error(what, key[:ERROR_EXCERPT], size)
         self.refused[key] = size
 
-    def _measure(self) -> None:
+    def _update_size(self) -> None:
         self.size = 0
         for path in (self.path, self.path + "-wal"):
             with contextlib.suppress(OSError):
                 self.size += os.path.getsize(path)
 
-    def shown(self) -> str:
+    def display_path(self) -> str:
         """The path, in one line."""
         return self.path if self.path.isprintable() else repr(self.path)
 
-    def _failure(self, what: str, error: BaseException) -> str:
+    def _describe_failure(self, what: str, error: BaseException) -> str:
         if isinstance(error, OSError):
             text = error.strerror or str(error)
             advice = _SYSTEM_ADVICE.get(error.errno or 0, "")
         else:
             text = str(error)
-            advice = next((advice for word, advice in _ADVICE.items() if word in text), "")
-        return f"Cannot {what} {self.shown()}: {text}" + (f" ({advice})" if advice else "")
+            advice = next((advice for word, advice in _SQLITE_ADVICE.items() if word in text), "")
+        return f"Cannot {what} {self.display_path()}: {text}" + (f" ({advice})" if advice else "")
 
 
 def _inode_of(path: str) -> tuple[int, int] | None:
@@ -2619,12 +2643,12 @@ def _inode_of(path: str) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _cut(items: Iterable[Value], most: int) -> Iterator[list[Value]]:
+def _batched(items: Iterable[Value], most: int) -> Iterator[list[Value]]:
     rest = iter(items)
     return iter(lambda: list(itertools.islice(rest, most)), [])
 
 
-def _abandon(persistence: Persistence | None) -> None:
+def _leak_in_child(persistence: Persistence | None) -> None:
     # In a forked child: to close the file there would take the log away that the parent writes.
     if persistence is not None and persistence._database is not None:
         import ctypes
@@ -2643,12 +2667,12 @@ class Statistics:
     def __init__(self, address: str) -> None:
         self.address = address
         self.started = time.monotonic()
-        self.clients: dict[int, Context] = {}
+        self.clients: dict[int, Client] = {}
         self.connections = 0
         self.commands = 0
 
 
-class Context:
+class Client:
     """What a command may see and change beside its arguments; one for each client.
 
     :param peer: the client, as others reach it.
@@ -2657,12 +2681,17 @@ class Context:
     """
 
     def __init__(
-        self, store: Store, settings: Settings, statistics: Statistics, live: Live,
+        self, keyspace: Keyspace, settings: Settings, statistics: Statistics, live: State,
         peer: Peer | None = None, password: bytes | None = None,
         persistence: Persistence | None = None,
     ) -> None:  # fmt: skip
         self.persistence = persistence
-        self.store, self.settings, self.statistics, self.live = store, settings, statistics, live
+        self.keyspace, self.settings, self.statistics, self.live = (
+            keyspace,
+            settings,
+            statistics,
+            live,
+        )
         self.password = password
         self.peer = peer or Peer()
         self.subscriber = Subscriber(self.peer)
@@ -2670,8 +2699,8 @@ class Context:
         #: Set by close(): the connection ends after the reply.
         self.closing = False
         #: What the client waits for, or None; and whether it may wait at all.
-        self.waiter: Waiter | None = None
-        self.may_wait = True
+        self.waiter: BlockedClient | None = None
+        self.can_block = True
         #: Whether, for either, nothing more of what the client sent is to be carried out now.
         self.halted = False
         #: What the client did for which its connection is closed; for the log, which may have to
@@ -2684,7 +2713,7 @@ class Context:
         #: What the client calls itself ("name") and its library ("lib-name", "lib-ver").
         self.names: dict[str, str] = {}
         #: When the client came, and when it last asked for something.
-        self.connected = self.active = time.monotonic()
+        self.connected_at = self.last_command_at = time.monotonic()
         #: The commands since MULTI, or None; and whether one of them could not be accepted.
         self.queue: list[tuple[Command, list[bytes]]] | None = None
         self.spoiled = False
@@ -2692,7 +2721,7 @@ class Context:
         self.queued = 0
         self.watch: Watch | None = None
         #: How CLIENT REPLY wants it: "ON", "OFF", or "SKIP" and then "SKIPPING" for one reply.
-        self.replying = "ON"
+        self.reply_mode = "ON"
         #: Whether only AUTH and the like are carried out, because no password was given yet.
         self.locked_out = password is not None
         #: Whether any of these asks for more than to carry out a command and reply.
@@ -2703,7 +2732,7 @@ class Context:
         self.guarded = (
             self.locked_out
             or self.queue is not None
-            or self.replying != "ON"
+            or self.reply_mode != "ON"
             or self.subscriber.count() > 0
             or bool(self.live.channels.monitors)
         )
@@ -2729,11 +2758,11 @@ class Context:
         del self.statistics.clients[self.id]
         self.end_transaction()
         if self.waiter is not None:
-            self.live.waiting.end(self.waiter, NOTHING)
+            self.live.waiting.end(self.waiter, NO_REPLY)
             self.waiter = None
         self.unsubscribe()
-        self.store.release(self)
-        self.live.channels.deliver()
+        self.keyspace.delete_owned(self)
+        self.live.channels.flush()
 
     def unsubscribe(self) -> None:
         """End every subscription, and MONITOR."""
@@ -2746,13 +2775,13 @@ class Context:
     def end_transaction(self) -> bool:
         """Forget the queue and the watch, and tell whether the watch was broken."""
         self.queue, self.spoiled = None, False
-        self.store.reserve(-self.queued)
+        self.keyspace.reserve(-self.queued)
         self.queued = 0
         self.guard()
         watch, self.watch = self.watch, None
         if watch is None:
             return False
-        self.store.unwatch(watch)
+        self.keyspace.unwatch(watch)
         return watch.broken
 
 
@@ -2818,13 +2847,26 @@ class Command:
     """
 
     __slots__ = (
-        "_options", "_paired", "fewest", "group", "grows", "items", "most", "name", "places",
-        "plain", "run", "summary", "usage", "words", "writes",
+        "_options",
+        "_pairs_only",
+        "group",
+        "grows",
+        "items",
+        "key_positions",
+        "min_arguments",
+        "most",
+        "name",
+        "plain",
+        "run",
+        "summary",
+        "usage",
+        "words",
+        "writes",
     )  # fmt: skip
 
     def __init__(
         self, group: str, access: str, usage: str, summary: str, run: Callable[..., Reply],
-        raw: bool = False, loose: bool = False,
+        raw: bool = False, extra_is_syntax_error: bool = False,
     ) -> None:  # fmt: skip
         self.items = items = re.findall(r"\[[^\]]*\]|\S+", usage)
         subcommand = len(items) > 1 and re.fullmatch("[A-Z]+", items[1]) is not None
@@ -2835,19 +2877,23 @@ class Command:
         self.writes, self.grows = access != "reads", access == "grows"
         positional = [item.strip("[]") for item in items if not re.match(r"\[[A-Z]", item)]
         endless = raw or "..." in usage
-        self._options = Options(usage) if (Options(usage) or loose) and not endless else None
+        self._options = (
+            Options(usage) if (Options(usage) or extra_is_syntax_error) and not endless else None
+        )
         # Whether further arguments come in pairs only.
-        self._paired = not raw and bool(re.fullmatch(r"[^\[]*\[[a-z]+ [a-z]+ \.\.\.\]", usage))
+        self._pairs_only = not raw and bool(re.fullmatch(r"[^\[]*\[[a-z]+ [a-z]+ \.\.\.\]", usage))
         #: Bounds of the number of arguments, the name included: the fewest, the most that need
         #: no further look, the most of all.
-        self.fewest = sum(not item.startswith("[") for item in items)
+        self.min_arguments = sum(not item.startswith("[") for item in items)
         self.most = sys.maxsize if endless or self._options is not None else len(positional)
-        self.plain = self.fewest if self._paired else self.most if endless else len(positional)
+        self.plain = (
+            self.min_arguments if self._pairs_only else self.most if endless else len(positional)
+        )
         # Behind what may be repeated no argument has a place of its own.
         placed = itertools.takewhile(lambda name: "..." not in name, positional[self.words :])
         parsers = [PARSERS.get(name, bytes) for name in placed]
         self.run = run if raw or set(parsers) <= {bytes} else _parsing(run, parsers)
-        self.places = self._places(usage.split())
+        self.key_positions = self._places(usage.split())
 
     @staticmethod
     def _places(words: list[str]) -> tuple[int, int, int]:
@@ -2866,24 +2912,26 @@ class Command:
             2 if words[first + 1 : first + 2] == ["value"] and "...]" in words else 1,
         )
 
-    def call(self, context: Context, arguments: list[bytes]) -> Reply:
+    def call(self, client: Client, arguments: list[bytes]) -> Reply:
         """Carry it out.
 
         :raises CommandError: for a wrong number of arguments too.
         """
         size = len(arguments)
-        if not self.fewest <= size <= self.most or (self._paired and (size - self.fewest) % 2):
+        if not self.min_arguments <= size <= self.most or (
+            self._pairs_only and (size - self.min_arguments) % 2
+        ):
             raise wrong_arity(b"|".join(arguments[: self.words]))
         if size <= self.plain or self._options is None:
-            return self.run(context, *arguments[self.words :])
+            return self.run(client, *arguments[self.words :])
         options = self._options.parse(arguments[self.plain :])
-        return self.run(context, *arguments[self.words : self.plain], **options)
+        return self.run(client, *arguments[self.words : self.plain], **options)
 
 
 def _parsing(run: Callable[..., Reply], parsers: list[Callable[[bytes], Any]]) -> Any:
-    def parse_and_run(context: Context, *arguments: bytes, **options: Any) -> Reply:
+    def parse_and_run(client: Client, *arguments: bytes, **options: Any) -> Reply:
         parsed = [parser(argument) for parser, argument in zip(parsers, arguments)]
-        return run(context, *parsed, *arguments[len(parsed) :], **options)
+        return run(client, *parsed, *arguments[len(parsed) :], **options)
 
     return parse_and_run
 
@@ -2918,18 +2966,18 @@ class Family:
 
     def _declare(
         self, access: str, usage: str, summary: str, wrap: Callable[[Any], Any] | None = None,
-        raw: bool = False, loose: bool = False, **fixed: Any,
+        raw: bool = False, extra_is_syntax_error: bool = False, **fixed: Any,
     ) -> Declaration:  # fmt: skip
         def declare(function: Callable[..., Reply]) -> Callable[..., Reply]:
             run = functools.partial(function, **fixed) if fixed else function
             run = wrap(run) if wrap else run
-            entry = Command(self._group, access, usage, summary, run, raw, loose)
+            entry = Command(self._group, access, usage, summary, run, raw, extra_is_syntax_error)
             name, *subcommand = entry.name.encode().split()
             if subcommand or name in CONTAINERS:
                 if name not in CONTAINERS:
                     CONTAINERS.add(name)
                     self.reads(f"{name.decode()} HELP", "How these are used.")(
-                        lambda context: help_(context, name)
+                        lambda client: help_(client, name)
                     )
                 SUBCOMMANDS[name, b"".join(subcommand)] = entry
             else:
@@ -2958,8 +3006,8 @@ class Family:
     def _viewing(self, function: Callable[..., Reply]) -> Callable[..., Reply]:
         kind = self.kind
 
-        def view(context: Context, key: bytes, *arguments: Any, **options: Any) -> Reply:
-            value = context.store.read(key, kind)
+        def view(client: Client, key: bytes, *arguments: Any, **options: Any) -> Reply:
+            value = client.keyspace.read(key, kind)
             return function(kind() if value is None else value, *arguments, **options)
 
         return view
@@ -2969,28 +3017,31 @@ class Family:
     ) -> Callable[..., Reply]:
         kind = self.kind
 
-        def edit(context: Context, key: bytes, *arguments: Any, **options: Any) -> Reply:
-            value = context.store.edit(key, kind)
+        def read_for_write(client: Client, key: bytes, *arguments: Any, **options: Any) -> Reply:
+            value = client.keyspace.read_for_write(key, kind)
             if value is None:
                 value = kind()
             reply = function(value, *arguments, **options)
             if always or reply not in (None, 0, []):
-                context.store.write(key, value, event)
+                client.keyspace.write(key, value, event)
             return reply
 
-        return edit
+        return read_for_write
 
 
-def look_for_room(context: Context, names: Sequence[bytes], cost: int, held: int = 0) -> None:
+def ensure_memory(client: Client, names: Sequence[bytes], cost: int, held: int = 0) -> None:
     """Look whether there is memory for names of keys or channels that a client has the server
     remember, at a cost each, ``held`` before: a little of it is let in however little is left.
 
     :raises CommandError: if there is not.
     """
-    store = context.store
+    keyspace = client.keyspace
     size = sum(map(len, names)) + cost * len(names)
-    if size + cost * held > FREE_INPUT and store.used + size > store.limit:
-        store.make_room(size)
+    if (
+        size + cost * held > MEMORY_CHECK_THRESHOLD
+        and keyspace.used_memory + size > keyspace.memory_limit
+    ):
+        keyspace.free_memory(size)
 
 
 def find_command(arguments: list[bytes]) -> Command:
@@ -3006,33 +3057,33 @@ def find_command(arguments: list[bytes]) -> Command:
         if entry is None and len(arguments) < 2:
             raise wrong_arity(name)
         if entry is None:
-            shown = f"'{_shown(subcommand[:ERROR_EXCERPT])}'. Try {_shown(name)} HELP."
+            shown = f"'{_printable(subcommand[:ERROR_EXCERPT])}'. Try {_printable(name)} HELP."
             raise CommandError(f"ERR unknown subcommand {shown}")
     if entry is None:
         raise UnknownCommand(arguments[0], arguments[1:])
     # As far as Redis looks before it queues a command; call() does the rest.
-    if len(arguments) < entry.fewest or len(arguments) > entry.most == entry.fewest:
+    if len(arguments) < entry.min_arguments or len(arguments) > entry.most == entry.min_arguments:
         raise wrong_arity(b"|".join(arguments[: entry.words]))
     return entry
 
 
-def execute(context: Context, arguments: Any) -> Reply:
+def execute(client: Client, arguments: Any) -> Reply:
     """Carry out one command, under the store's lock, and return its reply, an error included.
 
     :param arguments: the command's, or the error that reading it ended in.
     """
     if arguments.__class__ is not list:
-        return _refuse(context, arguments)
+        return _refuse(client, arguments)
     entry = COMMANDS.get(arguments[0])
     try:
-        if entry is None or context.guarded:
-            return _execute_guarded(context, arguments)
-        if entry.grows and context.store.used > context.store.limit:
+        if entry is None or client.guarded:
+            return _execute_guarded(client, arguments)
+        if entry.grows and client.keyspace.used_memory > client.keyspace.memory_limit:
             find_command(arguments)  # what is wrong anyway frees nothing
-            context.store.make_room()
-        if entry.fewest <= len(arguments) <= entry.plain:
-            return entry.run(context, *arguments[entry.words :])
-        return entry.call(context, arguments)
+            client.keyspace.free_memory()
+        if entry.min_arguments <= len(arguments) <= entry.plain:
+            return entry.run(client, *arguments[entry.words :])
+        return entry.call(client, arguments)
     except CommandError as error:
         return error
     except Exception:
@@ -3041,105 +3092,105 @@ def execute(context: Context, arguments: Any) -> Reply:
         return CommandError(INTERNAL_ERROR)
 
 
-def _refuse(context: Context, error: Any) -> Reply:
+def _refuse(client: Client, error: Any) -> Reply:
     if isinstance(error, ProtocolError):
-        context.fault = str(error).partition(" ")[2]
-        context.close()
-    elif context.guarded:
+        client.fault = str(error).partition(" ")[2]
+        client.close()
+    elif client.guarded:
 
         def refuse() -> Reply:
-            context.spoiled = context.queue is not None
+            client.spoiled = client.queue is not None
             raise error
 
-        return _muted(context, refuse)
+        return _muted(client, refuse)
     return error  # type: ignore[no-any-return]
 
 
 #: What is carried out before a password is given, and what is not queued by MULTI.
-_BEFORE_AUTH = frozenset({"AUTH", "HELLO", "QUIT", "RESET"})
-_NOT_QUEUED = frozenset({"DISCARD", "EXEC", "MULTI", "QUIT", "RESET", "WATCH"})
+_ALLOWED_BEFORE_AUTH = frozenset({"AUTH", "HELLO", "QUIT", "RESET"})
+_NEVER_QUEUED = frozenset({"DISCARD", "EXEC", "MULTI", "QUIT", "RESET", "WATCH"})
 _NOT_IN_TRANSACTIONS = frozenset({"BGSAVE", "SAVE"})
 #: What a subscriber whose protocol does not tell messages from replies may ask for.
-_WHILE_SUBSCRIBED = frozenset(
+_ALLOWED_WHILE_SUBSCRIBED = frozenset(
     {"PING", "PSUBSCRIBE", "PUNSUBSCRIBE", "QUIT", "RESET", "SUBSCRIBE", "UNSUBSCRIBE"}
 )
 #: What MONITOR does not show, as Redis has it.
-_UNSEEN = frozenset(
+_HIDDEN_FROM_MONITOR = frozenset(
     {"BGSAVE", "CLIENT KILL", "CLIENT LIST", "CLIENT UNBLOCK", "CONFIG GET", "CONFIG SET",
      "DEBUG SLEEP", "MONITOR", "SAVE"}
 )  # fmt: skip
 
 
-def _execute_guarded(context: Context, arguments: list[bytes]) -> Reply:
-    return _muted(context, functools.partial(_accept, context, arguments))
+def _execute_guarded(client: Client, arguments: list[bytes]) -> Reply:
+    return _muted(client, functools.partial(_accept, client, arguments))
 
 
-def _muted(context: Context, carry_out: Callable[[], Reply]) -> Reply:
+def _muted(client: Client, call_command: Callable[[], Reply]) -> Reply:
     # The reply, unless the client has said that it wants none.
-    skipping = context.replying == "SKIPPING"
+    skipping = client.reply_mode == "SKIPPING"
     try:
-        reply = carry_out()
+        reply = call_command()
     except CommandError as error:
         reply = error
-    muted = context.replying == "OFF"
-    if context.replying == "SKIP":
-        context.replying = "SKIPPING"
-    elif skipping and context.replying == "SKIPPING":
-        context.replying = "ON"
-        context.guard()
+    muted = client.reply_mode == "OFF"
+    if client.reply_mode == "SKIP":
+        client.reply_mode = "SKIPPING"
+    elif skipping and client.reply_mode == "SKIPPING":
+        client.reply_mode = "ON"
+        client.guard()
         muted = True
-    if context.waiter is not None:
-        context.waiter.muted = muted
-    return NOTHING if muted else reply
+    if client.waiter is not None:
+        client.waiter.muted = muted
+    return NO_REPLY if muted else reply
 
 
-def _accept(context: Context, arguments: list[bytes]) -> Reply:
+def _accept(client: Client, arguments: list[bytes]) -> Reply:
     try:
         entry = find_command(arguments)
-        if context.locked_out and entry.name not in _BEFORE_AUTH:
+        if client.locked_out and entry.name not in _ALLOWED_BEFORE_AUTH:
             raise CommandError("NOAUTH Authentication required.")
-        pushed_to = context.subscriber.count() > 0 and context.protocol == 2
-        if pushed_to and entry.name not in _WHILE_SUBSCRIBED:
+        pushed_to = client.subscriber.count() > 0 and client.protocol == 2
+        if pushed_to and entry.name not in _ALLOWED_WHILE_SUBSCRIBED:
             name = entry.name.lower().replace(" ", "|")
             raise CommandError(
                 f"ERR Can't execute '{name}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT"
                 " / RESET are allowed in this context"
             )
-        if context.queue is not None and entry.name in _NOT_IN_TRANSACTIONS:
+        if client.queue is not None and entry.name in _NOT_IN_TRANSACTIONS:
             raise CommandError("ERR Command not allowed inside a transaction")
-        if context.queue is None:
+        if client.queue is None:
             grows = entry.grows
         elif entry.name == "EXEC":
-            grows = any(each.grows for each, _ in context.queue)
+            grows = any(each.grows for each, _ in client.queue)
         else:
-            grows = entry.name not in _NOT_QUEUED  # to be queued takes memory as well
-        if grows and context.store.used > context.store.limit:
-            context.store.make_room()
+            grows = entry.name not in _NEVER_QUEUED  # to be queued takes memory as well
+        if grows and client.keyspace.used_memory > client.keyspace.memory_limit:
+            client.keyspace.free_memory()
     except CommandError as error:
-        context.spoiled = context.queue is not None
+        client.spoiled = client.queue is not None
         if arguments[0].upper() == b"EXEC":
-            raise cannot_execute(context, error) from None
+            raise abort_transaction(client, error) from None
         raise
-    if context.queue is None or entry.name in _NOT_QUEUED:
-        return carry_out(context, entry, arguments)
-    context.queue.append((entry, arguments))
-    size = QUEUED_COST + sum(map(cost_of, arguments))
-    context.queued += size
-    context.store.reserve(size)
+    if client.queue is None or entry.name in _NEVER_QUEUED:
+        return call_command(client, entry, arguments)
+    client.queue.append((entry, arguments))
+    size = QUEUED_COST + sum(map(memory_cost, arguments))
+    client.queued += size
+    client.keyspace.reserve(size)
     return QUEUED
 
 
-def carry_out(context: Context, entry: Command, arguments: list[bytes]) -> Reply:
+def call_command(client: Client, entry: Command, arguments: list[bytes]) -> Reply:
     """Call a command, while somebody may want to know of it.
 
     :raises CommandError: as the command does.
     """
-    channels = context.live.channels
+    channels = client.live.channels
     try:
-        return entry.call(context, arguments)
+        return entry.call(client, arguments)
     finally:
-        if channels.monitors and entry.name not in _UNSEEN:
-            channels.tell(_monitored(context, entry, arguments), channels.monitors)
+        if channels.monitors and entry.name not in _HIDDEN_FROM_MONITOR:
+            channels.tell(_monitor_line(client, entry, arguments), channels.monitors)
 
 
 _ESCAPES: dict[int, str] = {
@@ -3149,27 +3200,28 @@ _ESCAPES: dict[int, str] = {
 }
 
 
-def _monitored(context: Context, entry: Command, arguments: list[bytes]) -> Status:
+def _monitor_line(client: Client, entry: Command, arguments: list[bytes]) -> Status:
     # The line that MONITOR shows for a command.
     # Of a long argument the beginning: all of it would take long, and much memory.
     words = [
-        word[:MONITORED].decode("latin-1").translate(_ESCAPES) + "..." * (len(word) > MONITORED)
+        word[:MONITOR_EXCERPT].decode("latin-1").translate(_ESCAPES)
+        + "..." * (len(word) > MONITOR_EXCERPT)
         for word in arguments
     ]
     secret = 1 if entry.name == "AUTH" else len(words)
     if entry.name == "HELLO":
         secret = 1 + [*map(bytes.upper, arguments), b"AUTH"].index(b"AUTH")
     words[secret:] = ["(redacted)"] * (len(words) - secret)
-    address = context.peer.address
+    address = client.peer.address
     address = f"unix:{address.rpartition(':')[0]}" if address.startswith("/") else address
     seconds, rest = divmod(time.time_ns() // 1000, 1_000_000)
     shown = " ".join(f'"{word}"' for word in words)
     return Status(f"{seconds}.{rest:06} [0 {address}] {shown}".encode("utf-8", "replace"))
 
 
-def cannot_execute(context: Context, error: CommandError) -> CommandError:
+def abort_transaction(client: Client, error: CommandError) -> CommandError:
     """End the transaction; the error for an EXEC that was itself refused."""
-    context.end_transaction()
+    client.end_transaction()
     reason = re.sub("^ERR ", "", str(error))
     return CommandError(f"EXECABORT Transaction discarded because of: {reason}")
 
@@ -3187,7 +3239,7 @@ _FLOAT = re.compile(rb"[+-]?(?:(\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,4})?|inf(?:inity)?
 
 
 def parse_integer(
-    argument: bytes, error: str = NOT_AN_INTEGER, least: int = INTEGER_MIN,
+    argument: bytes, error: str = NOT_AN_INTEGER, minimum: int = INTEGER_MIN,
     most: int = INTEGER_MAX, beyond: str | None = None,
 ) -> int:  # fmt: skip
     """An integer as Redis accepts it: no blanks, no plus, no leading zeros, 64 bits.
@@ -3197,7 +3249,7 @@ def parse_integer(
     number = int(argument) if _INTEGER.fullmatch(argument) else None
     if number is None or not INTEGER_MIN <= number <= INTEGER_MAX:
         raise CommandError(error)
-    if not least <= number <= most:
+    if not minimum <= number <= most:
         raise CommandError(beyond or error)
     return number
 
@@ -3234,29 +3286,31 @@ def add_decimal(value: bytes, error: str, increment: bytes) -> bytes:
     numbers = [match_number(value, error)[0], match_number(increment)[0]]
     if any(b"i" in number.lower() for number in numbers):
         raise CommandError("ERR increment would produce NaN or Infinity")
-    one, other = (_rounded(fractions.Fraction(number.decode())) for number in numbers)
+    one, other = (_round_to_64_bits(fractions.Fraction(number.decode())) for number in numbers)
     for number, what in ((one, error), (other, NOT_A_FLOAT), (one + other, NOT_A_FLOAT)):
         if abs(number) >= 2**16384:  # which is infinite to Redis
             raise CommandError(what)
-    total = _rounded(one + other)
-    places = round(abs(total) * 10**17)
-    text = f"{_digits(places // 10**17)}.{places % 10**17:017}".rstrip("0").rstrip(".")
-    return f"-{text}".encode() if total < 0 and places else text.encode()
+    total = _round_to_64_bits(one + other)
+    key_positions = round(abs(total) * 10**17)
+    text = f"{_long_decimal(key_positions // 10**17)}.{key_positions % 10**17:017}".rstrip(
+        "0"
+    ).rstrip(".")
+    return f"-{text}".encode() if total < 0 and key_positions else text.encode()
 
 
-def _digits(number: int) -> str:
+def _long_decimal(number: int) -> str:
     # Python has a limit to what it writes in decimal, and needs long for much.
     most = 10**MAX_NUMBER
     return str(number) if number < most else f"{number // most}{number % most:0{MAX_NUMBER}}"
 
 
-def _decimal(argument: bytes) -> bytes:
+def _parse_decimal(argument: bytes) -> bytes:
     if b"i" in match_number(argument)[0].lower():
         raise CommandError("ERR value is NaN or Infinity")
     return argument
 
 
-def _rounded(number: fractions.Fraction) -> fractions.Fraction:
+def _round_to_64_bits(number: fractions.Fraction) -> fractions.Fraction:
     if not number:
         return number
     bits = abs(number.numerator).bit_length() - number.denominator.bit_length()
@@ -3266,13 +3320,13 @@ def _rounded(number: fractions.Fraction) -> fractions.Fraction:
     return round(number / unit) * unit
 
 
-def _bounded(argument: bytes, least: int, most: int) -> int:
-    beyond = f"ERR value is out of range, value must between {least} and {most}"
-    return parse_integer(argument, NOT_AN_INTEGER, least, most, beyond)
+def _parse_bounded(argument: bytes, minimum: int, most: int) -> int:
+    beyond = f"ERR value is out of range, value must between {minimum} and {most}"
+    return parse_integer(argument, NOT_AN_INTEGER, minimum, most, beyond)
 
 
 def _database(argument: bytes) -> int:
-    if _bounded(argument, -(2**31), 2**31 - 1) != 0:
+    if _parse_bounded(argument, -(2**31), 2**31 - 1) != 0:
         raise CommandError("ERR DB index is out of range")
     return 0
 
@@ -3310,53 +3364,53 @@ PARSERS.update(
     {
         "count": lambda word: parse_integer(word, "ERR value is out of range, must be positive", 0),
         "database": _database,
-        "decimal": _decimal,
+        "decimal": _parse_decimal,
         "len": lambda word: parse_integer(word, "ERR MAXLEN can't be negative", 0),
         "limit": lambda word: parse_integer(word, "ERR LIMIT can't be negative", 0),
         "max": parse_bound,
         "min": parse_bound,
         "num-matches": lambda word: parse_integer(word, "ERR COUNT can't be negative", 0),
-        "page-size": lambda word: parse_integer(word, least=1, beyond=SYNTAX_ERROR),
+        "page-size": lambda word: parse_integer(word, minimum=1, beyond=SYNTAX_ERROR),
         "rank": _rank,
-        "signed-count": lambda word: _bounded(word, -INTEGER_MAX, INTEGER_MAX),
+        "signed-count": lambda word: _parse_bounded(word, -INTEGER_MAX, INTEGER_MAX),
     }
 )
 
 
-def positions(start: int, stop: int, length: int) -> tuple[int, int]:
+def slice_bounds(start: int, stop: int, length: int) -> tuple[int, int]:
     """The range from ``start`` to ``stop`` of LRANGE and its like, as Python's slices have it."""
     first = max(start + length, 0) if start < 0 else start
     last = stop + length if stop < 0 else min(stop, length - 1)
     return (first, last + 1) if first <= last else (0, 0)
 
 
-def deadline_of(
-    context: Context, name: str, argument: bytes, unit: int, absolute: bool,
-    least: int = INTEGER_MIN,
+def parse_deadline(
+    client: Client, name: str, argument: bytes, unit: int, absolute: bool,
+    minimum: int = INTEGER_MIN,
 ) -> int:  # fmt: skip
     """The deadline so many units (of ``unit`` milliseconds) from now, or from 1970."""
     number = parse_integer(argument)
     duration = number * unit
-    now, epoch = context.store.now(), context.store.unix_time(0)
+    now, epoch = client.keyspace.now(), client.keyspace.unix_time(0)
     latest = INTEGER_MAX if absolute else INTEGER_MAX - epoch - now
-    if number < least or not INTEGER_MIN <= duration <= latest:
+    if number < minimum or not INTEGER_MIN <= duration <= latest:
         raise invalid_expire(name)
-    return Moment(duration - epoch) if absolute else duration + now
+    return WallClockDeadline(duration - epoch) if absolute else duration + now
 
 
 #: The options for a time to live: the unit in milliseconds, and whether it counts from 1970.
-LIFETIMES = {"ex": (1000, False), "px": (1, False), "exat": (1000, True), "pxat": (1, True)}
+EXPIRY_OPTIONS = {"ex": (1000, False), "px": (1, False), "exat": (1000, True), "pxat": (1, True)}
 
 
-def lifetime(context: Context, name: str, options: dict[str, Any]) -> int | None:
+def parse_expiry(client: Client, name: str, options: dict[str, Any]) -> int | None:
     """The deadline for a value yet to be set, by whichever of those options is given."""
-    for option, (unit, absolute) in LIFETIMES.items():
+    for option, (unit, absolute) in EXPIRY_OPTIONS.items():
         if option in options:
-            return deadline_of(context, name, options[option], unit, absolute, least=1)
+            return parse_deadline(client, name, options[option], unit, absolute, minimum=1)
     return None
 
 
-def take_keys(numkeys: bytes, words: Sequence[bytes], many: str) -> tuple[Any, Sequence[bytes]]:
+def split_numkeys(numkeys: bytes, words: Sequence[bytes], many: str) -> tuple[Any, Sequence[bytes]]:
     """The keys that a number stands before, and what comes after them; ``many``: the error."""
     size = parse_integer(numkeys, "ERR numkeys should be greater than 0", 1)
     if size > len(words):
@@ -3364,11 +3418,11 @@ def take_keys(numkeys: bytes, words: Sequence[bytes], many: str) -> tuple[Any, S
     return words[:size], words[size:]
 
 
-def take_side(
+def parse_mpop_arguments(
     numkeys: bytes, words: Sequence[bytes], sides: str
 ) -> tuple[Sequence[bytes], str, int]:
     """The keys, the side, and the count of LMPOP and its like."""
-    names, rest = take_keys(numkeys, words, SYNTAX_ERROR)
+    names, rest = split_numkeys(numkeys, words, SYNTAX_ERROR)
     if not rest:
         raise CommandError(SYNTAX_ERROR)
     side = _choice(sides, rest[0])
@@ -3379,9 +3433,9 @@ def take_side(
     return names, side, count
 
 
-def take_from(
-    context: Context, names: Sequence[bytes], kind: type, attempt: Callable[[bytes], Reply],
-    timeout: bytes | None = None, nothing: Reply = NO_LIST,
+def pop_or_block(
+    client: Client, names: Sequence[bytes], kind: type, attempt: Callable[[bytes], Reply],
+    timeout: bytes | None = None, nothing: Reply = NULL_ARRAY,
 ) -> Reply:  # fmt: skip
     """Take something from the first of several keys that has it, or wait until one has.
 
@@ -3392,23 +3446,23 @@ def take_from(
     """
     seconds = None if timeout is None else _timeout(timeout)
     for key in names:
-        if context.store.edit(key, kind) is not None:
+        if client.keyspace.read_for_write(key, kind) is not None:
             return attempt(key)
-    if seconds is None or not context.may_wait:
+    if seconds is None or not client.can_block:
         return nothing
     deadline = time.monotonic() + seconds if seconds else None
-    look_for_room(context, names, WATCH_COST)
-    return wait_for(
-        context, Waiter(context.live.waiting, context.peer, kind, attempt, deadline), names
+    ensure_memory(client, names, WATCH_COST)
+    return block_client(
+        client, BlockedClient(client.live.waiting, client.peer, kind, attempt, deadline), names
     )
 
 
-def wait_for(context: Context, waiter: Waiter, names: Iterable[bytes]) -> Reply:
+def block_client(client: Client, waiter: BlockedClient, names: Iterable[bytes]) -> Reply:
     """Let a client wait for these keys: its reply is yet to come."""
-    context.waiter = waiter
-    context.live.waiting.add(waiter, names)
-    context.halted = True
-    return NOTHING
+    client.waiter = waiter
+    client.live.waiting.add(waiter, names)
+    client.halted = True
+    return NO_REPLY
 
 
 def _timeout(argument: bytes) -> float:
@@ -3435,18 +3489,20 @@ def scan_page(
     """The next cursor of a walk, and the keys that match the options of SCAN and its like."""
     cursor, found = walk(cursor, min(options.get("count", 10), MAX_SCAN))
     pattern = options.get("match", b"*")
-    return b"%d" % cursor, found if pattern == b"*" else list(filter(glob(pattern), found))
+    return b"%d" % cursor, found if pattern == b"*" else list(filter(compile_glob(pattern), found))
 
 
-def scans(family: Family, name: str, what: str, told: Callable[[Any, bytes], Any]) -> None:
+def declare_scan(
+    family: Family, name: str, what: str, pending_clients: Callable[[Any, bytes], Any]
+) -> None:
     """Declare HSCAN, SSCAN or ZSCAN; ``told`` gives what is told of a member, as a tuple."""
     usage = f"{name} key cursor [MATCH pattern] [COUNT page-size]"
     options = Options(usage)
 
     @family.reads(usage, f"Some of the {what}, and the cursor for more.", raw=True)
-    def scan_value(context: Context, key: bytes, cursor: bytes, *words: bytes) -> Reply:
+    def scan_value(client: Client, key: bytes, cursor: bytes, *words: bytes) -> Reply:
         start = parse_cursor(cursor)
-        value: Any = context.store.read(key, family.kind)
+        value: Any = client.keyspace.read(key, family.kind)
         if value is None:
             return [b"0", []]
         chosen = options.parse(words)
@@ -3455,12 +3511,12 @@ def scans(family: Family, name: str, what: str, told: Callable[[Any, bytes], Any
         if isinstance(value, SortedSet):
             table, members = value.scores, SortedSet.members
         # As Redis does it, a short one comes whole.
-        walk = table.walk if len(value) > SCAN_WHOLE else lambda *_: (0, members(value))
+        walk = table.scan if len(value) > SCAN_ALL_BELOW else lambda *_: (0, members(value))
         following, found = scan_page(walk, start, chosen)
-        return [following, [each for member in found for each in told(value, member)]]
+        return [following, [each for member in found for each in pending_clients(value, member)]]
 
 
-def pick(table: Table, count: int) -> list[bytes]:
+def random_members(table: ScannableDict, count: int) -> list[bytes]:
     """So many members by chance; of a negative number each may come more than once."""
     if -count > LIMITS["max_arguments"].default:
         raise CommandError("ERR value is out of range")
@@ -3471,10 +3527,10 @@ def pick(table: Table, count: int) -> list[bytes]:
         return random.choices(members, k=-count) if members else []
     # Of many members few are drawn, or all would have to be listed for each.
     if count < 0:
-        return [table.draw() for _ in range(-count)]
+        return [table.random_key() for _ in range(-count)]
     chosen: dict[bytes, None] = {}
     while len(chosen) < count:
-        chosen[table.draw()] = None
+        chosen[table.random_key()] = None
     return list(chosen)
 
 
@@ -3488,104 +3544,106 @@ _EXPIRY = "EX seconds|PX milliseconds|EXAT unix-time-seconds|PXAT unix-time-mill
 
 @strings.reads("GET key", "The value of a key.")
 @strings.reads("G key", "The value of a key.")
-def get(context: Context, key: bytes) -> Reply:
-    return context.store.read(key, bytes)
+def get(client: Client, key: bytes) -> Reply:
+    return client.keyspace.read(key, bytes)
 
 
 @strings.grows(f"SET key value [NX|XX|IFEQ comparison-value] [GET] [{_EXPIRY}|KEEPTTL] [OWNED]",
                "Set a key; in text everything after the key is the value. OWNED: until this"
                " connection ends.")  # fmt: skip
 @strings.grows("GETSET key value", "Set a key and return the value it had.", get=True)
-def set_(context: Context, key: bytes, value: bytes, **options: Any) -> Reply:
-    store = context.store
+def set_(client: Client, key: bytes, value: bytes, **options: Any) -> Reply:
+    keyspace = client.keyspace
     if not options:
-        store.replace(key, value)
+        keyspace.replace(key, value)
         return OK
-    deadline = lifetime(context, "set", options)
+    deadline = parse_expiry(client, "set", options)
     compared = "get" in options or "ifeq" in options
-    old = store.read(key, bytes) if compared else store.peek(key)
+    old = keyspace.read(key, bytes) if compared else keyspace.peek(key)
     if "ifeq" in options:
         done = old == options["ifeq"]
     else:
         done = not (("nx" in options and old is not None) or ("xx" in options and old is None))
     if done:
         if "keepttl" in options:
-            store.disown(key)
-            store.write(key, value, b"set")
+            keyspace.clear_owner(key)
+            keyspace.write(key, value, b"set")
         else:
-            store.replace(key, value, deadline)
+            keyspace.replace(key, value, deadline)
         if "owned" in options:
-            store.own(key, context)
+            keyspace.set_owner(key, client)
     if "get" in options:
         return old
     return OK if done else None
 
 
 strings.grows("SETNX key value", "Set a key that does not exist: 1 if set, 0 if it exists.")(
-    lambda context, key, value: int(set_(context, key, value, nx=True) is OK)
+    lambda client, key, value: int(set_(client, key, value, nx=True) is OK)
 )
 
 
 @strings.grows("SETEX key seconds value", "Set a key with a time to live.", unit="ex")
 @strings.grows("PSETEX key milliseconds value", "SETEX in milliseconds.", unit="px")
-def setex(context: Context, key: bytes, duration: bytes, value: bytes, unit: str) -> Reply:
+def setex(client: Client, key: bytes, duration: bytes, value: bytes, unit: str) -> Reply:
     name = "setex" if unit == "ex" else "psetex"
-    context.store.replace(key, value, lifetime(context, name, {unit: duration}))
+    client.keyspace.replace(key, value, parse_expiry(client, name, {unit: duration}))
     return OK
 
 
 @strings.writes("GETDEL key", "Delete a key and return the value it had.")
-def getdel(context: Context, key: bytes) -> Reply:
-    old = context.store.read(key, bytes)
-    context.store.delete(key)
+def getdel(client: Client, key: bytes) -> Reply:
+    old = client.keyspace.read(key, bytes)
+    client.keyspace.delete(key)
     return old
 
 
 @strings.writes(f"GETEX key [{_EXPIRY}|PERSIST]", "The value of a key; changes its time to live.")
-def getex(context: Context, key: bytes, **options: Any) -> Reply:
-    value = context.store.read(key, bytes)
+def getex(client: Client, key: bytes, **options: Any) -> Reply:
+    value = client.keyspace.read(key, bytes)
     if value is not None:
-        deadline = lifetime(context, "getex", options)
+        deadline = parse_expiry(client, "getex", options)
         if deadline is not None:
-            context.store.expire(key, deadline)
+            client.keyspace.expire(key, deadline)
         elif options:
-            context.store.persist(key)
+            client.keyspace.persist(key)
     return value
 
 
 @strings.grows("APPEND key value", "Add to the end of a value and return its new length.")
-def append(context: Context, key: bytes, value: bytes) -> Reply:
-    return _write_checked(context, key, (context.store.edit(key, bytes) or b"") + value, b"append")
+def append(client: Client, key: bytes, value: bytes) -> Reply:
+    return _write_checked(
+        client, key, (client.keyspace.read_for_write(key, bytes) or b"") + value, b"append"
+    )
 
 
 @strings.grows("SETRANGE key offset value", "Overwrite part of a value; its new length.")
-def setrange(context: Context, key: bytes, offset: int, value: bytes) -> Reply:
+def setrange(client: Client, key: bytes, offset: int, value: bytes) -> Reply:
     if offset < 0:
         raise CommandError("ERR offset is out of range")
-    length = len(context.store.edit(key, bytes) or b"")
+    length = len(client.keyspace.read_for_write(key, bytes) or b"")
     if not value:
         return length
-    _check_length(context, offset + len(value), length)
-    old = context.store.edit(key, bytes) or b""  # unless it had to give way
+    _check_length(client, offset + len(value), length)
+    old = client.keyspace.read_for_write(key, bytes) or b""  # unless it had to give way
     before = old[:offset].ljust(offset, b"\0")
     after = old[offset + len(value) :]
-    return _write_checked(context, key, before + value + after, b"setrange")
+    return _write_checked(client, key, before + value + after, b"setrange")
 
 
-def _write_checked(context: Context, key: bytes, value: bytes, event: bytes) -> int:
-    _check_length(context, len(value), len(value))
-    context.store.write(key, value, event)
+def _write_checked(client: Client, key: bytes, value: bytes, event: bytes) -> int:
+    _check_length(client, len(value), len(value))
+    client.keyspace.write(key, value, event)
     return len(value)
 
 
-def _check_length(context: Context, length: int, old: int) -> None:
+def _check_length(client: Client, length: int, old: int) -> None:
     # No longer than a client could have sent it; and if much of it was not sent, which would have
     # been counted, then than there is room for.
-    if length > context.settings.max_message:
+    if length > client.settings.max_message:
         raise CommandError("ERR string exceeds maximum allowed size (proto-max-bulk-len)")
-    store, more = context.store, length - old
-    if more > FREE_INPUT and store.used + more > store.limit:
-        store.make_room(more)
+    keyspace, more = client.keyspace, length - old
+    if more > MEMORY_CHECK_THRESHOLD and keyspace.used_memory + more > keyspace.memory_limit:
+        keyspace.free_memory(more)
 
 
 strings.views("STRLEN key", "The length of a value in bytes.")(len)
@@ -3594,48 +3652,48 @@ strings.views("STRLEN key", "The length of a value in bytes.")(len)
 @strings.views("GETRANGE key start end", "The part of a value between two positions.")
 def getrange(value: bytes, start: int, end: int) -> Reply:
     if end < 0 <= start or start <= end:
-        first, last = positions(start, max(end, -len(value)), len(value))
+        first, last = slice_bounds(start, max(end, -len(value)), len(value))
         return value[first:last]
     return b""
 
 
 strings.reads("MGET key [key ...]", "The values of several keys.")(
-    lambda context, *names: context.store.strings(names)
+    lambda client, *names: client.keyspace.read_strings(names)
 )
 
 
 @strings.grows("MSET key value [key value ...]", "Set several keys at once.")
-def mset(context: Context, *pairs: bytes) -> Reply:
+def mset(client: Client, *pairs: bytes) -> Reply:
     for key, value in zip(pairs[::2], pairs[1::2]):
-        context.store.replace(key, value)
+        client.keyspace.replace(key, value)
     return OK
 
 
 @strings.grows("MSETNX key value [key value ...]", "MSET, if none of the keys exists.")
-def msetnx(context: Context, *pairs: bytes) -> Reply:
-    if any(key in context.store for key in pairs[::2]):
+def msetnx(client: Client, *pairs: bytes) -> Reply:
+    if any(key in client.keyspace for key in pairs[::2]):
         return 0
-    return int(mset(context, *pairs) is OK)
+    return int(mset(client, *pairs) is OK)
 
 
 @strings.grows("INCR key", "Add 1 to a counter and return it.", sign=1)
 @strings.grows("DECR key", "Take 1 from a counter and return it.", sign=-1)
 @strings.grows("INCRBY key increment", "Add to a counter and return it.", sign=1)
 @strings.grows("DECRBY key decrement", "Take from a counter and return it.", sign=-1)
-def incrby(context: Context, key: bytes, increment: int = 1, *, sign: int) -> Reply:
+def incrby(client: Client, key: bytes, increment: int = 1, *, sign: int) -> Reply:
     if sign * increment > INTEGER_MAX:
         raise CommandError("ERR decrement would overflow")
-    value = context.store.edit(key, bytes)
+    value = client.keyspace.read_for_write(key, bytes)
     number = add_integer(0 if value is None else parse_integer(value), sign * increment)
-    context.store.write(key, b"%d" % number, b"incrby")
+    client.keyspace.write(key, b"%d" % number, b"incrby")
     return number
 
 
 @strings.grows("INCRBYFLOAT key number", "Add a decimal number to a value; the sum.")
-def incrbyfloat(context: Context, key: bytes, increment: bytes) -> Reply:
-    value = context.store.edit(key, bytes)
+def incrbyfloat(client: Client, key: bytes, increment: bytes) -> Reply:
+    value = client.keyspace.read_for_write(key, bytes)
     total = add_decimal(b"0" if value is None else value, NOT_A_FLOAT, increment)
-    context.store.write(key, total, b"incrbyfloat")
+    client.keyspace.write(key, total, b"incrbyfloat")
     return total
 
 
@@ -3648,33 +3706,33 @@ keys = Family("generic")
 
 @keys.writes("DEL key [key ...]", "Delete keys and return how many there were.")
 @keys.writes("UNLINK key [key ...]", "DEL by another name.")
-def del_(context: Context, *names: bytes) -> Reply:
-    return sum(map(context.store.delete, names))
+def del_(client: Client, *names: bytes) -> Reply:
+    return sum(map(client.keyspace.delete, names))
 
 
 @keys.writes("DELEX key [IFEQ value|IFNE value]", "Delete a key if its value is this, or is not.")
-def delex(context: Context, key: bytes, **options: bytes) -> Reply:
-    value = context.store.peek(key)
+def delex(client: Client, key: bytes, **options: bytes) -> Reply:
+    value = client.keyspace.peek(key)
     if options and value is not None and not isinstance(value, bytes):
         raise CommandError("ERR Key should be of string type if conditions are specified")
     if value is None or ("ifeq" in options and value != options["ifeq"]):
         return 0
-    return int(value != options.get("ifne") and context.store.delete(key))
+    return int(value != options.get("ifne") and client.keyspace.delete(key))
 
 
 keys.reads("EXISTS key [key ...]", "How many of the keys exist.")(
-    lambda context, *names: sum(context.store.probe(key) is not None for key in names)
+    lambda client, *names: sum(client.keyspace.lookup_no_touch(key) is not None for key in names)
 )
 keys.reads("TOUCH key [key ...]", "EXISTS that counts as a use of the keys.")(
-    lambda context, *names: sum(context.store.look(key) is not None for key in names)
+    lambda client, *names: sum(client.keyspace.lookup(key) is not None for key in names)
 )
-keys.reads("RANDOMKEY", "Any key.")(lambda context: context.store.draw())
+keys.reads("RANDOMKEY", "Any key.")(lambda client: client.keyspace.random_key())
 keys.writes("PERSIST key", "Take away a key's time to live: 1 if it had one.")(
-    lambda context, key: int(context.store.persist(key))
+    lambda client, key: int(client.keyspace.persist(key))
 )
 keys.writes("DELIFEQ key value", "Delete a key if its value is this: 1 if deleted.")(
-    lambda context, key, value: int(
-        context.store.edit(key, bytes) == value and context.store.delete(key)
+    lambda client, key, value: int(
+        client.keyspace.read_for_write(key, bytes) == value and client.keyspace.delete(key)
     )
 )
 
@@ -3685,48 +3743,48 @@ TYPE_NAMES = {
 }
 # fmt: on
 keys.reads("TYPE key", "The kind of a key's value: string, list, hash, set, zset or none.")(
-    lambda context, key: Status(TYPE_NAMES[type(context.store.probe(key))])
+    lambda client, key: Status(TYPE_NAMES[type(client.keyspace.lookup_no_touch(key))])
 )
 
 
 @keys.writes("RENAME key newkey", "Give a key another name.")
 @keys.writes("RENAMENX key newkey", "RENAME, if there is no key of that name.", only_new=True)
-def rename(context: Context, key: bytes, newkey: bytes, *, only_new: bool = False) -> Reply:
-    if key not in context.store:
+def rename(client: Client, key: bytes, newkey: bytes, *, only_new: bool = False) -> Reply:
+    if key not in client.keyspace:
         raise CommandError("ERR no such key")
-    if only_new and newkey in context.store:
+    if only_new and newkey in client.keyspace:
         return 0
-    context.store.rename(key, newkey)
+    client.keyspace.rename(key, newkey)
     return 1 if only_new else OK
 
 
 @keys.grows("COPY source destination [DB database] [REPLACE]", "Copy a key: 1 if done.")
 def copy(
-    context: Context, source: bytes, target: bytes, *, db: int = 0, replace: bool = False
+    client: Client, source: bytes, target: bytes, *, db: int = 0, replace: bool = False
 ) -> Reply:
     if source == target:
         raise CommandError("ERR source and destination objects are the same")
-    if context.store.look(source) is None or (target in context.store and not replace):
+    if client.keyspace.lookup(source) is None or (target in client.keyspace and not replace):
         return 0
-    context.store.copy(source, target)
+    client.keyspace.copy(source, target)
     return 1
 
 
 @keys.reads("KEYS pattern", "The keys that match a pattern such as user:*.")
-def keys_(context: Context, pattern: bytes) -> Reply:
-    everything = context.store.keys()
-    return everything if pattern == b"*" else list(filter(glob(pattern), everything))
+def keys_(client: Client, pattern: bytes) -> Reply:
+    everything = client.keyspace.keys()
+    return everything if pattern == b"*" else list(filter(compile_glob(pattern), everything))
 
 
 _SCAN = "SCAN cursor [MATCH pattern] [COUNT page-size] [TYPE type]"
 
 
 @keys.reads(_SCAN, "Some of the keys, and the cursor for more; 0 begins and ends.", raw=True)
-def scan(context: Context, cursor: bytes, *words: bytes) -> Reply:
+def scan(client: Client, cursor: bytes, *words: bytes) -> Reply:
     start, options = parse_cursor(cursor), Options(_SCAN).parse(words)
-    following, found = scan_page(context.store.walk, start, options)
+    following, found = scan_page(client.keyspace.scan, start, options)
     if "type" in options:
-        wanted, peek = options["type"].lower(), context.store.peek
+        wanted, peek = options["type"].lower(), client.keyspace.peek
         found = [key for key in found if TYPE_NAMES[type(peek(key))] == wanted]
     return [following, found]
 
@@ -3745,21 +3803,21 @@ _IF = "[NX] [XX] [GT] [LT]"
              " 1970: 1 if done.", raw=True, name="expireat")  # fmt: skip
 @keys.writes(f"PEXPIREAT key unix-time-milliseconds {_IF}", "EXPIREAT in milliseconds.",
              raw=True, name="pexpireat")  # fmt: skip
-def expire(context: Context, key: bytes, time: bytes, *words: bytes, name: str) -> Reply:
+def expire(client: Client, key: bytes, time: bytes, *words: bytes, name: str) -> Reply:
     conditions = {word.upper() for word in words}
     for word in words:
         if word.upper() not in (b"NX", b"XX", b"GT", b"LT"):
-            raise CommandError(f"ERR Unsupported option {_shown(word)}")
+            raise CommandError(f"ERR Unsupported option {_printable(word)}")
     if b"NX" in conditions and len(conditions) > 1:
         raise CommandError("ERR NX and XX, GT or LT options at the same time are not compatible")
     if {b"GT", b"LT"} <= conditions:
         raise CommandError("ERR GT and LT options at the same time are not compatible")
     unit = 1 if name.startswith("p") else 1000
-    deadline = deadline_of(context, name, time, unit, absolute=name.endswith("at"))
-    if key not in context.store:
+    deadline = parse_deadline(client, name, time, unit, absolute=name.endswith("at"))
+    if key not in client.keyspace:
         return 0
     # A key without a time to live has an endless one.
-    current = context.store.deadline(key)
+    current = client.keyspace.deadline(key)
     end = math.inf if current is None else current
     met = {
         b"NX": current is None,
@@ -3769,7 +3827,7 @@ def expire(context: Context, key: bytes, time: bytes, *words: bytes, name: str) 
     }
     if not all(met[condition] for condition in conditions):
         return 0
-    context.store.expire(key, deadline)
+    client.keyspace.expire(key, deadline)
     return 1
 
 
@@ -3777,19 +3835,19 @@ def expire(context: Context, key: bytes, time: bytes, *words: bytes, name: str) 
 @keys.reads("PTTL key", "TTL in milliseconds.", unit=1)
 @keys.reads("EXPIRETIME key", "When a key expires, in seconds since 1970.", unit=1000, at=True)
 @keys.reads("PEXPIRETIME key", "EXPIRETIME in milliseconds.", unit=1, at=True)
-def ttl(context: Context, key: bytes, *, unit: int, at: bool = False) -> Reply:
-    if context.store.probe(key) is None:
+def ttl(client: Client, key: bytes, *, unit: int, at: bool = False) -> Reply:
+    if client.keyspace.lookup_no_touch(key) is None:
         return -2
-    deadline = context.store.deadline(key)
+    deadline = client.keyspace.deadline(key)
     if deadline is None:
         return -1
-    left = context.store.unix_time(deadline) if at else deadline - context.store.now()
+    left = client.keyspace.unix_time(deadline) if at else deadline - client.keyspace.now()
     return (left + unit // 2) // unit
 
 
 @keys.reads("OBJECT ENCODING key", "How Redis would hold a value such as this.")
-def object_encoding(context: Context, key: bytes) -> Reply:
-    value = context.store.peek(key)
+def object_encoding(client: Client, key: bytes) -> Reply:
+    value = client.keyspace.peek(key)
     if isinstance(value, bytes):
         number = _INTEGER.fullmatch(value) and INTEGER_MIN <= int(value) <= INTEGER_MAX
         return b"int" if number else b"embstr" if len(value) <= 44 else b"raw"
@@ -3806,10 +3864,10 @@ def object_encoding(context: Context, key: bytes) -> Reply:
 
 
 @keys.reads("OBJECT IDLETIME key", "The seconds since a key was used, under an LRU policy.")
-def object_idletime(context: Context, key: bytes) -> Reply:
-    if key not in context.store:
+def object_idletime(client: Client, key: bytes) -> Reply:
+    if key not in client.keyspace:
         return None
-    idle = context.store.idle(key)
+    idle = client.keyspace.idle_time(key)
     if idle is None:
         raise CommandError(
             "ERR the time of use is kept under an LRU policy only, as after"
@@ -3841,8 +3899,8 @@ def push(value: ListValue, *elements: bytes, left: bool, any: bool = True) -> Re
 @lists.edits("RPOP key [count]", "Take from the tail.", "writes", left=False)
 def pop(value: ListValue, count: int | None = None, *, left: bool) -> Reply:
     if not value:
-        return None if count is None else NO_LIST
-    taken = value.take_some(left, 1 if count is None else count)
+        return None if count is None else NULL_ARRAY
+    taken = value.pop_many(left, 1 if count is None else count)
     return taken[0] if count is None else taken
 
 
@@ -3850,7 +3908,7 @@ lists.views("LLEN key", "The length of a list.")(len)
 
 
 lists.views("LRANGE key start stop", "The elements between two positions.")(
-    lambda value, start, stop: list(itertools.islice(value, *positions(start, stop, len(value))))
+    lambda value, start, stop: list(itertools.islice(value, *slice_bounds(start, stop, len(value))))
 )
 
 
@@ -3872,19 +3930,19 @@ def lset(value: ListValue, index: bytes, element: bytes) -> Reply:
     position = _position(value, index)
     if position is None:
         raise CommandError("ERR index out of range")
-    value.payload += len(element) - len(value[position])
+    value.data_bytes += len(element) - len(value[position])
     value[position] = element
     return OK
 
 
 @lists.grows("LINSERT key BEFORE|AFTER pivot element", "Add beside a pivot; the length, or -1.")
-def linsert(context: Context, key: bytes, where: str, pivot: bytes, element: bytes) -> Reply:
-    value = context.store.edit(key, ListValue)
+def linsert(client: Client, key: bytes, where: str, pivot: bytes, element: bytes) -> Reply:
+    value = client.keyspace.read_for_write(key, ListValue)
     if value is None or pivot not in value:
         return 0 if value is None else -1
     value.insert(value.index(pivot) + (where == "AFTER"), element)
-    value.payload += len(element)
-    context.store.write(key, value, b"linsert")
+    value.data_bytes += len(element)
+    client.keyspace.write(key, value, b"linsert")
     return len(value)
 
 
@@ -3892,23 +3950,23 @@ def linsert(context: Context, key: bytes, where: str, pivot: bytes, element: byt
 def lrem(value: ListValue, count: int, element: bytes) -> Reply:
     before = len(value)
     most = abs(count) or before
-    kept = []
+    remaining = []
     for each in reversed(value) if count < 0 else value:
         if most and each == element:
             most -= 1
         else:
-            kept.append(each)
-    if len(kept) < before:
-        value.assign(reversed(kept) if count < 0 else kept)
-    return before - len(kept)
+            remaining.append(each)
+    if len(remaining) < before:
+        value.replace_elements(reversed(remaining) if count < 0 else remaining)
+    return before - len(remaining)
 
 
 @lists.edits("LTRIM key start stop", "Keep only the elements between two positions.", "writes")
 def ltrim(value: ListValue, start: int, stop: int) -> Reply:
-    first, last = positions(start, stop, len(value))
+    first, last = slice_bounds(start, stop, len(value))
     # From the ends, so that to keep a list short by this after each push costs no more.
-    value.take_some(False, len(value) - last)
-    value.take_some(True, first)
+    value.pop_many(False, len(value) - last)
+    value.pop_many(True, first)
     return OK
 
 
@@ -3933,30 +3991,34 @@ _MOVE = "source destination LEFT|RIGHT LEFT|RIGHT"
 @lists.grows("RPOPLPUSH source destination", "LMOVE source destination RIGHT LEFT.", waits=False)
 @lists.grows(f"BLMOVE {_MOVE} timeout", "LMOVE that waits.", waits=True)
 @lists.grows("BRPOPLPUSH source destination timeout", "RPOPLPUSH that waits.", waits=True)
-def lmove(context: Context, source: bytes, target: bytes, *words: Any, waits: bool) -> Reply:
+def lmove(client: Client, source: bytes, target: bytes, *words: Any, waits: bool) -> Reply:
     sides, timeout = (words[:-1], words[-1]) if waits else (words, None)
     taken, put = sides or ("RIGHT", "LEFT")
 
     def move(source: bytes) -> Reply:
-        value: Any = context.store.edit(source, ListValue)
-        other = value if source == target else context.store.edit(target, ListValue) or ListValue()
-        element = value.take(taken == "LEFT")
+        value: Any = client.keyspace.read_for_write(source, ListValue)
+        other = (
+            value
+            if source == target
+            else client.keyspace.read_for_write(target, ListValue) or ListValue()
+        )
+        element = value.pop_end(taken == "LEFT")
         other.push([element], put == "LEFT")
-        context.store.write(target, other, b"lpush" if put == "LEFT" else b"rpush")
-        context.store.write(source, value, b"lpop" if taken == "LEFT" else b"rpop")
+        client.keyspace.write(target, other, b"lpush" if put == "LEFT" else b"rpush")
+        client.keyspace.write(source, value, b"lpop" if taken == "LEFT" else b"rpop")
         return element  # type: ignore[no-any-return]
 
-    return take_from(context, [source], ListValue, move, timeout, nothing=None)
+    return pop_or_block(client, [source], ListValue, move, timeout, nothing=None)
 
 
 @lists.writes("BLPOP key [key ...] timeout", "LPOP from the first list that has something, waits"
               " for that; its key and the element.", left=True)  # fmt: skip
 @lists.writes("BRPOP key [key ...] timeout", "BLPOP from the tail.", left=False)
-def blpop(context: Context, *words: bytes, left: bool) -> Reply:
+def blpop(client: Client, *words: bytes, left: bool) -> Reply:
     def take(key: bytes) -> Reply:
-        return [key, *_take(context, key, left, 1)]
+        return [key, *_pop_elements(client, key, left, 1)]
 
-    return take_from(context, words[:-1], ListValue, take, words[-1])
+    return pop_or_block(client, words[:-1], ListValue, take, words[-1])
 
 
 _MPOP = "numkeys key [key ...] LEFT|RIGHT [COUNT count]"
@@ -3965,19 +4027,19 @@ _MPOP = "numkeys key [key ...] LEFT|RIGHT [COUNT count]"
 @lists.writes(f"LMPOP {_MPOP}", "LPOP from the first list that has something; its key and the"
               " elements.", waits=False)  # fmt: skip
 @lists.writes(f"BLMPOP timeout {_MPOP}", "LMPOP that waits.", waits=True)
-def lmpop(context: Context, *words: bytes, waits: bool) -> Reply:
-    names, side, count = take_side(words[waits], words[waits + 1 :], "LEFT|RIGHT")
+def lmpop(client: Client, *words: bytes, waits: bool) -> Reply:
+    names, side, count = parse_mpop_arguments(words[waits], words[waits + 1 :], "LEFT|RIGHT")
 
     def take(key: bytes) -> Reply:
-        return [key, _take(context, key, side == "LEFT", count)]
+        return [key, _pop_elements(client, key, side == "LEFT", count)]
 
-    return take_from(context, names, ListValue, take, words[0] if waits else None)
+    return pop_or_block(client, names, ListValue, take, words[0] if waits else None)
 
 
-def _take(context: Context, key: bytes, left: bool, most: int) -> list[bytes]:
-    value: Any = context.store.edit(key, ListValue)
-    taken = value.take_some(left, most)
-    context.store.write(key, value, b"lpop" if left else b"rpop")
+def _pop_elements(client: Client, key: bytes, left: bool, most: int) -> list[bytes]:
+    value: Any = client.keyspace.read_for_write(key, ListValue)
+    taken = value.pop_many(left, most)
+    client.keyspace.write(key, value, b"lpop" if left else b"rpop")
     return taken  # type: ignore[no-any-return]
 
 
@@ -4015,7 +4077,7 @@ hashes.views("HSTRLEN key field", "The length of a field's value in bytes.")(
     lambda value, field: len(value.get(field, b""))
 )
 hashes.edits("HDEL key field [field ...]", "Delete fields; how many there were.", "writes")(
-    lambda value, *fields: sum(map(value.take, fields))
+    lambda value, *fields: sum(map(value.remove, fields))
 )
 
 
@@ -4035,19 +4097,21 @@ def hincrbyfloat(value: Hash, field: bytes, increment: bytes) -> Reply:
 
 @hashes.reads("HRANDFIELD key [count] [WITHVALUES]", "A field by chance, or several; different"
               " ones if the count is above 0.", raw=True)  # fmt: skip
-def hrandfield(context: Context, key: bytes, *words: bytes) -> Reply:
+def hrandfield(client: Client, key: bytes, *words: bytes) -> Reply:
     count = PARSERS["signed-count"](words[0]) if words else 1
     options = Options("[WITHVALUES]").parse(words[1:])
     if options and abs(count) > INTEGER_MAX // 2:
         raise CommandError("ERR value is out of range")
-    value = context.store.read(key, Hash) or Hash()
+    value = client.keyspace.read(key, Hash) or Hash()
     if not words:
-        return value.draw() if value else None
-    fields = pick(value, count)
-    return Pairs((field, value[field]) for field in fields) if options else fields
+        return value.random_key() if value else None
+    fields = random_members(value, count)
+    return PairsReply((field, value[field]) for field in fields) if options else fields
 
 
-scans(hashes, "HSCAN", "fields with their values", lambda value, field: (field, value[field]))
+declare_scan(
+    hashes, "HSCAN", "fields with their values", lambda value, field: (field, value[field])
+)
 
 
 # ----------------------------------------------------------------------------
@@ -4060,55 +4124,60 @@ sets.edits("SADD key member [member ...]", "Add members; how many are new.")(
     lambda value, *members: sum(map(value.put, members))
 )
 sets.edits("SREM key member [member ...]", "Delete members; how many there were.", "writes")(
-    lambda value, *members: sum(map(value.take, members))
+    lambda value, *members: sum(map(value.remove, members))
 )
 sets.views("SCARD key", "How many members there are.")(len)
 sets.views("SISMEMBER key member", "1 if it is one.")(lambda value, member: int(member in value))
 sets.views("SMISMEMBER key member [member ...]", "For each: 1 if it is a member.")(
     lambda value, *members: [int(member in value) for member in members]
 )
-sets.views("SMEMBERS key", "Every member.")(Members)
+sets.views("SMEMBERS key", "Every member.")(SetReply)
 
 
 @sets.writes("SMOVE source destination member", "Move a member to another set: 1 if it was there.")
-def smove(context: Context, source: bytes, target: bytes, member: bytes) -> Reply:
-    value = context.store.edit(source, Set)
+def smove(client: Client, source: bytes, target: bytes, member: bytes) -> Reply:
+    value = client.keyspace.read_for_write(source, Set)
     if value is None:
         return 0
-    other = context.store.edit(target, Set) or Set()
+    other = client.keyspace.read_for_write(target, Set) or Set()
     if source == target or member not in value:
         return int(member in value)
-    value.take(member)
-    context.store.write(source, value, b"srem")
+    value.remove(member)
+    client.keyspace.write(source, value, b"srem")
     if other.put(member):
-        context.store.write(target, other, b"sadd")
+        client.keyspace.write(target, other, b"sadd")
     return 1
 
 
-@sets.edits("SPOP key [count]", "Take a member, or several, by chance.", "writes", loose=True)
+@sets.edits(
+    "SPOP key [count]",
+    "Take a member, or several, by chance.",
+    "writes",
+    extra_is_syntax_error=True,
+)
 def spop(value: Set, count: int | None = None) -> Reply:
     if not value:
-        return None if count is None else Members()
-    taken = [value.draw()] if count in (None, 1) else pick(value, count or 0)
+        return None if count is None else SetReply()
+    taken = [value.random_key()] if count in (None, 1) else random_members(value, count or 0)
     for member in taken:
-        value.take(member)
-    return taken[0] if count is None else Members(taken)
+        value.remove(member)
+    return taken[0] if count is None else SetReply(taken)
 
 
 @sets.views("SRANDMEMBER key [signed-count]", "A member by chance, or several; different ones if"
-            " the count is above 0.", loose=True)  # fmt: skip
+            " the count is above 0.", extra_is_syntax_error=True)  # fmt: skip
 def srandmember(value: Set, count: int | None = None) -> Reply:
     if count is None:
-        return value.draw() if value else None
-    return pick(value, count)
+        return value.random_key() if value else None
+    return random_members(value, count)
 
 
 @sets.reads("SINTER key [key ...]", "The members common to all sets.", operation=operator.and_)
 @sets.reads("SUNION key [key ...]", "The members of any of the sets.", operation=operator.or_)
 @sets.reads("SDIFF key [key ...]", "The members of the first set alone.", operation=operator.sub)
-def sinter(context: Context, *names: bytes, operation: Callable[[Any, Any], Any]) -> Members:
-    values = [context.store.read(key, Set) or Set() for key in names]
-    return Members(functools.reduce(operation, (value.keys() for value in values)))
+def sinter(client: Client, *names: bytes, operation: Callable[[Any, Any], Any]) -> SetReply:
+    values = [client.keyspace.read(key, Set) or Set() for key in names]
+    return SetReply(functools.reduce(operation, (value.keys() for value in values)))
 
 
 @sets.grows("SINTERSTORE destination key [key ...]", "Store SINTER.", operation=operator.and_,
@@ -4118,29 +4187,29 @@ def sinter(context: Context, *names: bytes, operation: Callable[[Any, Any], Any]
 @sets.grows("SDIFFSTORE destination key [key ...]", "Store SDIFF.", operation=operator.sub,
             event=b"sdiffstore")  # fmt: skip
 def sinterstore(
-    context: Context, target: bytes, *names: bytes, operation: Any, event: bytes
+    client: Client, target: bytes, *names: bytes, operation: Any, event: bytes
 ) -> Reply:
     value = Set()
-    members: Any = sinter(context, *names, operation=operation)
+    members: Any = sinter(client, *names, operation=operation)
     for member in members:
         value.put(member)
     if value:
-        context.store.replace(target, value, event=event)
+        client.keyspace.replace(target, value, event=event)
     else:
-        context.store.delete(target)
+        client.keyspace.delete(target)
     return len(value)
 
 
 @sets.reads("SINTERCARD numkeys key [key ...] [LIMIT limit]", "How many SINTER has, to a limit.")
-def sintercard(context: Context, numkeys: bytes, *words: bytes) -> Reply:
+def sintercard(client: Client, numkeys: bytes, *words: bytes) -> Reply:
     many = "ERR Number of keys can't be greater than number of args"
-    names, rest = take_keys(numkeys, words, many)
+    names, rest = split_numkeys(numkeys, words, many)
     options = Options("[LIMIT limit]").parse(rest)
-    common: Any = sinter(context, *names, operation=operator.and_)
+    common: Any = sinter(client, *names, operation=operator.and_)
     return min(len(common), options.get("limit") or len(common))
 
 
-scans(sets, "SSCAN", "members", lambda value, member: (member,))
+declare_scan(sets, "SSCAN", "members", lambda value, member: (member,))
 
 
 # ----------------------------------------------------------------------------
@@ -4154,7 +4223,7 @@ _ZADD_OPTIONS = Options(_ZADD)
 
 @zsets.grows(f"ZADD key {_ZADD} score member [score member ...]", "Set scores; how many"
               " members are new, or with CH new or changed.")  # fmt: skip
-def zadd(context: Context, key: bytes, *words: bytes) -> Reply:
+def zadd(client: Client, key: bytes, *words: bytes) -> Reply:
     options, pairs = _ZADD_OPTIONS.split(words)
     if not pairs or len(pairs) % 2:
         raise CommandError(SYNTAX_ERROR)
@@ -4165,7 +4234,7 @@ def zadd(context: Context, key: bytes, *words: bytes) -> Reply:
     if "incr" in options and len(pairs) > 2:
         raise CommandError("ERR INCR option supports a single increment-element pair")
     scores = list(map(parse_float, pairs[::2]))
-    value = context.store.edit(key, SortedSet) or SortedSet()
+    value = client.keyspace.read_for_write(key, SortedSet) or SortedSet()
     added = changed = 0
     for score, member in zip(scores, pairs[1::2]):
         old = value.scores.get(member)
@@ -4183,14 +4252,14 @@ def zadd(context: Context, key: bytes, *words: bytes) -> Reply:
             added += old is None
             changed += 1
     if changed:
-        context.store.write(key, value, b"zincr" if "incr" in options else b"zadd")
+        client.keyspace.write(key, value, b"zincr" if "incr" in options else b"zadd")
     if "incr" in options:
         return new
     return changed if "ch" in options else added
 
 
 zsets.grows("ZINCRBY key number member", "Add to a member's score and return it.")(
-    lambda context, key, number, member: zadd(context, key, b"INCR", number, member)
+    lambda client, key, number, member: zadd(client, key, b"INCR", number, member)
 )
 zsets.views("ZSCORE key member", "The score of a member.")(
     lambda value, member: value.scores.get(member)
@@ -4200,7 +4269,7 @@ zsets.views("ZMSCORE key member [member ...]", "The scores of several members.")
 )
 zsets.views("ZCARD key", "How many members there are.")(len)
 zsets.edits("ZREM key member [member ...]", "Delete members; how many there were.", "writes")(
-    lambda value, *members: sum(map(value.take, members))
+    lambda value, *members: sum(map(value.remove, members))
 )
 
 
@@ -4214,15 +4283,15 @@ def zrank(value: SortedSet, member: bytes, *, reverse: bool) -> Reply:
     return len(value) - 1 - rank if reverse else rank
 
 
-def _between(value: SortedSet, low: Any, high: Any) -> tuple[int, int]:
+def _score_ranks(value: SortedSet, low: Any, high: Any) -> tuple[int, int]:
     # The ranks from the first score not below low to before the first one above high.
-    first = value.rank((low[0], LAST) if low[1] else low[:1])
-    return first, max(value.rank(high[:1] if high[1] else (high[0], LAST)), first)
+    first = value.rank((low[0], LAST_MEMBER) if low[1] else low[:1])
+    return first, max(value.rank(high[:1] if high[1] else (high[0], LAST_MEMBER)), first)
 
 
 @zsets.views("ZCOUNT key min max", "How many members have scores between these.")
 def zcount(value: SortedSet, low: Any, high: Any) -> Reply:
-    first, last = _between(value, low, high)
+    first, last = _score_ranks(value, low, high)
     return last - first
 
 
@@ -4234,7 +4303,7 @@ def zcount(value: SortedSet, low: Any, high: Any) -> Reply:
 @zsets.reads("ZREVRANGEBYSCORE key high low [WITHSCORES] [LIMIT offset size]",
              "ZRANGE with BYSCORE and REV.", byscore=True, rev=True)  # fmt: skip
 def zrange(
-    context: Context, key: bytes, start: bytes, stop: bytes, byscore: bool = False,
+    client: Client, key: bytes, start: bytes, stop: bytes, byscore: bool = False,
     rev: bool = False, limit: Sequence[int] | None = None, withscores: bool = False,
 ) -> Reply:  # fmt: skip
     if limit is not None and limit[1] != -1 and not byscore:
@@ -4243,33 +4312,33 @@ def zrange(
         )
     low, high = (stop, start) if rev and byscore else (start, stop)
     bounds: Any = list(map(parse_bound if byscore else parse_integer, (low, high)))
-    value = context.store.read(key, SortedSet) or SortedSet()
+    value = client.keyspace.read(key, SortedSet) or SortedSet()
     if byscore:
-        first, last = _between(value, *bounds)
+        first, last = _score_ranks(value, *bounds)
     else:
-        first, last = positions(bounds[0], bounds[1], len(value))
+        first, last = slice_bounds(bounds[0], bounds[1], len(value))
         if rev:
             first, last = len(value) - last, len(value) - first
     offset, count = limit if limit and byscore else (0, -1)
     size = max(last - first - offset, 0) if offset >= 0 else 0
     size = size if count < 0 else min(size, count)
     first = last - offset - size if rev else first + offset
-    found = value.pairs(first, first + size)
+    found = value.slice(first, first + size)
     if rev:
         found.reverse()
     if withscores:
-        return Pairs((member, score) for score, member in found)
+        return PairsReply((member, score) for score, member in found)
     return [member for _, member in found]
 
 
 def _remove(value: SortedSet, first: int, last: int) -> list[tuple[bytes, float]]:
-    found = [(member, score) for score, member in value.pairs(first, last)]
+    found = [(member, score) for score, member in value.slice(first, last)]
     for member, _ in found:
-        value.take(member)
+        value.remove(member)
     return found
 
 
-def pop_scored(value: SortedSet, most: int, highest: bool) -> list[tuple[bytes, float]]:
+def pop_by_score(value: SortedSet, most: int, highest: bool) -> list[tuple[bytes, float]]:
     """Take so many of the highest or lowest away, with their scores."""
     if highest:
         return _remove(value, max(len(value) - most, 0), len(value))[::-1]
@@ -4277,18 +4346,18 @@ def pop_scored(value: SortedSet, most: int, highest: bool) -> list[tuple[bytes, 
 
 
 @zsets.edits("ZPOPMIN key [count]", "Take the members with the lowest scores.", "writes",
-             loose=True, highest=False)  # fmt: skip
+             extra_is_syntax_error=True, highest=False)  # fmt: skip
 @zsets.edits("ZPOPMAX key [count]", "Take the members with the highest scores.", "writes",
-             loose=True, highest=True)  # fmt: skip
+             extra_is_syntax_error=True, highest=True)  # fmt: skip
 def zpopmin(value: SortedSet, count: int | None = None, *, highest: bool) -> Reply:
-    found = pop_scored(value, 1 if count is None else count, highest)
-    return list(itertools.chain.from_iterable(found)) if count is None else Pairs(found)
+    found = pop_by_score(value, 1 if count is None else count, highest)
+    return list(itertools.chain.from_iterable(found)) if count is None else PairsReply(found)
 
 
-def _zpop(context: Context, key: bytes, highest: bool, most: int) -> list[Any]:
-    value: Any = context.store.edit(key, SortedSet)
-    found = pop_scored(value, most, highest)
-    context.store.write(key, value, b"zpopmax" if highest else b"zpopmin")
+def _pop_from_zset(client: Client, key: bytes, highest: bool, most: int) -> list[Any]:
+    value: Any = client.keyspace.read_for_write(key, SortedSet)
+    found = pop_by_score(value, most, highest)
+    client.keyspace.write(key, value, b"zpopmax" if highest else b"zpopmin")
     return found
 
 
@@ -4296,11 +4365,11 @@ def _zpop(context: Context, key: bytes, highest: bool, most: int) -> list[Any]:
               " something, waits for that; its key, the member, the score.",
               highest=False)  # fmt: skip
 @zsets.writes("BZPOPMAX key [key ...] timeout", "BZPOPMIN for the highest score.", highest=True)
-def bzpopmin(context: Context, *words: bytes, highest: bool) -> Reply:
+def bzpopmin(client: Client, *words: bytes, highest: bool) -> Reply:
     def take(key: bytes) -> Reply:
-        return [key, *_zpop(context, key, highest, 1)[0]]
+        return [key, *_pop_from_zset(client, key, highest, 1)[0]]
 
-    return take_from(context, words[:-1], SortedSet, take, words[-1])
+    return pop_or_block(client, words[:-1], SortedSet, take, words[-1])
 
 
 _ZMPOP = "numkeys key [key ...] MIN|MAX [COUNT count]"
@@ -4309,22 +4378,22 @@ _ZMPOP = "numkeys key [key ...] MIN|MAX [COUNT count]"
 @zsets.writes(f"ZMPOP {_ZMPOP}", "ZPOPMIN or ZPOPMAX from the first sorted set that has something;"
               " its key, and the members with their scores.", waits=False)  # fmt: skip
 @zsets.writes(f"BZMPOP timeout {_ZMPOP}", "ZMPOP that waits.", waits=True)
-def zmpop(context: Context, *words: bytes, waits: bool) -> Reply:
-    names, side, count = take_side(words[waits], words[waits + 1 :], "MIN|MAX")
+def zmpop(client: Client, *words: bytes, waits: bool) -> Reply:
+    names, side, count = parse_mpop_arguments(words[waits], words[waits + 1 :], "MIN|MAX")
 
     def take(key: bytes) -> Reply:
-        return [key, list(map(list, _zpop(context, key, side == "MAX", count)))]
+        return [key, list(map(list, _pop_from_zset(client, key, side == "MAX", count)))]
 
-    return take_from(context, names, SortedSet, take, words[0] if waits else None)
+    return pop_or_block(client, names, SortedSet, take, words[0] if waits else None)
 
 
 zsets.edits("ZREMRANGEBYRANK key start stop", "Delete members between two places.", "writes")(
-    lambda value, start, stop: len(_remove(value, *positions(start, stop, len(value))))
+    lambda value, start, stop: len(_remove(value, *slice_bounds(start, stop, len(value))))
 )
 zsets.edits("ZREMRANGEBYSCORE key min max", "Delete members between two scores.", "writes")(
-    lambda value, low, high: len(_remove(value, *_between(value, low, high)))
+    lambda value, low, high: len(_remove(value, *_score_ranks(value, low, high)))
 )
-scans(zsets, "ZSCAN", "members with their scores", lambda value, member: (
+declare_scan(zsets, "ZSCAN", "members with their scores", lambda value, member: (
     member, encode_double(value.scores[member])
 ))  # fmt: skip
 
@@ -4337,68 +4406,68 @@ transactions = Family("transactions")
 
 
 @transactions.reads("MULTI", "Queue the commands from here on, for EXEC.")
-def multi(context: Context) -> Reply:
-    if context.queue is not None:
+def multi(client: Client) -> Reply:
+    if client.queue is not None:
         raise CommandError("ERR MULTI calls can not be nested")
-    context.queue = []
-    context.guard()
+    client.queue = []
+    client.guard()
     return OK
 
 
 @transactions.reads("EXEC", "Carry out the queue as one step, if no watch is broken.", raw=True)
-def exec_(context: Context, *words: bytes) -> Reply:
+def exec_(client: Client, *words: bytes) -> Reply:
     if words:
-        raise cannot_execute(context, wrong_arity(b"exec"))
-    if context.queue is None:
+        raise abort_transaction(client, wrong_arity(b"exec"))
+    if client.queue is None:
         raise CommandError("ERR EXEC without MULTI")
-    queue, spoiled = context.queue, context.spoiled
-    broken = context.end_transaction()
+    queue, spoiled = client.queue, client.spoiled
+    broken = client.end_transaction()
     if spoiled:
         raise CommandError("EXECABORT Transaction discarded because of previous errors.")
     if broken:
-        return NO_LIST
+        return NULL_ARRAY
     replies: list[Reply] = []
-    size, most = 0, context.settings.max_reply
-    context.may_wait = False
+    size, most = 0, client.settings.max_reply
+    client.can_block = False
     try:
         for entry, arguments in queue:
             try:
-                replies.append(carry_out(context, entry, arguments))
+                replies.append(call_command(client, entry, arguments))
             except CommandError as error:
                 replies.append(error)
-            size += measure(replies[-1])
+            size += reply_size(replies[-1])
             if size > most:  # nobody will see them, but the rest is carried out as well
                 replies.clear()
     finally:
-        context.may_wait = True
+        client.can_block = True
     return replies if size <= most else reply_too_long(most)
 
 
 @transactions.reads("DISCARD", "Forget the queued commands.")
-def discard(context: Context) -> Reply:
-    if context.queue is None:
+def discard(client: Client) -> Reply:
+    if client.queue is None:
         raise CommandError("ERR DISCARD without MULTI")
-    context.end_transaction()
+    client.end_transaction()
     return OK
 
 
 @transactions.reads("WATCH key [key ...]", "Let EXEC do nothing if one of the keys is changed.")
-def watch(context: Context, *names: bytes) -> Reply:
-    if context.queue is not None:
+def watch(client: Client, *names: bytes) -> Reply:
+    if client.queue is not None:
         raise CommandError("ERR WATCH inside MULTI is not allowed")
-    if context.watch is None:
-        context.watch = Watch()
-    look_for_room(context, names, WATCH_COST, len(context.watch.keys))
+    if client.watch is None:
+        client.watch = Watch()
+    ensure_memory(client, names, WATCH_COST, len(client.watch.keys))
     for key in names:
-        context.store.watch(key, context.watch)
+        client.keyspace.watch(key, client.watch)
     return OK
 
 
 @transactions.reads("UNWATCH", "Watch no key any more.")
-def unwatch(context: Context) -> Reply:
-    if context.watch is not None:
-        context.store.unwatch(context.watch)
-        context.watch = None
+def unwatch(client: Client) -> Reply:
+    if client.watch is not None:
+        client.keyspace.unwatch(client.watch)
+        client.watch = None
     return OK
 
 
@@ -4410,64 +4479,66 @@ pubsub = Family("pubsub")
 
 
 @pubsub.reads("SUBSCRIBE channel [channel ...]", "Receive what is published in channels.")
-def subscribe(context: Context, *names: bytes) -> Reply:
-    look_for_room(context, names, SUBSCRIPTION_COST, context.subscriber.count())
-    return _tell_each(context, b"subscribe", names, context.live.channels.subscribe)
+def subscribe(client: Client, *names: bytes) -> Reply:
+    ensure_memory(client, names, SUBSCRIPTION_COST, client.subscriber.count())
+    return _tell_each(client, b"subscribe", names, client.live.channels.subscribe)
 
 
 @pubsub.reads("PSUBSCRIBE pattern [pattern ...]", "SUBSCRIBE to all channels that match.")
-def psubscribe(context: Context, *patterns: bytes) -> Reply:
-    look_for_room(context, patterns, SUBSCRIPTION_COST, context.subscriber.count())
+def psubscribe(client: Client, *patterns: bytes) -> Reply:
+    ensure_memory(client, patterns, SUBSCRIPTION_COST, client.subscriber.count())
     if sum(map(len, patterns)) > MAX_PATTERNS:
         raise CommandError(f"ERR the patterns together are longer than {MAX_PATTERNS} bytes")
     # All of them, or, after an error, none.
-    tests = dict(zip(patterns, map(glob, patterns)))
-    subscribe = context.live.channels.subscribe_pattern
+    tests = dict(zip(patterns, map(compile_glob, patterns)))
+    subscribe = client.live.channels.subscribe_pattern
     return _tell_each(
-        context, b"psubscribe", patterns,
+        client, b"psubscribe", patterns,
         lambda subscriber, name: subscribe(subscriber, name, tests[name]),
     )  # fmt: skip
 
 
 @pubsub.reads("UNSUBSCRIBE [channel ...]", "End subscriptions, all if none is named.")
-def unsubscribe(context: Context, *names: bytes) -> Reply:
-    chosen = names or tuple(context.subscriber.channels) or (None,)
-    return _tell_each(context, b"unsubscribe", chosen, context.live.channels.unsubscribe)
+def unsubscribe(client: Client, *names: bytes) -> Reply:
+    chosen = names or tuple(client.subscriber.channels) or (None,)
+    return _tell_each(client, b"unsubscribe", chosen, client.live.channels.unsubscribe)
 
 
 @pubsub.reads("PUNSUBSCRIBE [pattern ...]", "UNSUBSCRIBE from patterns.")
-def punsubscribe(context: Context, *patterns: bytes) -> Reply:
-    chosen = patterns or tuple(context.subscriber.patterns) or (None,)
-    return _tell_each(context, b"punsubscribe", chosen, context.live.channels.unsubscribe_pattern)
+def punsubscribe(client: Client, *patterns: bytes) -> Reply:
+    chosen = patterns or tuple(client.subscriber.patterns) or (None,)
+    return _tell_each(client, b"punsubscribe", chosen, client.live.channels.unsubscribe_pattern)
 
 
 def _tell_each(
-    context: Context, what: bytes, names: Iterable[Any], change: Callable[[Subscriber, Any], None]
+    client: Client, what: bytes, names: Iterable[Any], change: Callable[[Subscriber, Any], None]
 ) -> Reply:
-    replies = Several()
+    replies = MultipleReplies()
     for name in names:
-        change(context.subscriber, name)
-        replies.append(Push([what, name, context.subscriber.count()]))
-    context.guard()
+        change(client.subscriber, name)
+        replies.append(Push([what, name, client.subscriber.count()]))
+    client.guard()
     return replies
 
 
 pubsub.reads("PUBLISH channel message", "Send to all that have subscribed; how many received it.")(
-    lambda context, channel, message: context.live.channels.publish(channel, message)
+    lambda client, channel, message: client.live.channels.publish(channel, message)
 )
 pubsub.reads("PUBSUB NUMPAT", "How many patterns are subscribed to.")(
-    lambda context: len(context.live.channels.patterns)
+    lambda client: len(client.live.channels.patterns)
 )
 
 
-@pubsub.reads("PUBSUB CHANNELS [pattern]", "The channels that have subscribers.", loose=True)
-def pubsub_channels(context: Context, pattern: bytes = b"*") -> Reply:
-    return list(filter(glob(pattern), context.live.channels.channels))
+@pubsub.reads(
+    "PUBSUB CHANNELS [pattern]", "The channels that have subscribers.", extra_is_syntax_error=True
+)
+def pubsub_channels(client: Client, pattern: bytes = b"*") -> Reply:
+    return list(filter(compile_glob(pattern), client.live.channels.channels))
 
 
 @pubsub.reads("PUBSUB NUMSUB [channel ...]", "The channels, and how many subscribers each has.")
-def pubsub_numsub(context: Context, *names: bytes) -> Reply:
-    known = context.live.channels.channels
+def pubsub_numsub(client: Client, *names: bytes) -> Reply:
+    known = client.live.channels.channels
     return [each for name in names for each in (name, len(known.get(name, ())))]
 
 
@@ -4479,27 +4550,27 @@ connection = Family("connection")
 
 
 @connection.reads("PING [message]", "PONG, or the message.")
-def ping(context: Context, message: bytes | None = None) -> Reply:
-    if context.subscriber.count() and context.protocol == 2:
+def ping(client: Client, message: bytes | None = None) -> Reply:
+    if client.subscriber.count() and client.protocol == 2:
         return [b"pong", message or b""]
     return PONG if message is None else message
 
 
 connection.reads("ECHO message", "The message.")(lambda _, message: message)
 connection.reads("SELECT database", "Choose a database; there is one, 0.")(lambda _, database: OK)
-connection.reads("CLIENT ID", "The number of this connection.")(lambda context: context.id)
+connection.reads("CLIENT ID", "The number of this connection.")(lambda client: client.id)
 connection.reads("CLIENT GETNAME", "The name the client has given itself.")(
-    lambda context: context.names.get("name", "").encode() or None
+    lambda client: client.names.get("name", "").encode() or None
 )
 connection.reads("CLIENT INFO", "What is known of this connection.")(
-    lambda context: Verbatim(_describe(context).encode())
+    lambda client: Verbatim(_client_line(client).encode())
 )
 
 
 @connection.reads("HELLO [protover] [AUTH username password] [SETNAME clientname]", "Choose the"
                   " version of RESP, 2 or 3, and be told about the server.", raw=True)  # fmt: skip
-def hello(context: Context, *options: bytes) -> Reply:
-    protocol = context.protocol
+def hello(client: Client, *options: bytes) -> Reply:
+    protocol = client.protocol
     if options:
         error = "ERR Protocol version is not an integer or out of range"
         protocol = parse_integer(options[0], error, 2, 3, "NOPROTO unsupported protocol version")
@@ -4507,60 +4578,60 @@ def hello(context: Context, *options: bytes) -> Reply:
     for word in words:
         values = list(itertools.islice(words, {b"AUTH": 2, b"SETNAME": 1}.get(word.upper(), 0)))
         if word.upper() == b"AUTH" and len(values) == 2:
-            auth(context, *values)
+            auth(client, *values)
         elif word.upper() == b"SETNAME" and values:
             # At once, as Redis does it, whatever comes behind.
-            context.names["name"] = _client_name("Client names", values[0])
+            client.names["name"] = _client_name("Client names", values[0])
         else:
-            raise CommandError(f"ERR Syntax error in HELLO option '{_shown(word)}'")
-    if context.locked_out:
+            raise CommandError(f"ERR Syntax error in HELLO option '{_printable(word)}'")
+    if client.locked_out:
         raise CommandError(
             "NOAUTH HELLO must be called with the client already authenticated, otherwise the"
             " HELLO AUTH <user> <pass> option can be used to authenticate the client and select"
             " the RESP protocol version at the same time"
         )
-    context.protocol = context.subscriber.form = protocol
-    context.guard()
+    client.protocol = client.subscriber.form = protocol
+    client.guard()
     return {
         b"server": b"redis",
         b"version": REDIS_VERSION.encode(),
         b"proto": protocol,
-        b"id": context.id,
+        b"id": client.id,
         b"mode": b"standalone",
         b"role": b"master",
         b"modules": [],
     }
 
 
-@connection.reads("AUTH [username] password", "Give the password.", loose=True)
-def auth(context: Context, *credentials: bytes) -> Reply:
-    if context.password is None and len(credentials) == 1:
+@connection.reads("AUTH [username] password", "Give the password.", extra_is_syntax_error=True)
+def auth(client: Client, *credentials: bytes) -> Reply:
+    if client.password is None and len(credentials) == 1:
         raise CommandError(
             "ERR AUTH <password> called without any password configured for the default user."
             " Are you sure your configuration is correct?"
         )
-    right = context.password is None or hmac.compare_digest(context.password, credentials[-1])
+    right = client.password is None or hmac.compare_digest(client.password, credentials[-1])
     if not right or credentials[:-1] not in ((), (b"default",)):
         raise CommandError("WRONGPASS invalid username-password pair or user is disabled.")
-    context.locked_out = False
-    context.guard()
+    client.locked_out = False
+    client.guard()
     return OK
 
 
 @connection.reads("RESET", "Put the connection back as it was when it was opened.")
-def reset(context: Context) -> Reply:
-    context.protocol = 2
-    context.names.pop("name", None)
-    context.replying = "ON"
-    context.locked_out = context.password is not None
-    context.end_transaction()
-    context.unsubscribe()
+def reset(client: Client) -> Reply:
+    client.protocol = 2
+    client.names.pop("name", None)
+    client.reply_mode = "ON"
+    client.locked_out = client.password is not None
+    client.end_transaction()
+    client.unsubscribe()
     return Status(b"RESET")
 
 
 @connection.reads("QUIT", "End the connection.", raw=True)
-def quit_(context: Context, *words: bytes) -> Reply:
-    context.close()
+def quit_(client: Client, *words: bytes) -> Reply:
+    client.close()
     return OK
 
 
@@ -4572,38 +4643,38 @@ def _client_name(what: str, name: bytes) -> str:
     return name.decode("ascii")
 
 
-def _describe(context: Context) -> str:
-    subscriber, (process, program) = context.subscriber, context.peer.process()
+def _client_line(client: Client) -> str:
+    subscriber, (process, program) = client.subscriber, client.peer.process()
     known = COMMANDS.keys() | CONTAINERS
     flags = {
         "O": subscriber.monitors,
         "P": subscriber.count() > 0,
-        "x": context.queue is not None,
-        "b": context.waiter is not None and not context.waiter.done,
-        "d": context.watch is not None and context.watch.broken,
-        "U": context.peer.address.startswith("/"),
+        "x": client.queue is not None,
+        "b": client.waiter is not None and not client.waiter.done,
+        "d": client.watch is not None and client.watch.broken,
+        "U": client.peer.address.startswith("/"),
     }
     facts = {
-        "id": context.id,
-        "addr": context.peer.address,
-        "laddr": context.peer.local_address,
-        "name": context.names.get("name", ""),
-        "age": int(time.monotonic() - context.connected),
-        "idle": int(time.monotonic() - context.active),
+        "id": client.id,
+        "addr": client.peer.address,
+        "laddr": client.peer.local_address,
+        "name": client.names.get("name", ""),
+        "age": int(time.monotonic() - client.connected_at),
+        "idle": int(time.monotonic() - client.last_command_at),
         "flags": "".join(flag for flag, is_so in flags.items() if is_so) or "N",
         "db": 0,
         "sub": len(subscriber.channels),
         "psub": len(subscriber.patterns),
         # Sizes of buffers, which are not kept count of, but which redis-py before 7 looks for.
         **dict.fromkeys(("qbuf", "qbuf-free", "argv-mem", "obl", "oll", "omem", "tot-mem"), 0),
-        "multi": -1 if context.queue is None else len(context.queue),
-        "cmd": context.command.decode().lower() if context.command.upper() in known else "NULL",
+        "multi": -1 if client.queue is None else len(client.queue),
+        "cmd": client.command.decode().lower() if client.command.upper() in known else "NULL",
         "user": "default",
-        "resp": context.protocol,
-        "lib-name": context.names.get("lib-name", ""),
-        "lib-ver": context.names.get("lib-ver", ""),
+        "resp": client.protocol,
+        "lib-name": client.names.get("lib-name", ""),
+        "lib-ver": client.names.get("lib-ver", ""),
         # What no Redis has.
-        "owned": context.store.owned(context),
+        "owned": client.keyspace.count_owned(client),
         "pid": process,
         "program": re.sub(r"\s", "_", re.split(r"[\\/]", program)[-1]),
     }
@@ -4611,35 +4682,35 @@ def _describe(context: Context) -> str:
 
 
 @connection.reads("CLIENT SETNAME name", "Give the connection a name.")
-def client_setname(context: Context, name: bytes) -> Reply:
-    context.names["name"] = _client_name("Client names", name)
+def client_setname(client: Client, name: bytes) -> Reply:
+    client.names["name"] = _client_name("Client names", name)
     return OK
 
 
 @connection.reads("CLIENT SETINFO attribute value", "Name the library, LIB-NAME or LIB-VER.")
-def client_setinfo(context: Context, attribute: bytes, value: bytes) -> Reply:
+def client_setinfo(client: Client, attribute: bytes, value: bytes) -> Reply:
     what = attribute.decode("latin-1").lower()
     if what not in ("lib-name", "lib-ver"):
-        raise CommandError(f"ERR Unrecognized option '{_shown(attribute)}'")
-    context.names[what] = _client_name(what, value)
+        raise CommandError(f"ERR Unrecognized option '{_printable(attribute)}'")
+    client.names[what] = _client_name(what, value)
     return OK
 
 
-def _is_type(client: Context, value: bytes) -> bool:
+def _is_type(client: Client, value: bytes) -> bool:
     if value.lower() not in (b"normal", b"master", b"replica", b"slave", b"pubsub"):
-        raise CommandError(f"ERR Unknown client type '{_shown(value)}'")
+        raise CommandError(f"ERR Unknown client type '{_printable(value)}'")
     kind = b"pubsub" if client.subscriber.count() else b"normal"
     return value.lower() == kind
 
 
-def _is_user(client: Context, value: bytes) -> bool:
+def _is_user(client: Client, value: bytes) -> bool:
     if value != b"default":
-        raise CommandError(f"ERR No such user '{_shown(value)}'")
+        raise CommandError(f"ERR No such user '{_printable(value)}'")
     return True
 
 
 #: What CLIENT KILL chooses connections by.
-CLIENT_FILTERS: dict[bytes, Callable[[Context, bytes], bool]] = {
+CLIENT_FILTERS: dict[bytes, Callable[[Client, bytes], bool]] = {
     b"ID": lambda client, value: (
         client.id == parse_integer(value, "ERR client-id should be greater than 0", 1)
     ),
@@ -4651,22 +4722,22 @@ CLIENT_FILTERS: dict[bytes, Callable[[Context, bytes], bool]] = {
 
 
 @connection.reads("CLIENT LIST [TYPE type|ID client-id ...]", "The connections, one a line.")
-def client_list(context: Context, *words: bytes) -> Reply:
-    chosen = list(context.statistics.clients.values())
+def client_list(client: Client, *words: bytes) -> Reply:
+    chosen = list(client.statistics.clients.values())
     what = words[0].upper() if words else b""
     if what == b"TYPE" and len(words) == 2:
-        chosen = [client for client in chosen if _is_type(client, words[1])]
+        chosen = [other for other in chosen if _is_type(other, words[1])]
     elif what == b"ID" and len(words) > 1:
         numbers = {parse_integer(word, "ERR Invalid client ID") for word in words[1:]}
-        chosen = [client for client in chosen if client.id in numbers]
+        chosen = [other for other in chosen if other.id in numbers]
     elif words:
         raise CommandError(SYNTAX_ERROR)
-    return Verbatim("".join(map(_describe, chosen)).encode())
+    return Verbatim("".join(map(_client_line, chosen)).encode())
 
 
 @connection.reads("CLIENT KILL filter [value ...]", "End connections: by address, or by ID, ADDR,"
                   " LADDR, TYPE, USER, and SKIPME no.")  # fmt: skip
-def client_kill(context: Context, *words: bytes) -> Reply:
+def client_kill(client: Client, *words: bytes) -> Reply:
     alone = len(words) == 1
     if alone:
         words = (b"ADDR", words[0], b"SKIPME", b"no")
@@ -4676,41 +4747,41 @@ def client_kill(context: Context, *words: bytes) -> Reply:
     if len(words) % 2 or skip_me not in (b"yes", b"no") or not known:
         raise CommandError(SYNTAX_ERROR)
     chosen = []
-    for client in context.statistics.clients.values():
+    for other in client.statistics.clients.values():
         # Each is asked, as each may raise an error.
-        answers = [CLIENT_FILTERS[name](client, value) for name, value in filters.items()]
-        if all(answers) and not (client is context and skip_me == b"yes"):
-            chosen.append(client)
+        answers = [CLIENT_FILTERS[name](other, value) for name, value in filters.items()]
+        if all(answers) and not (other is client and skip_me == b"yes"):
+            chosen.append(other)
     if alone and not chosen:
         raise CommandError("ERR No such client")
-    for client in chosen:
-        if client is context:
-            context.close()  # after this reply
+    for other in chosen:
+        if other is client:
+            client.close()  # after this reply
         else:
-            client.peer.hang_up()
+            other.peer.hang_up()
     return OK if alone else len(chosen)
 
 
 @connection.reads("CLIENT UNBLOCK client-id [TIMEOUT|ERROR]", "End the wait of a client: 1 if it"
                   " waited.", raw=True)  # fmt: skip
-def client_unblock(context: Context, number: bytes, *words: bytes) -> Reply:
+def client_unblock(client: Client, number: bytes, *words: bytes) -> Reply:
     how = words[0].upper() if words else b"TIMEOUT"
     if how not in (b"TIMEOUT", b"ERROR") or len(words) > 1:
         raise CommandError("ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR")
-    client = context.statistics.clients.get(parse_integer(number))
-    if client is None or client.waiter is None or client.waiter.done:
+    other = client.statistics.clients.get(parse_integer(number))
+    if other is None or other.waiter is None or other.waiter.done:
         return 0
     unblocked = CommandError("UNBLOCKED client unblocked via CLIENT UNBLOCK")
-    context.live.waiting.end(client.waiter, unblocked if how == b"ERROR" else NO_LIST)
+    client.live.waiting.end(other.waiter, unblocked if how == b"ERROR" else NULL_ARRAY)
     return 1
 
 
 @connection.reads("CLIENT REPLY ON|OFF|SKIP", "Whether commands are answered; SKIP: the next one.")
-def client_reply(context: Context, mode: str) -> Reply:
-    if mode != "SKIP" or context.replying != "OFF":
-        context.replying = mode
-    context.guard()
-    return OK if context.replying == "ON" else NOTHING
+def client_reply(client: Client, mode: str) -> Reply:
+    if mode != "SKIP" or client.reply_mode != "OFF":
+        client.reply_mode = mode
+    client.guard()
+    return OK if client.reply_mode == "ON" else NO_REPLY
 
 
 # ----------------------------------------------------------------------------
@@ -4719,82 +4790,82 @@ def client_reply(context: Context, mode: str) -> Reply:
 
 server = Family("server")
 
-server.reads("DBSIZE", "How many keys there are.")(lambda context: len(context.store))
+server.reads("DBSIZE", "How many keys there are.")(lambda client: len(client.keyspace))
 
 
 @server.writes("FLUSHALL [ASYNC|SYNC]", "Delete every key.")
 @server.writes("FLUSHDB [ASYNC|SYNC]", "Delete every key.")
-def flushall(context: Context, **mode: bool) -> Reply:
-    context.store.clear()
+def flushall(client: Client, **mode: bool) -> Reply:
+    client.keyspace.clear()
     return OK
 
 
-def _persistence(context: Context) -> Persistence:
-    if context.persistence is None:
+def _persistence(client: Client) -> Persistence:
+    if client.persistence is None:
         raise CommandError("ERR there is no file to save to: start the server with --db FILE")
-    return context.persistence
+    return client.persistence
 
 
 @server.reads("SAVE", "Write everything to the file and wait until it is there.")
-def save(context: Context) -> Reply:
-    waiter = Waiter(context.live.waiting, context.peer, bytes, lambda key: None, None)
+def save(client: Client) -> Reply:
+    waiter = BlockedClient(client.live.waiting, client.peer, bytes, lambda key: None, None)
 
     def saved(error: str) -> None:
-        context.live.waiting.end(waiter, CommandError(f"ERR {error}") if error else OK)
+        client.live.waiting.end(waiter, CommandError(f"ERR {error}") if error else OK)
 
-    _persistence(context).request(saved)
-    return wait_for(context, waiter, [])
+    _persistence(client).request(saved)
+    return block_client(client, waiter, [])
 
 
 @server.reads("BGSAVE [SCHEDULE]", "Write everything to the file now.")
-def bgsave(context: Context, **when: bool) -> Reply:
-    _persistence(context).request(lambda error: None)
+def bgsave(client: Client, **when: bool) -> Reply:
+    _persistence(client).request(lambda error: None)
     return Status(b"Background saving started")
 
 
 @server.reads("LASTSAVE", "When everything was last written, in seconds since 1970.")
-def lastsave(context: Context) -> Reply:
-    return int(_persistence(context).saved_at)
+def lastsave(client: Client) -> Reply:
+    return int(_persistence(client).saved_at)
 
 
 @server.reads("TIME", "The seconds since 1970, and the microseconds beyond.")
-def time_(context: Context) -> Reply:
+def time_(client: Client) -> Reply:
     return [b"%d" % part for part in divmod(time.time_ns() // 1000, 1_000_000)]
 
 
 @server.reads("MONITOR", "Show every command of every client, as it happens.")
-def monitor(context: Context) -> Reply:
-    context.live.channels.monitor(context.subscriber)
-    context.guard_all()
+def monitor(client: Client) -> Reply:
+    client.live.channels.monitor(client.subscriber)
+    client.guard_all()
     return OK
 
 
 @server.reads("MEMORY USAGE key [SAMPLES size]", "The bytes a key takes with its value.")
-def memory_usage(context: Context, key: bytes, *, samples: int = 0) -> Reply:
+def memory_usage(client: Client, key: bytes, *, samples: int = 0) -> Reply:
     if samples < 0:
         raise CommandError(SYNTAX_ERROR)
-    return context.store.cost(key) if key in context.store else None
+    return client.keyspace.memory_usage(key) if key in client.keyspace else None
 
 
 @server.reads("DEBUG SLEEP seconds", "Answer this client only after so long.")
-def debug_sleep(context: Context, seconds: bytes) -> Reply:
+def debug_sleep(client: Client, seconds: bytes) -> Reply:
     # In Redis, nobody; which it lets no client do unless it is told to.
     duration = parse_float(seconds)
     if not 0 <= duration <= MAX_SLEEP:
         raise CommandError(f"ERR the time to sleep must be from 0 to {MAX_SLEEP:g} seconds")
-    if not context.may_wait:
+    if not client.can_block:
         raise CommandError("ERR DEBUG SLEEP is not for transactions")
     deadline = time.monotonic() + duration
-    waiter = Waiter(context.live.waiting, context.peer, bytes, lambda key: None, deadline)
+    waiter = BlockedClient(client.live.waiting, client.peer, bytes, lambda key: None, deadline)
     waiter.reply = OK
-    return wait_for(context, waiter, [])
+    return block_client(client, waiter, [])
 
 
-def _set_memory_limit(context: Context, size: int) -> None:
-    context.store.limit = size or math.inf
+def _set_memory_limit(client: Client, size: int) -> None:
+    client.keyspace.memory_limit = size or math.inf
     # As Redis does it, beginning at once; if none can be evicted, commands that write are refused.
     with contextlib.suppress(CommandError):
-        context.store.make_room()
+        client.keyspace.free_memory()
 
 
 def _policy(text: str) -> str:
@@ -4804,7 +4875,7 @@ def _policy(text: str) -> str:
 
 
 def _letters(text: str) -> str:
-    Events.check(text)
+    KeyspaceEvents.check(text)
     return text
 
 
@@ -4817,17 +4888,17 @@ def _read_limit(limit: Limit, text: str) -> float:
     return limit.parse(text)
 
 
-def _set_limit(name: str, context: Context, value: float) -> None:
-    setattr(context.settings, name, value)
+def _set_limit(name: str, client: Client, value: float) -> None:
+    setattr(client.settings, name, value)
     if name == "max_memory":
-        _set_memory_limit(context, int(value))
+        _set_memory_limit(client, int(value))
 
 
 #: What CONFIG SET can change: how its value is read, and how it is set.
-_CHANGES: dict[str, tuple[Callable[[str], Any], Callable[[Context, Any], None]]] = {
-    "maxmemory-policy": (_policy, lambda context, policy: setattr(context.store, "policy", policy)),
+_CONFIG_SETTERS: dict[str, tuple[Callable[[str], Any], Callable[[Client, Any], None]]] = {
+    "maxmemory-policy": (_policy, lambda client, policy: setattr(client.keyspace, "policy", policy)),
     "notify-keyspace-events": (
-        _letters, lambda context, letters: context.live.events.choose(letters)
+        _letters, lambda client, letters: client.live.events.configure(letters)
     ),
     **{
         limit.parameter: (
@@ -4838,81 +4909,81 @@ _CHANGES: dict[str, tuple[Callable[[str], Any], Callable[[Context, Any], None]]]
 }  # fmt: skip
 
 
-def _limits(context: Context) -> dict[str, object]:
-    settings = context.settings
-    return {each.parameter: each.shown(getattr(settings, name)) for name, each in LIMITS.items()}
+def _limits(client: Client) -> dict[str, object]:
+    settings = client.settings
+    return {each.parameter: each.format(getattr(settings, name)) for name, each in LIMITS.items()}
 
 
-def _parameters(context: Context) -> dict[str, object]:
+def _parameters(client: Client) -> dict[str, object]:
     return {
         "appendonly": "no",
         "bind": "127.0.0.1",
         "databases": 1,
-        "dbfilename": context.settings.db or "",
-        "maxmemory-policy": context.store.policy,
+        "dbfilename": client.settings.db or "",
+        "maxmemory-policy": client.keyspace.policy,
         "maxmemory-samples": LRU_SAMPLES,
-        "notify-keyspace-events": context.live.events,
-        "port": context.settings.tcp or 0,
-        "save": "1 1" if context.persistence else "",
-        **_limits(context),
+        "notify-keyspace-events": client.live.events,
+        "port": client.settings.tcp or 0,
+        "save": "1 1" if client.persistence else "",
+        **_limits(client),
     }
 
 
-def _finite(limit: float) -> int:
+def _config_limit(limit: float) -> int:
     return 0 if limit == math.inf else int(limit)
 
 
 @server.reads("CONFIG GET parameter [parameter ...]", "The settings that match a pattern.")
-def config_get(context: Context, *patterns: bytes) -> Reply:
-    tests = [glob(pattern.lower()) for pattern in patterns]
+def config_get(client: Client, *patterns: bytes) -> Reply:
+    tests = [compile_glob(pattern.lower()) for pattern in patterns]
     facts = {
         name.encode(): str(value).encode("utf-8", "backslashreplace")
-        for name, value in _parameters(context).items()
+        for name, value in _parameters(client).items()
     }
     return {name: value for name, value in facts.items() if any(test(name) for test in tests)}
 
 
 @server.reads("CONFIG SET parameter value [parameter value ...]", "Change settings.", raw=True)
-def config_set(context: Context, *words: bytes) -> Reply:
+def config_set(client: Client, *words: bytes) -> Reply:
     if len(words) % 2:
         raise CommandError(SYNTAX_ERROR)
-    known, changes = _parameters(context), {}
+    known, changes = _parameters(client), {}
     for word, value in zip(words[::2], words[1::2]):
-        name = _shown(word).lower()
+        name = _printable(word).lower()
         if name not in known:
             what = "Unknown option or number of arguments for CONFIG SET"
             raise CommandError(f"ERR {what} - '{name}'")
         try:
-            if name not in _CHANGES:
+            if name not in _CONFIG_SETTERS:
                 raise ValueError("can't set immutable config")
             if name in changes:
                 raise ValueError("duplicate parameter")
-            read, _ = _CHANGES[name]
-            changes[name] = read(_shown(value))
+            read, _ = _CONFIG_SETTERS[name]
+            changes[name] = read(_printable(value))
         except ValueError as error:
             what = f"CONFIG SET failed (possibly related to argument '{name}')"
             raise CommandError(f"ERR {what} - {error}") from None
     # All of them, or, after an error, none.
     for name, changed in changes.items():
-        _CHANGES[name][1](context, changed)
+        _CONFIG_SETTERS[name][1](client, changed)
     return OK
 
 
-server.reads("COMMAND COUNT", "How many commands there are.")(lambda context: len(_listed_names()))
+server.reads("COMMAND COUNT", "How many commands there are.")(lambda client: len(_reply_names()))
 server.reads("COMMAND", "Every command: arity, flags, and where its keys are.")(
-    lambda context: list(map(_command_facts, _listed_names()))
+    lambda client: list(map(_command_facts, _reply_names()))
 )
 server.reads("COMMAND LIST", "The names of the commands.")(
-    lambda context: list(dict.fromkeys([*_listed_names(), *map(_listed_name, _every_command())]))
+    lambda client: list(dict.fromkeys([*_reply_names(), *map(_reply_name, all_commands())]))
 )
 
 
 @server.reads("COMMAND DOCS [command ...]", "How commands are used.")
-def command_docs(context: Context, *names: bytes) -> Reply:
+def command_docs(client: Client, *names: bytes) -> Reply:
     wanted = {name.lower() for name in names}
     chosen: dict[bytes, Any] = {}
-    for entry in _every_command():
-        name = _listed_name(entry)
+    for entry in all_commands():
+        name = _reply_name(entry)
         container, _, subcommand = name.partition(b"|")
         if name in wanted:
             chosen[name] = {**_docs(entry), **chosen.get(name, {})}
@@ -4927,27 +4998,36 @@ def command_docs(context: Context, *names: bytes) -> Reply:
     return chosen
 
 
-def _every_command() -> list[Command]:
+def all_commands() -> list[Command]:
     return [*dict.fromkeys(COMMANDS.values()), *SUBCOMMANDS.values()]
 
 
-def _listed_name(entry: Command) -> bytes:
+def _reply_name(entry: Command) -> bytes:
     return entry.name.lower().replace(" ", "|").encode()
 
 
-def _listed_names() -> list[bytes]:
-    return list(dict.fromkeys(_listed_name(entry).split(b"|")[0] for entry in _every_command()))
+def _reply_names() -> list[bytes]:
+    return list(dict.fromkeys(_reply_name(entry).split(b"|")[0] for entry in all_commands()))
 
 
 def _command_facts(name: bytes) -> Reply:
     entry = COMMANDS.get(name)
-    nothing = Members()  # ACL categories, tips, key specifications
+    nothing = SetReply()  # ACL categories, tips, key specifications
     if entry is None:
         return [name, -2, nothing, 0, 0, 0, nothing, nothing, nothing, []]
     flags = [b"write" if entry.writes else b"pubsub" if entry.group == "pubsub" else b"readonly"]
     flags += [b"denyoom"] * entry.grows + [b"blocking"] * ("timeout" in entry.usage)
-    arity = entry.fewest if entry.most == entry.fewest else -entry.fewest
-    return [name, arity, Members(map(Status, flags)), *entry.places, nothing, nothing, nothing, []]
+    arity = entry.min_arguments if entry.most == entry.min_arguments else -entry.min_arguments
+    return [
+        name,
+        arity,
+        SetReply(map(Status, flags)),
+        *entry.key_positions,
+        nothing,
+        nothing,
+        nothing,
+        [],
+    ]
 
 
 def _docs(entry: Command) -> dict[bytes, Any]:
@@ -4959,7 +5039,7 @@ def _docs(entry: Command) -> dict[bytes, Any]:
             # What has just been told of can be repeated.
             block = {b"name": b"data", b"type": b"block", b"arguments": again}
             repeated = again[0] if len(again) == 1 else block
-            arguments[-len(again) :] = [{**repeated, b"flags": Members([Status(b"multiple")])}]
+            arguments[-len(again) :] = [{**repeated, b"flags": SetReply([Status(b"multiple")])}]
         else:
             arguments.append(_argument_docs(item))
     return {
@@ -4984,12 +5064,12 @@ def _argument_docs(item: str) -> dict[bytes, Any]:
         if token:
             docs[b"token"] = token.encode()
     flags = [b"optional"] * item.startswith("[") + [b"multiple"] * ("..." in item)
-    return {**docs, b"flags": Members(map(Status, flags))} if flags else docs
+    return {**docs, b"flags": SetReply(map(Status, flags))} if flags else docs
 
 
 @server.reads("INFO [section ...]", "The state of the server, all of it or the sections named.")
-def info(context: Context, *names: bytes) -> Reply:
-    sections = _sections(context)
+def info(client: Client, *names: bytes) -> Reply:
+    sections = _sections(client)
     wanted = {name.decode("latin-1").lower() for name in names}
     everything = not wanted or wanted & {"all", "default", "everything"}
     blocks = [
@@ -5000,8 +5080,8 @@ def info(context: Context, *names: bytes) -> Reply:
     return Verbatim("\r\n".join(blocks).encode("utf-8", "replace"))
 
 
-def _sections(context: Context) -> dict[str, dict[str, object]]:
-    store, settings, statistics = context.store, context.settings, context.statistics
+def _sections(client: Client) -> dict[str, dict[str, object]]:
+    keyspace, settings, statistics = client.keyspace, client.settings, client.statistics
     uptime, times = int(time.monotonic() - statistics.started), os.times()
     return {
         "Server": {
@@ -5019,30 +5099,32 @@ def _sections(context: Context) -> dict[str, dict[str, object]]:
         },
         "Clients": {
             "connected_clients": len(statistics.clients),
-            "blocked_clients": len(context.live.waiting.waiters),
+            "blocked_clients": len(client.live.waiting.waiters),
             "maxclients": settings.max_clients,
         },
-        "Limits": {name.replace("-", "_"): value for name, value in _limits(context).items()},
+        "Limits": {name.replace("-", "_"): value for name, value in _limits(client).items()},
         "Memory": {
-            "used_memory": store.used,
-            "used_memory_human": f"{store.used / 1024**2:.2f}M",
-            "maxmemory": _finite(store.limit),
-            "maxmemory_human": f"{_finite(store.limit) / 1024**2:.2f}M",
-            "maxmemory_policy": store.policy,
+            "used_memory": keyspace.used_memory,
+            "used_memory_human": f"{keyspace.used_memory / 1024**2:.2f}M",
+            "maxmemory": _config_limit(keyspace.memory_limit),
+            "maxmemory_human": f"{_config_limit(keyspace.memory_limit) / 1024**2:.2f}M",
+            "maxmemory_policy": keyspace.policy,
         },
-        "Persistence": _persistence_facts(context.persistence),
+        "Persistence": _persistence_facts(client.persistence),
         "Stats": {
             "total_connections_received": statistics.connections,
             "total_commands_processed": statistics.commands,
-            "expired_keys": store.expired,
-            "evicted_keys": store.evicted,
-            "pubsub_channels": len(context.live.channels.channels),
-            "pubsub_patterns": len(context.live.channels.patterns),
+            "expired_keys": keyspace.expired,
+            "evicted_keys": keyspace.evicted,
+            "pubsub_channels": len(client.live.channels.channels),
+            "pubsub_patterns": len(client.live.channels.patterns),
         },
         "Replication": {"role": "master", "connected_slaves": 0},
         "CPU": {"used_cpu_sys": f"{times.system:.6f}", "used_cpu_user": f"{times.user:.6f}"},
         "Cluster": {"cluster_enabled": 0},
-        "Keyspace": {"db0": f"keys={len(store)},expires={store.expiring}"} if len(store) else {},
+        "Keyspace": {"db0": f"keys={len(keyspace)},expires={keyspace.expiring}"}
+        if len(keyspace)
+        else {},
     }
 
 
@@ -5052,7 +5134,7 @@ def _persistence_facts(file: Persistence | None) -> dict[str, object]:
     now, began = time.monotonic(), file.began
     return {
         "loading": 0,
-        "rdb_changes_since_last_save": file.unsaved,
+        "rdb_changes_since_last_save": file.unsaved_changes,
         "rdb_bgsave_in_progress": int(began is not None),
         "rdb_last_save_time": int(file.saved_at),
         "rdb_last_bgsave_status": "err" if file.error else "ok",
@@ -5061,19 +5143,19 @@ def _persistence_facts(file: Persistence | None) -> dict[str, object]:
         "rdb_saves": file.saves,
         "rdb_last_load_keys_expired": file.expired,
         "rdb_last_load_keys_loaded": file.loaded,
-        "db_file": file.shown(),
+        "db_file": file.display_path(),
         "db_file_bytes": file.size,
-        "db_seconds_behind": f"{now - file.level if file.unsaved else 0:.1f}",
+        "db_seconds_behind": f"{now - file.synced_at if file.unsaved_changes else 0:.1f}",
         "db_keys_too_large": len(file.refused),
         "db_last_error": file.error,
     }
 
 
 @server.reads("HELP [command]", "The commands, or how one is used.")
-def help_(context: Context, name: bytes | None = None) -> Reply:
-    chosen = _every_command()
+def help_(client: Client, name: bytes | None = None) -> Reply:
+    chosen = all_commands()
     if name is not None:
-        wanted = _shown(name[:ERROR_EXCERPT]).upper()
+        wanted = _printable(name[:ERROR_EXCERPT]).upper()
         chosen = [entry for entry in chosen if entry.name.split()[0] == wanted]
         if not chosen:
             raise CommandError(f"ERR no command '{wanted}'; HELP lists them all")
@@ -5123,7 +5205,7 @@ if sys.platform == "win32":
     WRITE_DAC, WRITE_OWNER = 0x00040000, 0x00080000
     SERVER_RIGHTS = FILE_CREATE_PIPE_INSTANCE | WRITE_DAC | WRITE_OWNER | 0x40000000 | 0x10000000
     #: Who can do that anyway: SYSTEM and Administrators.
-    POWERFUL = ("S-1-5-18", "S-1-5-32-544")
+    TRUSTED_SIDS = ("S-1-5-18", "S-1-5-32-544")
     OWNER_RIGHTS = "S-1-3-4"  #: Stands for the owner.
     ACCESS_ALLOWED_ACE_TYPE = 0x00
     ACCESS_ALLOWED_CALLBACK_ACE_TYPE = 0x09
@@ -5148,12 +5230,12 @@ if sys.platform == "win32":
             ("bInheritHandle", wintypes.BOOL),
         )
 
-    def _true(result: int, function: Any, arguments: Any) -> int:
+    def _nonzero(result: int, function: Any, arguments: Any) -> int:
         if not result:
             raise ctypes.WinError(ctypes.get_last_error())
         return result
 
-    def _true_unless_left(result: int, function: Any, arguments: Any) -> int:
+    def _nonzero_or_not_connected(result: int, function: Any, arguments: Any) -> int:
         # An instance whose client never was there, or has been disconnected already.
         if not result and ctypes.get_last_error() != ERROR_PIPE_NOT_CONNECTED:
             raise ctypes.WinError(ctypes.get_last_error())
@@ -5194,29 +5276,29 @@ if sys.platform == "win32":
         DWORD,  # nDefaultTimeOut
         ctypes.POINTER(SECURITY_ATTRIBUTES),  # lpSecurityAttributes
     )
-    DisconnectNamedPipe = _bind(_kernel32, "DisconnectNamedPipe", BOOL, _true_unless_left, HANDLE)
+    DisconnectNamedPipe = _bind(_kernel32, "DisconnectNamedPipe", BOOL, _nonzero_or_not_connected, HANDLE)
     CreateEventW = _bind(
-        _kernel32, "CreateEventW", HANDLE, _true, LPVOID, BOOL, BOOL, wintypes.LPCWSTR
+        _kernel32, "CreateEventW", HANDLE, _nonzero, LPVOID, BOOL, BOOL, wintypes.LPCWSTR
     )
-    SetEvent = _bind(_kernel32, "SetEvent", BOOL, _true, HANDLE)
-    CloseHandle = _bind(_kernel32, "CloseHandle", BOOL, _true, HANDLE)
+    SetEvent = _bind(_kernel32, "SetEvent", BOOL, _nonzero, HANDLE)
+    CloseHandle = _bind(_kernel32, "CloseHandle", BOOL, _nonzero, HANDLE)
     LocalFree = _bind(_kernel32, "LocalFree", wintypes.HLOCAL, None, wintypes.HLOCAL)
     GetCurrentProcess = _bind(_kernel32, "GetCurrentProcess", HANDLE, None)
     OpenProcessToken = _bind(
-        _advapi32, "OpenProcessToken", BOOL, _true, HANDLE, DWORD, ctypes.POINTER(HANDLE)
+        _advapi32, "OpenProcessToken", BOOL, _nonzero, HANDLE, DWORD, ctypes.POINTER(HANDLE)
     )
     GetTokenInformation = _bind(
-        _advapi32, "GetTokenInformation", BOOL, _true, HANDLE, ctypes.c_int, LPVOID, DWORD, LPDWORD
+        _advapi32, "GetTokenInformation", BOOL, _nonzero, HANDLE, ctypes.c_int, LPVOID, DWORD, LPDWORD
     )
     ConvertSidToStringSidW = _bind(
-        _advapi32, "ConvertSidToStringSidW", BOOL, _true, LPVOID, ctypes.POINTER(LPVOID)
+        _advapi32, "ConvertSidToStringSidW", BOOL, _nonzero, LPVOID, ctypes.POINTER(LPVOID)
     )
     ConvertStringSecurityDescriptorToSecurityDescriptorW = _bind(
-        _advapi32, "ConvertStringSecurityDescriptorToSecurityDescriptorW", BOOL, _true,
+        _advapi32, "ConvertStringSecurityDescriptorToSecurityDescriptorW", BOOL, _nonzero,
         wintypes.LPCWSTR, DWORD, ctypes.POINTER(LPVOID), LPDWORD,
     )
     ConvertSecurityDescriptorToStringSecurityDescriptorW = _bind(
-        _advapi32, "ConvertSecurityDescriptorToStringSecurityDescriptorW", BOOL, _true,
+        _advapi32, "ConvertSecurityDescriptorToStringSecurityDescriptorW", BOOL, _nonzero,
         LPVOID, DWORD, DWORD, ctypes.POINTER(LPVOID), LPDWORD,
     )
     GetSecurityInfo = _bind(
@@ -5324,14 +5406,14 @@ if sys.platform == "win32":
             ConvertSecurityDescriptorToStringSecurityDescriptorW(
                 descriptor, SDDL_REVISION_1, wanted, ctypes.byref(text), None
             )
-            servers = _allowed(acl.value, SERVER_RIGHTS)
-            trusted = current_user_sid(), OWNER_RIGHTS, *POWERFUL
+            servers = _sids_with_rights(acl.value, SERVER_RIGHTS)
+            trusted = current_user_sid(), OWNER_RIGHTS, *TRUSTED_SIDS
             return ctypes.wstring_at(text.value or 0), [s for s in servers if s not in trusted]
         finally:
             LocalFree(text)
             LocalFree(descriptor)
 
-    def _allowed(acl: int | None, rights: int) -> list[str]:
+    def _sids_with_rights(acl: int | None, rights: int) -> list[str]:
         # The SIDs that an access list gives one of these rights. No list at all lets everyone.
         if acl is None:
             return ["S-1-1-0"]
@@ -5347,7 +5429,7 @@ if sys.platform == "win32":
             entry += size
         return found
 
-    def program_of(process: int) -> str:
+    def program_path(process: int) -> str:
         """The path of the program that a process runs; "" if it has ended or may not be asked."""
         handle = OpenProcess(PROCESS_QUERY_LIMITED_INFORMATION, False, process)
         if not handle:
@@ -5398,7 +5480,7 @@ class Connection:
     """
 
     #: Whether a text command is one message, rather than a line.
-    framed = False
+    message_mode = False
     #: What says how long a client may leave its reply lying.
     limits = Settings()
     #: Whether the chunk last received is, or ends, a message.
@@ -5409,13 +5491,13 @@ class Connection:
     def __init__(self, peer: str) -> None:
         self.peer = peer  #: The client's address, as CLIENT LIST shows it.
         # Chunks that came before they were asked for, each with its end_of_message.
-        self._backlog: collections.deque[tuple[bytes, bool]] = collections.deque()
+        self._inbox: collections.deque[tuple[bytes, bool]] = collections.deque()
         #: Bytes of memory they take; and whether no more may be kept.
-        self.kept, self.full = 0, False
+        self.inbox_bytes, self.inbox_full = 0, False
         # What was pushed and not taken yet, each with whether it is to be one message.
         self._outbox: collections.deque[tuple[Any, bool]] = collections.deque()
         #: Bytes of memory that takes.
-        self.unsent = 0
+        self.outbox_bytes = 0
         self._lock = threading.Lock()
         self._closed = self._interrupted = False
 
@@ -5432,10 +5514,10 @@ class Connection:
         readable = self._wait(timeout)
         if self._interrupted or not readable:
             return not self._interrupted
-        chunk = self._take_chunk()
+        chunk = self._read_available()
         if chunk is not None:
-            self._keep(chunk)
-        return chunk is not None and not self.full
+            self._buffer_input(chunk)
+        return chunk is not None and not self.inbox_full
 
     def send(self, data: bytes, whole: bool = True) -> None:
         """Send bytes; on a pipe as one message, unless ``whole`` is false.
@@ -5470,7 +5552,7 @@ class Connection:
     def expect_pushes(self) -> None:
         """Let receive() from now on be where a push can wake it, as after the first push."""
 
-    def alive(self) -> bool:
+    def is_connected(self) -> bool:
         """Whether the client has its end open still."""
         raise NotImplementedError
 
@@ -5495,41 +5577,41 @@ class Connection:
         # taken (False).
         raise NotImplementedError
 
-    def _take_chunk(self) -> bytes | None:
+    def _read_available(self) -> bytes | None:
         raise NotImplementedError
 
-    def _keep(self, chunk: bytes) -> None:
-        self._backlog.append((chunk, self.end_of_message))
-        self.kept += len(chunk) + CHUNK_OVERHEAD
-        room = self.room is None or self.room(self.kept)
-        self.full = self.kept > BACKLOG or not room
+    def _buffer_input(self, chunk: bytes) -> None:
+        self._inbox.append((chunk, self.end_of_message))
+        self.inbox_bytes += len(chunk) + CHUNK_OVERHEAD
+        room = self.room is None or self.room(self.inbox_bytes)
+        self.inbox_full = self.inbox_bytes > MAX_INBOX or not room
 
-    def _kept(self) -> bytes:
-        chunk, self.end_of_message = self._backlog.popleft()
-        self.kept -= len(chunk) + CHUNK_OVERHEAD
-        self.full = False
+    def _next_buffered(self) -> bytes:
+        chunk, self.end_of_message = self._inbox.popleft()
+        self.inbox_bytes -= len(chunk) + CHUNK_OVERHEAD
+        self.inbox_full = False
         return chunk
 
     def _queue(self, data: Any, whole: bool) -> None:
         self._outbox.append((data, whole))
-        self.unsent += len(data) + CHUNK_OVERHEAD
+        self.outbox_bytes += len(data) + CHUNK_OVERHEAD
 
     def _dequeue(self) -> tuple[Any, bool]:
         # The next to be sent; of a stream, several at once if they are short.
         data, whole = self._outbox.popleft()
-        self.unsent -= len(data) + CHUNK_OVERHEAD
+        self.outbox_bytes -= len(data) + CHUNK_OVERHEAD
         parts, size = [data], len(data)
-        while self._outbox and not (self.framed and (whole or self._outbox[0][1])):
+        while self._outbox and not (self.message_mode and (whole or self._outbox[0][1])):
             size += len(self._outbox[0][0])
             if size > CHUNK_SIZE:
                 break
             parts.append(self._outbox.popleft()[0])
-            self.unsent -= len(parts[-1]) + CHUNK_OVERHEAD
+            self.outbox_bytes -= len(parts[-1]) + CHUNK_OVERHEAD
         return (b"".join(parts) if len(parts) > 1 else data), whole
 
-    def _put_back(self, data: Any, whole: bool = False) -> None:
+    def _requeue(self, data: Any, whole: bool = False) -> None:
         self._outbox.appendleft((data, whole))
-        self.unsent += len(data) + CHUNK_OVERHEAD
+        self.outbox_bytes += len(data) + CHUNK_OVERHEAD
 
 
 class Listener:
@@ -5541,14 +5623,14 @@ class Listener:
 
     #: Whether the system lets other accounts of this machine connect; and what tells one from
     #: another, as a message says it.
-    open_to_all, known_by = False, "name"
+    open_to_all, address_word = False, "name"
 
     def __init__(self, address: str) -> None:
         self.address = address
         #: Who can connect, as the system says it.
         self.access = ""
         #: Who could serve the address as well, but should not.
-        self.rivals: list[str] = []
+        self.other_servers: list[str] = []
 
     def accept(self) -> Connection | None:
         """The next client, or None after interrupt().
@@ -5566,12 +5648,12 @@ class Listener:
         raise NotImplementedError
 
 
-def _reply_not_taken(limits: Settings) -> ConnectionLost:
+def _reply_timed_out(limits: Settings) -> ConnectionLost:
     return ConnectionLost(f"the client did not take its reply within {limits.reply_timeout:g} s")
 
 
-def _in_use(listener: Listener) -> AddressInUse:
-    advice = f"stop that one or choose another {listener.known_by}"
+def _address_in_use(listener: Listener) -> AddressInUse:
+    advice = f"stop that one or choose another {listener.address_word}"
     return AddressInUse(f"{listener.address} is served by another program already; {advice}")
 
 
@@ -5599,13 +5681,13 @@ class SocketConnection(Connection):
         # One place to receive into: new ones of this size each time, of which little is kept, would
         # leave the process's memory in pieces. What a client never fills of it takes none.
         self._buffer = mmap.mmap(-1, CHUNK_SIZE)
-        self._woken = self._pushed = False
-        self._ended = False  # the client sends no more
+        self._wake_sent = self._pushed = False
+        self._input_ended = False  # the client sends no more
         self._waker: tuple[socket.socket, socket.socket] | None = None
 
     def receive(self) -> bytes | None:
-        if self._backlog:
-            return self._kept()
+        if self._inbox:
+            return self._next_buffered()
         while not self._interrupted:
             try:
                 # Who may be pushed to must be where a push that is not taken can wake it.
@@ -5618,7 +5700,7 @@ class SocketConnection(Connection):
                 break
         return None
 
-    def _take_chunk(self) -> bytes | None:
+    def _read_available(self) -> bytes | None:
         try:
             return self._buffer[: self._socket.recv_into(self._buffer, 0, _DONTWAIT)] or None
         except BlockingIOError:
@@ -5632,7 +5714,7 @@ class SocketConnection(Connection):
         with self._lock:
             if self._waker is None:
                 self._waker = socket.socketpair()
-                if self._woken:
+                if self._wake_sent:
                     self._waker[1].send(b"\0")
             waker = self._waker[0]
             wanted = {self._socket: self._events(), waker: selectors.EVENT_READ}
@@ -5642,7 +5724,7 @@ class SocketConnection(Connection):
             with self._lock:
                 if waker in happened:
                     waker.recv(1)
-                    self._woken = False
+                    self._wake_sent = False
                 with contextlib.suppress(ConnectionLost):  # to be received, too
                     self._send_some()
         return bool(events & selectors.EVENT_READ) or self._interrupted
@@ -5650,7 +5732,7 @@ class SocketConnection(Connection):
     def _events(self) -> int:
         return selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outbox else 0)
 
-    def alive(self) -> bool:
+    def is_connected(self) -> bool:
         with self._lock:
             try:
                 peek = socket.MSG_PEEK | _DONTWAIT
@@ -5714,7 +5796,7 @@ class SocketConnection(Connection):
             sent = self._send_now(data)
             taken = taken or sent > 0
             if sent < len(data):
-                self._put_back(memoryview(data)[sent:], whole)
+                self._requeue(memoryview(data)[sent:], whole)
                 break
         return taken
 
@@ -5723,16 +5805,16 @@ class SocketConnection(Connection):
         while self._outbox:
             with self._lock:
                 events = self._events()
-            if self.full or self._ended:
+            if self.inbox_full or self._input_ended:
                 events &= ~selectors.EVENT_READ
             happened = _ready({self._socket: events}, deadline - time.monotonic())
             if not happened:
-                raise _reply_not_taken(self.limits)
+                raise _reply_timed_out(self.limits)
             if happened[self._socket] & selectors.EVENT_READ:
-                chunk = self._take_chunk()
-                self._ended = chunk is None
+                chunk = self._read_available()
+                self._input_ended = chunk is None
                 if chunk:
-                    self._keep(chunk)
+                    self._buffer_input(chunk)
             if happened[self._socket] & selectors.EVENT_WRITE:
                 with self._lock:
                     if self._send_some():
@@ -5748,19 +5830,19 @@ class SocketConnection(Connection):
 
     def wake(self) -> None:
         with self._lock:
-            if self._closed or self._woken:
+            if self._closed or self._wake_sent:
                 return
-            self._woken = True
+            self._wake_sent = True
             if self._waker is not None:
                 self._waker[1].send(b"\0")
 
     def interrupt(self) -> None:
-        self._shut(socket.SHUT_RD)
+        self._shutdown(socket.SHUT_RD)
 
     def abort(self) -> None:
-        self._shut(socket.SHUT_RDWR)
+        self._shutdown(socket.SHUT_RDWR)
 
-    def _shut(self, how: int) -> None:
+    def _shutdown(self, how: int) -> None:
         self._interrupted = True
         with self._lock, contextlib.suppress(OSError):  # not connected any more
             if not self._closed:
@@ -5787,8 +5869,8 @@ class SocketListener(Listener):
             # Windows: WSAEACCES, for a port that another program holds for itself.
             held = sys.platform == "win32" and isinstance(error, PermissionError)
             if held or error.errno == errno.EADDRINUSE:
-                raise _in_use(self) from None
-            advice = f"choose another {self.known_by}"
+                raise _address_in_use(self) from None
+            advice = f"choose another {self.address_word}"
             raise TransportError(f"Cannot serve {address}: {error}; {advice}") from error
 
     def _bind(self) -> None:
@@ -5821,7 +5903,7 @@ class SocketListener(Listener):
 class TCPListener(SocketListener):
     """A port of 127.0.0.1, which any account of this machine can connect to."""
 
-    open_to_all, known_by = True, "port"
+    open_to_all, address_word = True, "port"
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -5858,8 +5940,8 @@ if sys.platform == "win32":
             CancelIoEx(self.handle, ctypes.byref(overlapped))
             # Until this has returned, the system may write to the buffer and the structure.
             count = wintypes.DWORD()
-            operation, counted = ctypes.byref(overlapped), ctypes.byref(count)
-            return bool(GetOverlappedResult(self.handle, operation, counted, True))
+            operation, accounted = ctypes.byref(overlapped), ctypes.byref(count)
+            return bool(GetOverlappedResult(self.handle, operation, accounted, True))
 
         def close(self) -> None:
             for handle in (self.handle, self.reading.hEvent, self.writing.hEvent, self.wake):
@@ -5869,7 +5951,7 @@ if sys.platform == "win32":
     class PipeConnection(Connection):
         """A client of a named pipe."""
 
-        framed = True
+        message_mode = True
 
         def __init__(self, instance: _PipeInstance, listener: PipeListener) -> None:
             super().__init__(f"{listener.address}:0")
@@ -5882,59 +5964,59 @@ if sys.platform == "win32":
             self._counted = ctypes.byref(wintypes.DWORD())
             self._buffer = ctypes.create_string_buffer(CHUNK_SIZE)
             self._view = memoryview(self._buffer)
-            self._begun = False  # a ReadFile was called whose outcome was not fetched yet
-            self._outgoing: bytes | None = None  # what a WriteFile under way sends
-            self._gone = self._aborted = False
+            self._read_pending = False  # a ReadFile was called whose outcome was not fetched yet
+            self._pending_write: bytes | None = None  # what a WriteFile under way sends
+            self._disconnected = self._aborted = False
 
         def receive(self) -> bytes | None:
-            if self._backlog:
-                return self._kept()
+            if self._inbox:
+                return self._next_buffered()
             while not self._wait(None):
                 if self._interrupted:
                     return None
-            return self._take_chunk()
+            return self._read_available()
 
         def _wait(self, timeout: float | None) -> bool:
             if self._interrupted:
                 return False
-            if self._begin_read():
+            if self._start_read():
                 return True
-            count = 2 if self._outgoing is None else 3
+            count = 2 if self._pending_write is None else 3
             limit = INFINITE if timeout is None else milliseconds(timeout)
             which = WaitForMultipleObjects(count, self._read_wake_or_write, False, limit)
             if which == WAIT_OBJECT_0 + 2:
                 self._finish_write()
             return bool(which == WAIT_OBJECT_0)
 
-        def _begin_read(self) -> bool:
+        def _start_read(self) -> bool:
             # Whether there is an outcome already.
-            if self._begun or self._gone:
-                return self._gone
-            self._begun = True
+            if self._read_pending or self._disconnected:
+                return self._disconnected
+            self._read_pending = True
             if ReadFile(self._handle, self._buffer, CHUNK_SIZE, None, self._reading):
                 return True
             error = ctypes.get_last_error()
             if error == ERROR_IO_PENDING:
                 return False
-            self._gone = error != ERROR_MORE_DATA
-            self._begun = not self._gone
+            self._disconnected = error != ERROR_MORE_DATA
+            self._read_pending = not self._disconnected
             return True
 
-        def _take_chunk(self) -> bytes | None:
-            if self._gone:
+        def _read_available(self) -> bytes | None:
+            if self._disconnected:
                 return None
-            self._begun = False
+            self._read_pending = False
             # GetOverlappedResult looks at the same two fields, but as a foreign call it hands the
             # interpreter to another thread.
             operation = self._instance.reading
             status = operation.Internal & 0xFFFFFFFF
             self.end_of_message = status == STATUS_SUCCESS
             if status not in (STATUS_SUCCESS, STATUS_BUFFER_OVERFLOW):
-                self._gone = True
+                self._disconnected = True
                 return None
             return self._view[: operation.InternalHigh].tobytes()
 
-        def alive(self) -> bool:
+        def is_connected(self) -> bool:
             with self._lock:
                 if self._closed:
                     return False
@@ -5944,19 +6026,19 @@ if sys.platform == "win32":
             process = wintypes.ULONG()
             if not GetNamedPipeClientProcessId(self._handle, ctypes.byref(process)):
                 return 0, ""
-            return process.value, program_of(process.value)
+            return process.value, program_path(process.value)
 
         def send(self, data: bytes, whole: bool = True) -> None:
             if self._aborted:
                 raise ConnectionLost("the server is stopping")
-            if len(data) <= PIECE_SIZE or whole:
+            if len(data) <= MAX_WRITE or whole:
                 if WriteFile(self._handle, data, len(data), None, self._writing):
                     return
-                self._begun_write(data)
+                self._write_started(data)
             else:
                 with self._lock:
                     self._queue(data, whole)
-                    self._write_on()
+                    self._write_queued()
             self.flush()
 
         def push(self, data: bytes, whole: bool = True) -> None:
@@ -5964,79 +6046,87 @@ if sys.platform == "win32":
                 if self._closed:
                     return
                 self._queue(data, whole)
-                if self._outgoing is None:
+                if self._pending_write is None:
                     with contextlib.suppress(ConnectionLost):  # receive() will tell
-                        self._write_on()
-                waiting = self._outgoing is not None
+                        self._write_queued()
+                waiting = self._pending_write is not None
             if waiting:
                 self.wake()
 
-        def _write_on(self) -> None:
+        def _write_queued(self) -> None:
             # Under the lock, when no write is under way: send until one has to wait.
-            while self._outbox and self._outgoing is None:
+            while self._outbox and self._pending_write is None:
                 data, whole = self._dequeue()
-                if len(data) > PIECE_SIZE and not whole:
-                    self._put_back(memoryview(data)[PIECE_SIZE:])
-                    data = data[:PIECE_SIZE]
+                if len(data) > MAX_WRITE and not whole:
+                    self._requeue(memoryview(data)[MAX_WRITE:])
+                    data = data[:MAX_WRITE]
                 data = bytes(data)
                 if not WriteFile(self._handle, data, len(data), None, self._writing):
-                    self._begun_write(data)
+                    self._write_started(data)
 
-        def _begun_write(self, data: bytes) -> None:
+        def _write_started(self, data: bytes) -> None:
             error = ctypes.get_last_error()
             if error != ERROR_IO_PENDING:
                 raise self._write_failed(error, data)
-            self._outgoing = data
-            self.unsent += len(data)
+            self._pending_write = data
+            self.outbox_bytes += len(data)
 
         def _finish_write(self) -> None:
             # The outcome of a write that has ended, and what was waiting behind it.
             with self._lock:
-                data, self._outgoing = self._outgoing, None
+                data, self._pending_write = self._pending_write, None
                 if data is not None:
-                    self.unsent -= len(data)
+                    self.outbox_bytes -= len(data)
                     done = GetOverlappedResult(self._handle, self._writing, self._counted, False)
                     if not done:
                         raise self._write_failed(ctypes.get_last_error(), data)
-                    self._write_on()
+                    self._write_queued()
 
         def _write_failed(self, error: int, data: bytes) -> ConnectionLost:
             self._outbox.clear()
-            self.unsent = 0
-            self._gone = error in (ERROR_BROKEN_PIPE, ERROR_NO_DATA, ERROR_PIPE_NOT_CONNECTED)
-            what = "the client is gone" if self._gone else f"a reply of {len(data)} bytes failed"
+            self.outbox_bytes = 0
+            self._disconnected = error in (
+                ERROR_BROKEN_PIPE,
+                ERROR_NO_DATA,
+                ERROR_PIPE_NOT_CONNECTED,
+            )
+            what = (
+                "the client is gone"
+                if self._disconnected
+                else f"a reply of {len(data)} bytes failed"
+            )
             return ConnectionLost(f"{what}: {ctypes.FormatError(error).strip()}")
 
         def flush(self) -> None:
             deadline = time.monotonic() + self.limits.reply_timeout
-            while self._outgoing is not None:
+            while self._pending_write is not None:
                 watched = 1
-                if not (self.full or self._gone):
-                    self._begin_read()
-                    watched += not self._gone
+                if not (self.inbox_full or self._disconnected):
+                    self._start_read()
+                    watched += not self._disconnected
                 left = milliseconds(deadline - time.monotonic())
                 which = WaitForMultipleObjects(watched, self._write_or_read, False, left)
                 if which == WAIT_OBJECT_0:
                     self._finish_write()
                     deadline = time.monotonic() + self.limits.reply_timeout
                 elif which == WAIT_OBJECT_0 + 1:
-                    chunk = self._take_chunk()
+                    chunk = self._read_available()
                     if chunk is not None:
-                        self._keep(chunk)
+                        self._buffer_input(chunk)
                 elif not self._instance.cancel(self._instance.writing):
-                    self._outgoing = None
-                    raise _reply_not_taken(self.limits)
+                    self._pending_write = None
+                    raise _reply_timed_out(self.limits)
 
         def close(self) -> None:
             with self._lock:
                 if self._closed:
                     return
                 self._closed = True
-            if self._begun:
+            if self._read_pending:
                 self._instance.cancel(self._instance.reading)
-            if self._outgoing is not None:
+            if self._pending_write is not None:
                 self._instance.cancel(self._instance.writing)
-            self._listener.take_back(self._instance, disconnected=self._gone)
+            self._listener.recycle(self._instance, disconnected=self._disconnected)
 
         def wake(self) -> None:
             with self._lock:
@@ -6064,19 +6154,19 @@ if sys.platform == "win32":
             super().__init__(address)
             self._lock = threading.Lock()
             self._interrupted = False
-            self._idle: list[_PipeInstance] = []
+            self._idle_instances: list[_PipeInstance] = []
             try:
                 self._security = security_attributes(sddl_for(access))
             except OSError as error:
                 what = f"Cannot restrict {address} to {access!r}, so it is not opened: {error}"
-                if access not in ACCESS:
-                    what += f" (correct the SDDL string, or use one of {', '.join(ACCESS)})"
+                if access not in ACCESS_MODES:
+                    what += f" (correct the SDDL string, or use one of {', '.join(ACCESS_MODES)})"
                 raise TransportError(what) from error
             self._interruption = CreateEventW(None, True, False, None)
             try:
-                self._idle.append(self._create_first())
-                self.access, self.rivals = self._read_access()
-                self._try_to_create()
+                self._idle_instances.append(self._create_first())
+                self.access, self.other_servers = self._read_access()
+                self._check_second_instance()
             except BaseException:
                 self.close()
                 raise
@@ -6085,23 +6175,23 @@ if sys.platform == "win32":
             # FILE_FLAG_FIRST_PIPE_INSTANCE is the guard; Wine ignores it, so look first.
             taken = WaitNamedPipeW(self.address, NMPWAIT_NOWAIT)
             if taken or ctypes.get_last_error() == ERROR_SEM_TIMEOUT:
-                raise _in_use(self)
+                raise _address_in_use(self)
             try:
                 return _PipeInstance(self._create(FILE_FLAG_FIRST_PIPE_INSTANCE))
             except OSError as error:
                 if error.winerror in (ERROR_ACCESS_DENIED, ERROR_PIPE_BUSY):
-                    raise _in_use(self) from None
+                    raise _address_in_use(self) from None
                 advice = "choose another name"
                 raise TransportError(f"Cannot serve {self.address}: {error}; {advice}") from error
 
         def _read_access(self) -> tuple[str, list[str]]:
             try:
-                return effective_access(self._idle[0].handle)
+                return effective_access(self._idle_instances[0].handle)
             except OSError as error:
                 what = f"Cannot see who may connect to {self.address}, so it is not opened: {error}"
                 raise TransportError(what) from error
 
-        def _try_to_create(self) -> None:
+        def _check_second_instance(self) -> None:
             # The first instance of a pipe is asked for nothing; the others need a right.
             try:
                 CloseHandle(self._create())
@@ -6125,12 +6215,12 @@ if sys.platform == "win32":
                 with self._lock:
                     if self._interrupted:
                         return None
-                    instance = self._idle.pop() if self._idle else None
+                    instance = self._idle_instances.pop() if self._idle_instances else None
                 if instance is None:
                     instance = _PipeInstance(self._create())
                 if self._connect(instance):
                     return PipeConnection(instance, self)
-                self.take_back(instance, disconnected=True)
+                self.recycle(instance, disconnected=True)
 
         def _connect(self, instance: _PipeInstance) -> bool:
             overlapped = instance.reading
@@ -6144,7 +6234,7 @@ if sys.platform == "win32":
             # ERROR_NO_DATA: the client has left already.
             return bool(error == ERROR_PIPE_CONNECTED)
 
-        def take_back(self, instance: _PipeInstance, *, disconnected: bool) -> None:
+        def recycle(self, instance: _PipeInstance, *, disconnected: bool) -> None:
             """Make an instance ready for the next client.
 
             :param disconnected: whether the client has closed its end. While it has not, its
@@ -6168,18 +6258,18 @@ if sys.platform == "win32":
                     CloseHandle(instance.handle)
                     instance.handle = fresh
             with self._lock:
-                self._idle.append(instance)
+                self._idle_instances.append(instance)
 
         def interrupt(self) -> None:
             with self._lock:
                 self._interrupted = True
-                idle, self._idle = self._idle, []
+                idle, self._idle_instances = self._idle_instances, []
             SetEvent(self._interruption)
             for instance in idle:
                 instance.close()
 
         def close(self) -> None:
-            for instance in self._idle:
+            for instance in self._idle_instances:
                 instance.close()
             CloseHandle(self._interruption)
             LocalFree(self._security.lpSecurityDescriptor)
@@ -6228,7 +6318,7 @@ else:
                     return
                 except OSError as error:
                     log.debug("Probing %s: %s", self.address, error)
-            raise _in_use(self)
+            raise _address_in_use(self)
 
         def close(self) -> None:
             super().close()
@@ -6254,7 +6344,7 @@ def _is_http(request: Request) -> bool:
 
 
 #: The replies that can be longer than what there is in the store.
-_LONG = frozenset({list, dict, Members, Pairs, Several, Verbatim})
+_MEASURED_TYPES = frozenset({list, dict, SetReply, PairsReply, MultipleReplies, Verbatim})
 
 
 class Session(Peer):
@@ -6279,84 +6369,89 @@ class Session(Peer):
         # The memory that is counted for it.
         self._held = 0
 
-    def run(self, context: Context) -> None:
+    def run(self, client: Client) -> None:
         """Serve the client until it, or the server, ends the connection.
 
         :raises ConnectionLost: if a reply could not be delivered.
         """
         connection = self.connection
-        parser = RequestParser(connection.framed, context.settings)
+        parser = RequestParser(connection.message_mode, client.settings)
         receive, feed, answer = connection.receive, parser.feed, self._answer
-        connection.room = lambda kept: self.hold(context, parser.held + kept)
-        while not context.closing:
+        connection.room = lambda inbox_bytes: self.hold(client, parser.held + inbox_bytes)
+        while not client.closing:
             chunk = receive()
             if chunk is None:
                 return
             since, self.owing = self.owing, None
-            parser.restricted = context.locked_out
+            parser.unauthenticated = client.locked_out
             requests = feed(chunk, connection.end_of_message)
             if requests:
                 since = None
-            held = parser.held + connection.kept
-            enough = held == self._held or self.hold(context, held)
-            if not enough and parser.held > FREE_INPUT:
+            held = parser.held + connection.inbox_bytes
+            enough = held == self._held or self.hold(client, held)
+            if not enough and parser.held > MEMORY_CHECK_THRESHOLD:
                 requests.append(parser.refuse(ProtocolError(OUT_OF_MEMORY)))
-            while requests and not context.closing:
+            while requests and not client.closing:
                 if self._suspicious and any(map(_is_http, requests)):
-                    log.warning("Closing client %d (%s): HTTP", context.id, self.describe())
+                    log.warning("Closing client %d (%s): HTTP", client.id, self.describe())
                     return
-                answer(context, requests)
+                answer(client, requests)
                 requests = []
-                if parser.restricted or parser.more:  # the rest: by now the client may be let in
-                    parser.restricted = context.locked_out
+                if (
+                    parser.unauthenticated or parser.more
+                ):  # the rest: by now the client may be let in
+                    parser.unauthenticated = client.locked_out
                     requests = feed(b"")
             if parser.held:
                 self.owing = since or time.monotonic()
 
-    def hold(self, context: Context, size: int) -> bool:
+    def hold(self, client: Client, size: int) -> bool:
         """Count the memory that what is read and not carried out takes, and tell whether there is
         so much."""
-        store = context.store
-        with store.lock:
-            store.reserve(size - self._held)
+        keyspace = client.keyspace
+        with keyspace.lock:
+            keyspace.reserve(size - self._held)
             self._held = size
-            if size > FREE_INPUT and store.used > store.limit:
+            if size > MEMORY_CHECK_THRESHOLD and keyspace.used_memory > keyspace.memory_limit:
                 try:
-                    store.make_room()
+                    keyspace.free_memory()
                 except CommandError:
                     return False
         return True
 
-    def end(self, context: Context) -> None:
+    def end(self, client: Client) -> None:
         """Give up what is held, under the store's lock, when run() has ended."""
-        self.hold(context, 0)
+        self.hold(client, 0)
         self.connection.room = None  # by which the connection holds what holds it
 
-    def _answer(self, context: Context, requests: list[Request]) -> None:
-        context.active = time.monotonic()
-        channels, waiting = context.live.channels, context.live.waiting
-        subscriber = context.subscriber
+    def _answer(self, client: Client, requests: list[Request]) -> None:
+        client.last_command_at = time.monotonic()
+        channels, waiting = client.live.channels, client.live.waiting
+        subscriber = client.subscriber
         ready, messages = waiting.ready, subscriber.messages
         pending = iter(requests)
         more = True
-        while more and not context.closing:
+        while more and not client.closing:
             output: list[bytes] = []
-            size, more, look = 0, False, TURN_LOOK
+            size, more, next_check = 0, False, TURN_CLOCK_BYTES
             # The lock once a turn rather than once a command, and one message for all replies.
-            with context.store.lock:
+            with client.keyspace.lock:
                 end = time.monotonic() + TURN_TIME
                 for arguments, terminator in pending:
-                    reply = execute(context, arguments)
+                    reply = execute(client, arguments)
                     if reply.__class__ is bytes and terminator is None:
                         # As encode_resp() does it, without the call.
                         data = b"$%d\r\n%b\r\n" % (len(reply), reply)  # type: ignore[arg-type,str-format]
                     else:
-                        if reply.__class__ in _LONG and measure(reply) > self._settings.max_reply:
+                        if (
+                            reply.__class__ in _MEASURED_TYPES
+                            and reply_size(reply) > self._settings.max_reply
+                        ):
                             reply = reply_too_long(self._settings.max_reply)
                         if subscriber.listens:  # from this command on, perhaps
-                            subscriber.form = context.protocol if terminator is None else terminator
-                        if terminator is None or reply is NOTHING:
-                            data = encode_resp(reply, context.protocol)
+                            subscriber.form = client.protocol if terminator is None else terminator
+                        if terminator is None or reply is NO_REPLY:
+                            data = encode_resp(reply, client.protocol)
                         else:
                             data = encode_text(reply, terminator)
                     if messages:  # in order with the replies to what it does itself
@@ -6365,52 +6460,52 @@ class Session(Peer):
                     output.append(data)
                     if ready:
                         waiting.serve()
-                    size += len(data) + TURN_COST
-                    if size > look or context.halted:
-                        if size > TURN_BYTES or context.halted or time.monotonic() > end:
+                    size += len(data) + TURN_COMMAND_BYTES
+                    if size > next_check or client.halted:
+                        if size > TURN_BYTES or client.halted or time.monotonic() > end:
                             more = True
                             break
-                        look += TURN_LOOK
-                context.statistics.commands += len(output)
+                        next_check += TURN_CLOCK_BYTES
+                client.statistics.commands += len(output)
                 if arguments.__class__ is list and len(arguments[0]) < ERROR_EXCERPT:  # type: ignore[index]
-                    context.command = arguments[0]  # type: ignore[index]
+                    client.command = arguments[0]  # type: ignore[index]
                 # Only RESP is a stream; a text client wants its reply in one message.
-                answered = output and (reply is not NOTHING or any(output))
+                answered = output and (reply is not NO_REPLY or any(output))
                 data = output[0] if len(output) == 1 else b"".join(output)
                 listens = self._listened or subscriber.listens
                 if listens:
                     # In order with what others send it from now on.
                     self._listened = subscriber.listens
-                    subscriber.form = context.protocol if terminator is None else terminator
+                    subscriber.form = client.protocol if terminator is None else terminator
                     if answered:
                         self.connection.push(data, terminator is not None)
                     else:
                         self.connection.expect_pushes()
-                if channels.told:
-                    channels.deliver()
+                if channels.pending_clients:
+                    channels.flush()
             if listens:
                 self.connection.flush()
             elif answered:
                 self.connection.send(data, terminator is not None)
-            if context.waiter is not None:
-                self._wait(context, context.waiter, terminator)
+            if client.waiter is not None:
+                self._wait(client, client.waiter, terminator)
 
-    def _wait(self, context: Context, waiter: Waiter, terminator: bytes | None) -> None:
+    def _wait(self, client: Client, waiter: BlockedClient, terminator: bytes | None) -> None:
         # Until the client has what it waits for, or its time is over, or it is gone.
         while not waiter.done:
             left = waiter.left()
             if left is not None and left <= 0:
-                with context.store.lock:
-                    context.live.waiting.end(waiter, waiter.reply)
+                with client.keyspace.lock:
+                    client.live.waiting.end(waiter, waiter.reply)
             elif not self.connection.watch(left):
-                if self.connection.full:
+                if self.connection.inbox_full:
                     self.drop("it sent more than can be kept while it waited")
-                context.close()
+                client.close()
                 return
-        form = context.protocol if terminator is None else terminator
+        form = client.protocol if terminator is None else terminator
         data = encode(waiter.reply, form)
-        with context.store.lock:
-            context.waiter, context.halted = None, context.closing
+        with client.keyspace.lock:
+            client.waiter, client.halted = None, client.closing
             if self._listened and not waiter.muted:
                 self.connection.push(data, terminator is not None)
         if self._listened:
@@ -6421,23 +6516,23 @@ class Session(Peer):
     def push(self, data: bytes, line: bool) -> None:
         self.connection.push(data, line)
 
-    def takes(self, pending: int, size: int) -> bool:
-        lying, most = self.connection.unsent + pending, self._settings.subscriber_buffer
+    def can_queue(self, pending: int, size: int) -> bool:
+        lying, most = self.connection.outbox_bytes + pending, self._settings.subscriber_buffer
         if not self.dropped and lying and lying + size > most:
             self.drop(f"it left more than {most} bytes of what it subscribed to lying")
         return not self.dropped
 
-    def overdue(self, context: Context, now: float) -> str:
+    def overdue(self, client: Client, now: float) -> str:
         """Why a client is to be dropped at this time, or ""."""
         limits = self._settings
         owing, longest = self.owing, limits.message_timeout
         if owing is not None and 0 < longest < now - owing:
             return f"it did not finish a command within {longest:g} s"
         # Who waits, listens, or has not all of its reply or its command through yet is not idle.
-        busy = context.waiter is not None or owing is not None or self.connection.unsent
+        busy = client.waiter is not None or owing is not None or self.connection.outbox_bytes
         if (
-            not (busy or context.subscriber.listens)
-            and 0 < limits.idle_timeout < now - context.active
+            not (busy or client.subscriber.listens)
+            and 0 < limits.idle_timeout < now - client.last_command_at
         ):
             return f"it asked for nothing for {limits.idle_timeout:g} s"
         return ""
@@ -6453,8 +6548,8 @@ class Session(Peer):
     def hang_up(self) -> None:
         self.connection.abort()
 
-    def alive(self) -> bool:
-        return self.connection.alive()
+    def is_connected(self) -> bool:
+        return self.connection.is_connected()
 
     def process(self) -> tuple[int, str]:
         if not self._process[1]:
@@ -6462,7 +6557,7 @@ class Session(Peer):
         return self._process
 
 
-class _Desk:
+class _Endpoint:
     # A listener, with the number of workers it has and of those that wait for a client.
 
     def __init__(self, listener: Listener) -> None:
@@ -6484,19 +6579,19 @@ class Server:
     def __init__(self, pipe: str = DEFAULT_PIPE, **options: Any) -> None:
         self._settings = Settings(pipe, **options)
         self.address = pipe_address(pipe)
-        self._store = Store()
-        self._store.limit = self._settings.max_memory or math.inf
-        self._store.policy = self._settings.policy
+        self._keyspace = Keyspace()
+        self._keyspace.memory_limit = self._settings.max_memory or math.inf
+        self._keyspace.policy = self._settings.policy
         self._statistics = Statistics(self.address)
-        self._live = Live(self._store)
+        self._live = State(self._keyspace)
         db = self._settings.db
-        self._persistence = None if db is None else Persistence(db, self._store)
-        self._live.events.choose(self._settings.notify_keyspace_events)
-        self._desks: list[_Desk] = []
+        self._persistence = None if db is None else Persistence(db, self._keyspace)
+        self._live.events.configure(self._settings.notify_keyspace_events)
+        self._endpoints: list[_Endpoint] = []
         most = self._settings.max_clients * (1 if self._settings.tcp is None else 2)
         self._pool = concurrent.futures.ThreadPoolExecutor(most, "pipecache")
         self._process = self._workers = 0
-        self._processor: set[int] = set()
+        self._affinity: set[int] = set()
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._stopping, self._stopped = threading.Event(), threading.Event()
@@ -6511,48 +6606,50 @@ class Server:
         :raises PersistenceError: if the file cannot be used.
         :raises RuntimeError: if it was started before.
         """
-        if self._desks:
+        if self._endpoints:
             raise RuntimeError("a Server can be started once")
         self._process = os.getpid()
         if sys.platform == "linux":
             usable = sorted(os.sched_getaffinity(0))
-            self._processor = {usable[self._process % len(usable)]}
-        desks = [_Desk(make_listener(self.address, self._settings.access))]
+            self._affinity = {usable[self._process % len(usable)]}
+        endpoints = [_Endpoint(make_listener(self.address, self._settings.access))]
         try:
             if self._settings.tcp is not None:
-                desks.append(_Desk(TCPListener(self._settings.tcp)))
+                endpoints.append(_Endpoint(TCPListener(self._settings.tcp)))
             if self._persistence is not None:
                 self._persistence.open()  # those who connect meanwhile wait
-                with self._store.lock, contextlib.suppress(CommandError):
-                    self._store.make_room()
+                with self._keyspace.lock, contextlib.suppress(CommandError):
+                    self._keyspace.free_memory()
                 self._persistence.start()
         except BaseException:
-            for desk in desks:
-                desk.listener.close()
+            for endpoint in endpoints:
+                endpoint.listener.close()
             raise
-        self._desks = desks
+        self._endpoints = endpoints
         # The interpreter waits for a pool's threads before it runs atexit functions (since
         # Python 3.9), so a host program that ends without stop() would hang there.
         this = weakref.ref(self)
-        getattr(threading, "_register_atexit", atexit.register)(lambda: _stop_left(this()))
+        getattr(threading, "_register_atexit", atexit.register)(lambda: _stop_at_exit(this()))
         facts = (self.address, os.getpid(), __version__, *sys.version_info[:2])
         log.info("Serving %s (process %d, pipecache %s, Python %d.%d)", *facts)
-        who = ACCESS.get(self._settings.access, "whom it names")
-        log.info("Open to %s (%s)", who, desks[0].listener.access)
-        for rival in desks[0].listener.rivals:
+        who = ACCESS_MODES.get(self._settings.access, "whom it names")
+        log.info("Open to %s (%s)", who, endpoints[0].listener.access)
+        for rival in endpoints[0].listener.other_servers:
             what = "%s can serve this name too, and so be sent what is meant for this server"
             log.warning(f"{what}: give it 0x12019b at most", rival)
-        for desk in desks[1:]:
+        for endpoint in endpoints[1:]:
             asked = "no password" if self._settings.password is None else "a password"
-            log.info("Serving %s, to any account here, with %s", desk.listener.address, asked)
+            log.info("Serving %s, to any account here, with %s", endpoint.listener.address, asked)
         with self._lock:
-            for desk in desks:
+            for endpoint in endpoints:
                 for _ in range(min(SPARE_LISTENERS, self._settings.max_clients)):
-                    self._add_worker(desk)
-        if not all(desk.workers for desk in desks):
+                    self._add_worker(endpoint)
+        if not all(endpoint.workers for endpoint in endpoints):
             self.stop()
             raise TransportError("Cannot serve: the system gives no thread")
-        threading.Thread(target=self._sweep, name="pipecache-sweeper", daemon=True).start()
+        threading.Thread(
+            target=self._run_housekeeping, name="pipecache-sweeper", daemon=True
+        ).start()
         log.info("Ready to accept connections")
 
     def stop(self) -> bool:
@@ -6563,14 +6660,14 @@ class Server:
         still in use, or the file did not take everything, or no more of it for SAVE_TIMEOUT.
         """
         # A forked child has none of the threads, but shares the sockets with those that need them.
-        if not self._desks or self._process != os.getpid():
+        if not self._endpoints or self._process != os.getpid():
             return True
         with self._lock:
             first = not self._stopping.is_set()
             self._stopping.set()
         if first:
             try:
-                self._end_workers()
+                self._stop_workers()
                 # Who finds the name free finds the file free, too.
                 if self._persistence is not None:
                     self._saved = self._persistence.stop(SAVE_TIMEOUT)
@@ -6581,9 +6678,9 @@ class Server:
             pass
         return self._saved and not self._workers
 
-    def _end_workers(self) -> None:
-        for desk in self._desks:
-            desk.listener.interrupt()
+    def _stop_workers(self) -> None:
+        for endpoint in self._endpoints:
+            endpoint.listener.interrupt()
         started = time.monotonic()
         with self._lock:
             # Again and again: a worker may be on its way into the call that is to be ended.
@@ -6598,8 +6695,8 @@ class Server:
             log.error("Stopped, but %d clients' commands did not end", self._workers)
             return
         self._pool.shutdown()
-        for desk in self._desks:
-            desk.listener.close()
+        for endpoint in self._endpoints:
+            endpoint.listener.close()
         counts = self._statistics.commands, self._statistics.connections
         log.info("Stopped after %d commands of %d clients", *counts)
 
@@ -6624,11 +6721,11 @@ class Server:
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
 
-    def _add_worker(self, desk: _Desk) -> None:
+    def _add_worker(self, endpoint: _Endpoint) -> None:
         # Under self._lock, so that the worker cannot count itself out before it is counted in.
         if self._stopping.is_set():
             return
-        place = [desk]
+        place = [endpoint]
         try:
             self._pool.submit(self._work, place)
         except RuntimeError as error:
@@ -6637,37 +6734,37 @@ class Server:
             log.error("Cannot start another worker: %s", error)
         else:
             self._workers += 1
-            desk.workers += 1
-            desk.spare += 1
+            endpoint.workers += 1
+            endpoint.spare += 1
 
-    def _work(self, place: list[_Desk]) -> None:
+    def _work(self, place: list[_Endpoint]) -> None:
         # One worker: accepts a client, serves it to the end, goes back to accepting.
         with self._lock:
             if not place:
                 return
-            (desk,) = place
+            (endpoint,) = place
         if sys.platform == "linux":
             # The interpreter runs one thread at a time. On several processors those that wait for
             # their turn wake each other across them, which takes longer than the commands do.
             with contextlib.suppress(OSError):
-                os.sched_setaffinity(0, self._processor)
+                os.sched_setaffinity(0, self._affinity)
         try:
-            while self._serve_next(desk):
+            while self._serve_next(endpoint):
                 pass
         finally:
             with self._lock:
                 self._workers -= 1
-                desk.workers -= 1
-                desk.spare -= 1
+                endpoint.workers -= 1
+                endpoint.spare -= 1
                 self._changed.notify_all()
 
-    def _serve_next(self, desk: _Desk) -> bool:
+    def _serve_next(self, endpoint: _Endpoint) -> bool:
         # A call for each, so that nothing of one is kept until the next has come.
-        connection = self._accept(desk.listener)
+        connection = self._accept(endpoint.listener)
         if connection is None:
             return False
         try:
-            self._serve(connection, desk)
+            self._serve(connection, endpoint)
         except Exception:
             log.exception("A connection failed")
         return True
@@ -6681,71 +6778,73 @@ class Server:
                 self._stopping.wait(0.5)
         return None
 
-    def _serve(self, connection: Connection, desk: _Desk) -> None:
-        open_to_all = desk.listener.open_to_all
-        session = Session(connection, self._settings, desk.listener.address, open_to_all)
+    def _serve(self, connection: Connection, endpoint: _Endpoint) -> None:
+        open_to_all = endpoint.listener.open_to_all
+        session = Session(connection, self._settings, endpoint.listener.address, open_to_all)
         password = self._settings.password if open_to_all else None
-        context = Context(
-            self._store, self._settings, self._statistics, self._live, session, password,
+        client = Client(
+            self._keyspace, self._settings, self._statistics, self._live, session, password,
             self._persistence,
         )  # fmt: skip
         with self._lock:
             self._sessions.add(session)
-            desk.spare -= 1
-            if desk.spare < SPARE_LISTENERS and desk.workers < self._settings.max_clients:
-                self._add_worker(desk)
-        with self._store.lock:
-            context.register()
+            endpoint.spare -= 1
+            if endpoint.spare < SPARE_LISTENERS and endpoint.workers < self._settings.max_clients:
+                self._add_worker(endpoint)
+        with self._keyspace.lock:
+            client.register()
         if log.isEnabledFor(logging.DEBUG):
-            log.debug("Client %d has connected: %s", context.id, session.describe())
+            log.debug("Client %d has connected: %s", client.id, session.describe())
         try:
-            session.run(context)
+            session.run(client)
         except ConnectionLost as error:
             session.dropped = session.dropped or str(error)
         finally:
-            if context.fault:
-                who = context.id, session.describe()
-                log.warning("Closing client %d (%s): %s", *who, context.fault)
+            if client.fault:
+                who = client.id, session.describe()
+                log.warning("Closing client %d (%s): %s", *who, client.fault)
             if session.dropped:
-                who = context.id, session.describe()
+                who = client.id, session.describe()
                 log.info("Client %d (%s) was dropped: %s", *who, session.dropped)
             with self._lock:
                 self._sessions.discard(session)
-                desk.spare += 1
+                endpoint.spare += 1
             try:
-                with self._store.lock:
-                    session.end(context)
-                    context.leave()
+                with self._keyspace.lock:
+                    session.end(client)
+                    client.leave()
             finally:
                 connection.close()
 
-    def _sweep(self) -> None:
+    def _run_housekeeping(self) -> None:
         looked = time.monotonic()
-        while not self._stopping.wait(SWEEP_INTERVAL):
+        while not self._stopping.wait(EXPIRE_INTERVAL):
             now = time.monotonic()
             try:
-                if now - looked > OVERDUE_INTERVAL:
+                if now - looked > TIMEOUT_CHECK_INTERVAL:
                     looked = now
-                    self._drop_overdue(now)
+                    self._disconnect_timed_out(now)
                 more = True
                 while more and not self._stopping.is_set():
-                    with self._store.lock:
-                        more = self._store.sweep(SWEEP_KEYS) or self._store.evict(SWEEP_KEYS)
-                        self._live.channels.deliver()
+                    with self._keyspace.lock:
+                        more = self._keyspace.remove_expired(
+                            KEYS_PER_CYCLE
+                        ) or self._keyspace.evict(KEYS_PER_CYCLE)
+                        self._live.channels.flush()
             except Exception:  # this thread must not end: nothing would expire unasked
                 log.exception("A fault of this program, or too little memory, while sweeping")
 
-    def _drop_overdue(self, now: float) -> None:
-        with self._store.lock:
+    def _disconnect_timed_out(self, now: float) -> None:
+        with self._keyspace.lock:
             clients = list(self._statistics.clients.values())
-        for context in clients:
-            session = context.peer
-            reason = session.overdue(context, now) if isinstance(session, Session) else ""
+        for client in clients:
+            session = client.peer
+            reason = session.overdue(client, now) if isinstance(session, Session) else ""
             if reason:
                 session.drop(reason)  # type: ignore[attr-defined]
 
 
-def _stop_left(server: Server | None) -> None:
+def _stop_at_exit(server: Server | None) -> None:
     if server is not None:
         server.stop()
 
@@ -6791,7 +6890,7 @@ def _argument_parser() -> argparse.ArgumentParser:
     for name, limit in LIMITS.items():
         option(_option(name), metavar={"bytes": "SIZE", "seconds": "SECONDS"}.get(limit.unit, "N"),
                type=_value_of(limit), default=limit.default,
-               help=f"{limit.meaning} ({_shown_default(limit)})")
+               help=f"{limit.description} ({_shown_default(limit)})")
     option("--max-memory-policy", dest="policy", metavar="POLICY", default=POLICIES[0],
            choices=POLICIES,
            help=f"what gives way beyond that: {', '.join(POLICIES)} (%(default)s)")
@@ -6836,8 +6935,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     for number in _stop_signals():
         signal.signal(number, _stop_once)
-    _stop_at_the_last_moment(server)
-    _allow_descriptors(options["max_clients"] * (1 if options["tcp"] is None else 2))
+    _stop_on_console_close(server)
+    _raise_descriptor_limit(options["max_clients"] * (1 if options["tcp"] is None else 2))
     _share_memory()
     try:
         with contextlib.suppress(KeyboardInterrupt):
@@ -6866,7 +6965,7 @@ def _password(tcp: int | None, name: str | None, none: bool) -> bytes | None:
         return None
     try:
         with open(name, "rb") as file:
-            text = file.read(MAX_LOCKED_OUT_ARGUMENT)
+            text = file.read(MAX_UNAUTHENTICATED_BYTES)
     except OSError as error:
         raise ValueError(f"cannot read --password-file {name!r}: {error.strerror}") from error
     # Windows' own tools begin a file with such marks.
@@ -6880,15 +6979,15 @@ def _password(tcp: int | None, name: str | None, none: bool) -> bytes | None:
     return password
 
 
-def _allow_descriptors(clients: int) -> None:
+def _raise_descriptor_limit(clients: int) -> None:
     # A client takes up to three: Linux and macOS grant fewer than the clients here may need, until
     # more are asked for.
     if sys.platform != "win32":
         import resource
 
-        least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        minimum, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = 3 * clients + 100
-        if least not in (resource.RLIM_INFINITY, -1) and least < wanted:
+        if minimum not in (resource.RLIM_INFINITY, -1) and minimum < wanted:
             wanted = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
             with contextlib.suppress(ValueError, OSError):
                 resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
@@ -6916,7 +7015,7 @@ def _stop_once(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _stop_at_the_last_moment(server: Server) -> None:
+def _stop_on_console_close(server: Server) -> None:
     # Who closes the console's window, or logs off, ends its programs as soon as this has returned.
     if sys.platform == "win32":
 
@@ -6931,7 +7030,7 @@ def _stop_at_the_last_moment(server: Server) -> None:
         atexit.register(SetConsoleCtrlHandler, handler, False)  # and so it lives until then
 
 
-def _log_to(file: str | None, level: str) -> None:
+def _log_to(file: str | None, log_level: str) -> None:
     handler: logging.Handler
     if file is not None:
         try:
@@ -6947,7 +7046,7 @@ def _log_to(file: str | None, level: str) -> None:
         handler = logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
-    log.setLevel(level)
+    log.setLevel(log_level)
 
 
 if __name__ == "__main__":
