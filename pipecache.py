@@ -65,6 +65,7 @@ from typing import (
     Iterable,
     Iterator,
     List,
+    Mapping,
     NamedTuple,
     Sequence,
     Tuple,
@@ -1248,85 +1249,97 @@ def _glob_class(negated: bytes, members: bytes) -> bytes:
 
 
 class OrderedSets(Dict[Any, Dict[Any, None]]):
-    """Members by group, in the order in which they came; a group without members is gone."""
+    """Sets by key. A set keeps the order of insertion, and is removed when it is empty."""
 
-    def add(self, group: Any, member: Any) -> None:
-        self.setdefault(group, {})[member] = None
+    def add(self, key: Any, member: Any) -> None:
+        self.setdefault(key, {})[member] = None
 
-    def discard(self, group: Any, member: Any) -> None:
-        members = self.get(group, {})
+    def discard(self, key: Any, member: Any) -> None:
+        members = self.get(key, {})
         members.pop(member, None)
         if not members:
-            self.pop(group, None)
+            self.pop(key, None)
 
 
 class WallClockDeadline(int):
-    """A deadline that was given by the wall clock, and moves when that is set."""
+    """A deadline given as a wall-clock time (EXPIREAT): it moves when the wall clock is set."""
 
     __slots__ = ()
 
 
 class Changes(NamedTuple):
-    """What happened to keys since the changes were last taken: see :meth:`Store.take_changes`."""
+    """The changes that :meth:`Keyspace.take_changes` returns."""
 
-    cleared: bool  #: Whether every other key is gone.
-    keys: list[bytes]  #: In order.
-    values: list[Any]  #: Theirs: None if a key is gone, of a collection its letter and its parts.
-    deadlines: list[int | None]  #: Theirs, as the store has them; empty if nothing has one.
-    epoch: int  #: The milliseconds since 1970 at 0 of the store's clock.
+    cleared: bool  #: True if every key that is not listed was deleted.
+    keys: list[bytes]  #: The changed keys in ascending order.
+    values: list[
+        Any
+    ]  #: Their values: None for a deleted key, (event class, parts) of a collection.
+    deadlines: list[int | None]  #: Their deadlines as in the keyspace; empty if no key has one.
+    epoch: int  #: Milliseconds since 1970 at 0 of the keyspace's clock.
 
 
 class Watch:
-    """What a client has asked to be told of: whether one of these keys was changed since."""
+    """The keys that a client watches with WATCH."""
 
     __slots__ = ("broken", "keys")
 
     def __init__(self) -> None:
+        #: True once one of the keys was changed, so that EXEC must fail.
         self.broken = False
         self.keys: set[bytes] = set()
 
-    def changed(self, key: bytes) -> None:
-        """Hear that one of the keys was."""
+    def key_changed(self, key: bytes) -> None:
+        """Record that a watched key was changed. The keyspace calls this."""
         self.broken = True
 
 
+def ignore_event(event: bytes, key: bytes, value: Any) -> None:
+    """Do nothing. :attr:`Keyspace.notify` is this function while keyspace events are off."""
+
+
 class Keyspace:
-    """Every value by its key, with expiry times beside them.
+    """Every key with its value, deadline and owner, as a Redis database holds them.
 
-    :param clock: seconds that only ever go forward, as :func:`time.monotonic`.
-    :param wall: seconds since 1970, as :func:`time.time`.
+    :param clock: returns seconds and never goes back, like :func:`time.monotonic`.
+    :param wall_clock: returns seconds since 1970, like :func:`time.time`.
 
-    Use it under :attr:`lock`; the methods do not take it themselves, so that
-    several can be one step.
+    Times are int milliseconds of ``clock`` (see :meth:`now`) unless stated otherwise.
+    :attr:`lock` guards everything here. The caller acquires it, because the methods do not, so
+    that several calls can be one atomic step.
     """
 
     def __init__(
-        self, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.lock = threading.RLock()
-        #: Keys that expired, and that were evicted, since the start.
+        #: Number of keys that expired and that were evicted since the start.
         self.expired = self.evicted = 0
-        #: Bytes that the keys and values take; above the limit, make_room() evicts some.
+        #: Bytes used by keys, values and what reserve() counted. free_memory() evicts keys when
+        #: this exceeds the limit.
         self.used_memory = self._reserved = 0
         self.memory_limit = math.inf
-        self._clock, self._wall = clock, wall
-        self._offset = int(wall() * 1000) - self.now()
+        #: Receives each keyspace event: its name, the key, and the value that was changed.
+        self.notify: Callable[[bytes, bytes, Any], None] = ignore_event
+        self._clock, self._wall_clock = clock, wall_clock
+        # Milliseconds to add to now() to get the wall-clock time.
+        self._offset = int(wall_clock() * 1000) - self.now()
         self._values, self._deadlines = ScannableDict(), ScannableDict()
-        # The deadlines in order. A deadline that was moved or taken away stays in the heap
-        # until it comes up, or until such entries are the majority.
-        self._queue: list[tuple[int, bytes]] = []
+        # A heap of (deadline, key). An entry whose deadline was changed or removed stays in the
+        # heap until it reaches the top, or until _compact_deadline_heap() rebuilds the heap.
+        self._deadline_heap: list[tuple[int, bytes]] = []
         self._watches = OrderedSets()  # by key
-        #: Is told of what happens to keys, while somebody wants to know: the letter that Redis has
-        #: for such events, the event, the key.
-        self.notify: Callable[[str, bytes, bytes], None] | None = None
-        # To whom keys belong that end with him, and by owner.
+        # The owner of each key set with OWNED, and the keys of each owner.
         self._owners: dict[bytes, object] = {}
         self._owned = OrderedSets()
         self._policy = "noeviction"
-        # When each key was last used, while the policy asks for that.
+        # When each key was last used. None unless the eviction policy is an LRU policy.
         self._access_times: dict[bytes, int] | None = None
         self._key_cost = KEY_COST
-        # The keys that were changed, while somebody takes the changes; and whether all went.
+        # The keys changed since take_changes(). None without persistence. _cleared is True if
+        # every key was deleted since then.
         self._changed: set[bytes] | None = None
         self._cleared = False
 
@@ -1335,115 +1348,111 @@ class Keyspace:
 
     @property
     def expiring(self) -> int:
-        """How many keys have a time to live."""
+        """The number of keys that have a deadline."""
         return len(self._deadlines)
 
     def now(self) -> int:
-        """The time on the store's clock in milliseconds."""
+        """Return the time of the keyspace's clock in milliseconds."""
         return int(self._clock() * 1000)
 
     def unix_time(self, time: int) -> int:
-        """The milliseconds since 1970 at this millisecond of :meth:`now`."""
+        """Return the milliseconds since 1970 for a time of :meth:`now`."""
         self._adjust_to_wall_clock()
         return time + self._offset
 
     def _adjust_to_wall_clock(self) -> None:
-        # When it was set, what it gave the deadline for goes with it; elapsed time does not change.
-        step = int(self._wall() * 1000) - self.now() - self._offset
+        # If the wall clock was set, move the deadlines that were given as wall-clock times. The
+        # other deadlines follow elapsed time and stay.
+        step = int(self._wall_clock() * 1000) - self.now() - self._offset
         if abs(step) > CLOCK_TOLERANCE:
             self._offset += step
             for key, deadline in self._deadlines.items():
                 if deadline.__class__ is WallClockDeadline:
                     self._deadlines[key] = WallClockDeadline(deadline - step)
-                    heapq.heappush(self._queue, (deadline - step, key))
-                elif self._changed is not None:  # in a file it stands by the clock
+                    heapq.heappush(self._deadline_heap, (deadline - step, key))
+                elif self._changed is not None:
+                    # The file stores wall-clock times, so this row has to be written again.
                     self._changed.add(key)
 
-    def read(self, key: bytes, kind: type[Value]) -> Value | None:
-        """The value of a key, or None.
+    def read(self, key: bytes, value_type: type[Value]) -> Value | None:
+        """Return the value of a key, or None. Counts as a use of the key.
 
-        :raises CommandError: if the value is not of this kind.
+        :raises CommandError: if the value is not of this type.
         """
         if self._deadlines:
-            self._expire(key)
+            self._expire_if_due(key)
         value = self._values.get(key)
         if value is None:
-            self._notify_miss(key)
+            self.notify(b"keymiss", key, None)
             return None
         if self._access_times is not None:
             self._access_times[key] = self.now()
-        if value.__class__ is kind:
+        if value.__class__ is value_type:
             return value  # type: ignore[no-any-return]
         raise CommandError(WRONG_TYPE)
 
-    def read_for_write(self, key: bytes, kind: type[Value]) -> Value | None:
-        """The same, for a command that changes it: to find nothing is no event."""
-        return self.read(key, kind) if key in self else None
+    def read_for_write(self, key: bytes, value_type: type[Value]) -> Value | None:
+        """Return the value like :meth:`read`, but without the keymiss event for a missing key."""
+        return self.read(key, value_type) if key in self else None
 
     def read_strings(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The values of several keys, None where there is none or one of another kind."""
-        if self._deadlines or self._access_times is not None or self.notify is not None:
+        """Return the string of each key (MGET); None for a missing key or another type."""
+        if self._deadlines or self._access_times is not None or self.notify is not ignore_event:
             for key in keys:
                 self.lookup(key)
         values = map(self._values.get, keys)
         return [value if value.__class__ is bytes else None for value in values]
 
     def lookup(self, key: bytes) -> Any:
-        """The value of a key, of whatever kind, or None; counts as a use."""
+        """Return the value of a key, of any type, or None. Counts as a use of the key."""
         value = self.lookup_no_touch(key)
         if value is not None and self._access_times is not None:
             self._access_times[key] = self.now()
         return value
 
     def lookup_no_touch(self, key: bytes) -> Any:
-        """The same; does not count as a use."""
+        """Return the value of a key, of any type, or None. Does not count as a use."""
         value = self.peek(key)
         if value is None:
-            self._notify_miss(key)
+            self.notify(b"keymiss", key, None)
         return value
 
     def peek(self, key: bytes) -> Any:
-        """The same, for ourselves: nor is it an event to find nothing."""
+        """Return the value of a key, of any type, or None, without use and without event."""
         return self._values[key] if key in self else None
 
-    def _notify_miss(self, key: bytes) -> None:
-        if self.notify is not None:
-            self.notify("m", b"keymiss", key)
-
     def __contains__(self, key: object) -> bool:
-        return key in self._values and not (self._deadlines and self._expire(key))
+        return key in self._values and not (self._deadlines and self._expire_if_due(key))
 
     def write(self, key: bytes, value: Any, event: bytes) -> None:
-        """Put a value in place of the one the key has, which keeps its time to live.
+        """Store the value of a key and keep its deadline and owner.
 
-        A collection is put back so after every change of it, and goes when it is empty. The event
-        is what Redis calls the change.
+        Call this after each change of a collection; an empty collection is deleted.
+
+        :param event: Redis's name of the keyspace event.
         """
         if self._deadlines:
-            self._expire(key)
+            self._expire_if_due(key)
         if value.__class__ is bytes or value:
             if value.__class__ is not bytes:
                 value.shrink()
             self._put(key, value)
-            if self.notify is not None:
-                self.notify(event_class(value), event, key)
+            self.notify(event, key, value)
         elif key in self._values:
             self._remove(key)
-            if self.notify is not None:
-                self.notify(event_class(value), event, key)
-                self.notify("g", b"del", key)
+            self.notify(event, key, value)
+            self.notify(b"del", key, None)
 
     def replace(
         self, key: bytes, value: Any, deadline: int | None = None, event: bytes = b"set"
     ) -> None:
-        """Set a key afresh, to expire at a deadline in milliseconds of :meth:`now`, or never."""
+        """Store a key as SET does: with this deadline or none, and without an owner."""
         if self._owners:
             self.clear_owner(key)
         if self._deadlines:
-            self._expire(key)
+            self._expire_if_due(key)
         self._put(key, value)
-        if self.notify is not None:
-            self.notify(event_class(value), event, key)
+        self.notify(event, key, value)
         if deadline is not None:
             self.set_deadline(key, deadline)
         elif self._deadlines:
@@ -1455,18 +1464,19 @@ class Keyspace:
         if old.__class__ is bytes is value.__class__:
             self.used_memory += len(value) - len(old)  # type: ignore[arg-type]
         else:
-            self._count(key, old, value)
+            self._account(key, old, value)
         if self._watches:
             self._touch_watches(key)
         elif self._changed is not None:
             self._changed.add(key)
         if self._access_times is not None:
             self._access_times[key] = self.now()
-        if old is None and self.notify is not None:
-            self.notify("n", b"new", key)
+        if old is None:
+            self.notify(b"new", key, None)
 
-    def _count(self, key: bytes, old: Any, value: Any) -> None:
-        # A collection may be changed and put back, so what it had cost is kept with it.
+    def _account(self, key: bytes, old: Any, value: Any) -> None:
+        # Update used_memory. A collection may have been changed in place, so it stores the cost
+        # that was counted for it.
         if old is None:
             self.used_memory += self._key_cost + len(key)
         elif old.__class__ is bytes:
@@ -1486,108 +1496,105 @@ class Keyspace:
         if self._changed is not None:
             self._changed.add(key)
         for watch in self._watches.get(key, ()):
-            watch.changed(key)
+            watch.key_changed(key)
 
     def memory_usage(self, key: bytes) -> int:
-        """The bytes a key takes with its value."""
+        """Return the bytes that an existing key and its value use (MEMORY USAGE)."""
         return self._key_cost + len(key) + memory_cost(self._values[key])
 
     def delete(self, key: bytes) -> bool:
-        """Take a key away and tell whether it was there."""
-        there = key in self
+        """Delete a key and return True if it existed."""
+        existed = key in self
         self._remove(key)
-        if there and self.notify is not None:
-            self.notify("g", b"del", key)
-        return there
+        if existed:
+            self.notify(b"del", key, None)
+        return existed
 
     def rename(self, source: bytes, target: bytes) -> None:
-        """Give a key that exists another name, in place of any other of that name."""
+        """Rename an existing key and overwrite the target, as RENAME does. The owner moves too."""
         if source != target:
             value, deadline = self._values[source], self._deadlines.get(source)
             owner = self._owners.get(source)
             self._remove(source)
-            self._place(target, value, deadline)
+            self._overwrite(target, value, deadline)
             if owner is not None:
                 self.set_owner(target, owner)
-            if self.notify is not None:
-                self.notify("g", b"rename_from", source)
-                self.notify("g", b"rename_to", target)
+            self.notify(b"rename_from", source, None)
+            self.notify(b"rename_to", target, None)
 
     def copy(self, source: bytes, target: bytes) -> None:
-        """Put a copy of a key that exists in place of any other of that name."""
+        """Copy an existing key and overwrite the target, as COPY does. The owner is not copied."""
         value = self._values[source]
         copied = value if isinstance(value, bytes) else value.copy()
-        self._place(target, copied, self._deadlines.get(source))
-        if self.notify is not None:
-            self.notify("g", b"copy_to", target)
+        self._overwrite(target, copied, self._deadlines.get(source))
+        self.notify(b"copy_to", target, None)
 
-    def _place(self, key: bytes, value: Any, deadline: int | None) -> None:
-        # What is there keeps its place in a walk; for Redis it goes, and the key is new.
-        there = key in self
+    def _overwrite(self, key: bytes, value: Any, deadline: int | None) -> None:
+        # Redis deletes the old key first, so its event is "new". The old key is kept here, because
+        # a SCAN in progress must still find the name.
+        existed = key in self
         if self._owners:
             self.clear_owner(key)
         self._clear_deadline(key)
         self._put(key, value)
-        if there and self.notify is not None:
-            self.notify("n", b"new", key)
+        if existed:
+            self.notify(b"new", key, None)
         if deadline is not None:
             self._set_deadline(key, deadline)
 
     def set_owner(self, key: bytes, owner: object) -> None:
-        """Let a key that exists go when its owner does: see :meth:`release`."""
+        """Let :meth:`delete_owned` of this owner delete an existing key (SET with OWNED)."""
         self.clear_owner(key)
         self._owners[key] = owner
         self._owned.add(owner, key)
         self.used_memory += OWNER_COST
 
     def count_owned(self, owner: object) -> int:
-        """How many keys belong to an owner."""
+        """Return the number of keys that belong to an owner."""
         return len(self._owned.get(owner, ()))
 
     def delete_owned(self, owner: object) -> None:
-        """Take away every key that belongs to an owner."""
+        """Delete every key that belongs to an owner."""
         for key in list(self._owned.get(owner, ())):
             self.delete(key)
 
     def clear_owner(self, key: bytes) -> None:
-        """Let a key belong to nobody."""
+        """Remove the owner of a key, if it has one."""
         owner = self._owners.pop(key, None)
         if owner is not None:
             self.used_memory -= OWNER_COST
             self._owned.discard(owner, key)
 
     def set_deadline(self, key: bytes, deadline: int) -> None:
-        """Let a key that exists expire at this millisecond of :meth:`now`."""
+        """Let an existing key expire at a time of :meth:`now`."""
         self._set_deadline(key, deadline)
         self._touch_watches(key)
-        if self.notify is not None:
-            self.notify("g", b"expire", key)
+        self.notify(b"expire", key, None)
 
     def _set_deadline(self, key: bytes, deadline: int) -> None:
         if key not in self._deadlines:
             self.used_memory += DEADLINE_COST
         self._deadlines[key] = deadline
-        heapq.heappush(self._queue, (deadline, key))
+        heapq.heappush(self._deadline_heap, (deadline, key))
         self._compact_deadline_heap()
 
     def expire(self, key: bytes, deadline: int) -> None:
-        """The same, at once if that has passed."""
+        """Set the deadline of an existing key, or delete the key if the deadline has passed."""
         if deadline <= self.now():
             self.delete(key)
         else:
             self.set_deadline(key, deadline)
 
     def deadline(self, key: bytes) -> int | None:
-        """When a key expires, or None."""
+        """Return the deadline of a key, or None."""
         return self._deadlines.get(key)
 
     def persist(self, key: bytes) -> bool:
-        """Let a key stay, and tell whether it would have expired."""
+        """Remove the deadline of a key and return True if it had one (PERSIST)."""
         if key not in self or not self._clear_deadline(key):
             return False
         self._touch_watches(key)
-        if self.notify is not None:
-            self.notify("g", b"persist", key)
+        self.notify(b"persist", key, None)
         return True
 
     def _clear_deadline(self, key: bytes) -> bool:
@@ -1597,17 +1604,17 @@ class Keyspace:
         return True
 
     def keys(self) -> list[bytes]:
-        """Every key that has not expired."""
-        self.remove_expired(len(self._queue))
+        """Return every key that has not expired."""
+        self.remove_expired(len(self._deadline_heap))
         return list(self._values)
 
     def scan(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
-        """See :meth:`Table.scan`."""
+        """Return the next cursor and some keys. See :meth:`ScannableDict.scan`."""
         cursor, keys = self._values.scan(cursor, count)
         return cursor, [key for key in keys if key in self]
 
     def random_key(self) -> bytes | None:
-        """Any key, or None if there is none."""
+        """Return a random key, or None if the keyspace is empty."""
         while self._values:
             key = self._values.random_key()
             if key in self:
@@ -1615,41 +1622,41 @@ class Keyspace:
         return None
 
     def clear(self) -> None:
-        """Take every key away."""
+        """Delete every key (FLUSHDB)."""
         for key in self._watches:
             if key in self._values:
                 self._touch_watches(key)
         self._values, self._deadlines = ScannableDict(), ScannableDict()
-        self._queue.clear()
+        self._deadline_heap.clear()
         self._owners.clear()
         self._owned.clear()
         if self._changed is not None:
-            self._changed, self._cleared = set(), True
+            self.mark_all_changed()
         self.used_memory = self._reserved
         if self._access_times is not None:
             self._access_times.clear()
 
     def load(self, key: bytes, value: Any, deadline: int | None) -> None:
-        """Put in a key that was kept elsewhere: nobody is told."""
+        """Add a key that was read from a file. No watch is touched."""
         self._put(key, value)
         if deadline is not None:
             self._set_deadline(key, deadline)
 
     def track_changes(self) -> None:
-        """Keep the changes from now on, for :meth:`take_changes`."""
+        """Record changed keys from now on, for :meth:`take_changes`."""
         self._changed = set()
 
     @property
     def dirty_keys(self) -> int:
-        """The number of changes that were not taken."""
+        """The number of changes that were not taken yet."""
         return len(self._values) + 1 if self._cleared else len(self._changed or ())
 
     def take_changes(self) -> Changes:
-        """What happened since the last time; a key that belongs to somebody is as one that is gone.
+        """Return the changes since the last call. An owned key counts as deleted.
 
-        It takes as few steps of Python as can be: nobody is served meanwhile.
+        No client is served meanwhile, so this uses as few Python steps as possible.
         """
-        # In their order, in which they are quickest written.
+        # Rows in ascending order are the fastest for SQLite to write.
         keys = sorted(self._values if self._cleared else self._changed or ())
         values = list(map(self._values.get, keys))
         if not set(map(type, values)) <= {bytes, type(None)}:
@@ -1664,10 +1671,11 @@ class Keyspace:
         return changes
 
     def restore_changes(self, changes: Changes) -> None:
-        """Let changes that were taken be taken again."""
+        """Add changes that could not be saved to those that the next take_changes() returns."""
         assert self._changed is not None
+        # Keys that were created and deleted again would otherwise collect here without bound.
         many = len(self._changed) + len(changes.keys) > 2 * len(self) + 100_000
-        if changes.cleared or many:  # of keys that came and went since
+        if changes.cleared or many:
             self.mark_all_changed()
         elif not self._cleared:
             try:
@@ -1676,31 +1684,31 @@ class Keyspace:
                 self.mark_all_changed()
 
     def mark_all_changed(self) -> None:
-        """Let the next changes taken be the whole of what is here."""
+        """Let the next take_changes() return every key."""
         self._changed, self._cleared = set(), True
 
     def watch(self, key: bytes, watch: Watch) -> None:
-        """Let a watch be told when this key is changed."""
-        self._expire(key)
+        """Call ``watch.key_changed`` whenever this key is changed."""
+        self._expire_if_due(key)
         if key not in watch.keys:
             watch.keys.add(key)
             self._watches.add(key, watch)
             self.reserve(WATCH_COST + len(key))
 
     def unwatch(self, watch: Watch) -> None:
-        """End a watch; it is broken too by a key that has expired since."""
+        """Remove a watch from its keys. A key that has expired since then counts as changed."""
         for key in watch.keys:
-            self._expire(key)
+            self._expire_if_due(key)
             self._watches.discard(key, watch)
             self.reserve(-WATCH_COST - len(key))
 
     def watchers(self, key: bytes) -> list[Watch]:
-        """The watches of a key, the oldest first."""
+        """Return the watches of a key, the oldest first."""
         return list(self._watches.get(key, ()))
 
     @property
     def policy(self) -> str:
-        """Which keys go when memory is short, one of POLICIES."""
+        """The eviction policy, one of POLICIES."""
         return self._policy
 
     @policy.setter
@@ -1710,26 +1718,26 @@ class Keyspace:
             self._access_times = None
         elif self._access_times is None:
             self._access_times = dict.fromkeys(self._values, self.now())
-        before, self._key_cost = (
-            self._key_cost,
-            KEY_COST + (self._access_times is not None) * ACCESS_TIME_COST,
-        )
+        before = self._key_cost
+        self._key_cost = KEY_COST + (self._access_times is not None) * ACCESS_TIME_COST
         self.used_memory += (self._key_cost - before) * len(self)
 
     def idle_time(self, key: bytes) -> int | None:
-        """The milliseconds since a key was used, or None if the policy does not ask for that."""
+        """Return the milliseconds since an existing key was used; None without an LRU policy."""
         return None if self._access_times is None else self.now() - self._access_times[key]
 
     def reserve(self, size: int) -> None:
-        """Count memory that is used for something else; what is given back is below 0."""
+        """Count bytes that are used outside the keyspace; a negative size returns them."""
         self._reserved += size
         self.used_memory += size
 
     def free_memory(self, size: int = 0) -> None:
-        """Evict keys until the limit is kept and there is room for so many bytes more; beyond so
-        many keys the rest is left to :meth:`evict`.
+        """Remove expired keys and evict keys until ``size`` more bytes fit below the limit.
 
-        :raises CommandError: if the policy has none left to take.
+        This stops after KEYS_PER_CYCLE evictions; the background thread continues with
+        :meth:`evict`.
+
+        :raises CommandError: if the eviction policy allows no further eviction.
         """
         limit = self.memory_limit - size
         while self.used_memory > limit and self.remove_expired(KEYS_PER_CYCLE):
@@ -1737,17 +1745,19 @@ class Keyspace:
         if not self.evict(KEYS_PER_CYCLE, size) and self.used_memory > limit:
             raise CommandError(OUT_OF_MEMORY)
 
-    def evict(self, most: int, size: int = 0) -> bool:
-        """Evict up to so many keys, as the limit asks, and tell whether more are to go."""
+    def evict(self, count: int, size: int = 0) -> bool:
+        """Evict at most ``count`` keys while ``size`` more bytes would exceed the limit.
+
+        :returns: True if further keys have to be evicted.
+        """
         limit = self.memory_limit - size
-        for _ in range(most):
+        for _ in range(count):
             key = self._choose_victim() if self.used_memory > limit else None
             if key is None:
                 return False
             self._remove(key)
             self.evicted += 1
-            if self.notify is not None:
-                self.notify("e", b"evicted", key)
+            self.notify(b"evicted", key, None)
         return self.used_memory > limit
 
     def _choose_victim(self) -> bytes | None:
@@ -1757,47 +1767,46 @@ class Keyspace:
         if self._policy == "allkeys-random":
             return table.random_key()
         if self._policy == "volatile-ttl":
-            while self._deadlines.get(self._queue[0][1]) != self._queue[0][0]:
-                heapq.heappop(self._queue)
-            return self._queue[0][1]
-        # As Redis does it: the one of a few, taken by chance, that was not used for longest.
+            while self._deadlines.get(self._deadline_heap[0][1]) != self._deadline_heap[0][0]:
+                heapq.heappop(self._deadline_heap)
+            return self._deadline_heap[0][1]
+        # Like Redis, evict the least recently used key of a small random sample.
         assert self._access_times is not None
-        return min(
-            (table.random_key() for _ in range(LRU_SAMPLES)), key=self._access_times.__getitem__
-        )
+        sample = (table.random_key() for _ in range(LRU_SAMPLES))
+        return min(sample, key=self._access_times.__getitem__)
 
-    def remove_expired(self, most: int) -> bool:
-        """Take away up to so many expired keys and tell whether more may be left."""
+    def remove_expired(self, count: int) -> bool:
+        """Remove at most ``count`` expired keys and return True if more may remain."""
         now = self.now()
         self._adjust_to_wall_clock()
         self._compact_deadline_heap()
         self._values.shrink()
         self._deadlines.shrink()
-        for _ in range(most):
-            if not self._queue or self._queue[0][0] > now:
+        for _ in range(count):
+            if not self._deadline_heap or self._deadline_heap[0][0] > now:
                 return False
-            deadline, key = heapq.heappop(self._queue)
+            deadline, key = heapq.heappop(self._deadline_heap)
             if self._deadlines.get(key) == deadline:
-                self._expired(key)
+                self._remove_as_expired(key)
         return True
 
     def _compact_deadline_heap(self) -> None:
-        if len(self._queue) > len(self._deadlines) * 5 // 4 + 64:
-            self._queue = [(deadline, key) for key, deadline in self._deadlines.items()]
-            heapq.heapify(self._queue)
+        if len(self._deadline_heap) > len(self._deadlines) * 5 // 4 + 64:
+            self._deadline_heap = [(deadline, key) for key, deadline in self._deadlines.items()]
+            heapq.heapify(self._deadline_heap)
 
-    def _expire(self, key: Any) -> bool:
+    def _expire_if_due(self, key: Any) -> bool:
+        # Remove a key whose deadline has passed, and return True if it was removed.
         deadline = self._deadlines.get(key)
         if deadline is None or deadline > self.now():
             return False
-        self._expired(key)
+        self._remove_as_expired(key)
         return True
 
-    def _expired(self, key: bytes) -> None:
+    def _remove_as_expired(self, key: bytes) -> None:
         self._remove(key)
         self.expired += 1
-        if self.notify is not None:
-            self.notify("x", b"expired", key)
+        self.notify(b"expired", key, None)
 
     def _remove(self, key: bytes) -> None:
         value = self._values.pop(key, None)
@@ -1806,335 +1815,443 @@ class Keyspace:
         self._clear_deadline(key)
         if self._owners:
             self.clear_owner(key)
-        self._count(key, value, None)
+        self._account(key, value, None)
         self._touch_watches(key)
         if self._access_times is not None:
             self._access_times.pop(key, None)
 
 
 # ----------------------------------------------------------------------------
-# Live data: channels, events, blocked clients
+# State: publish/subscribe, keyspace events, blocked clients, counters
 # ----------------------------------------------------------------------------
 
-#: How a client reads: the version of RESP, or what its lines of text end with.
-Form = Union[int, bytes]
+
+class Transaction:
+    """The commands of a client since MULTI."""
+
+    __slots__ = ("commands", "failed", "size")
+
+    def __init__(self) -> None:
+        self.commands: list[tuple[Command, list[bytes]]] = []
+        #: True if a command could not be queued, so that EXEC must fail.
+        self.failed = False
+        #: Bytes of memory that the queued commands use.
+        self.size = 0
 
 
-def encode(reply: Reply, form: Form) -> bytes:
-    """A reply in the form that a client reads."""
-    return encode_resp(reply, form) if isinstance(form, int) else encode_text(reply, form)
+class Client:
+    """A client, as commands and the other clients see it.
 
+    :param password: the password that the client has to give with AUTH before anything else, or
+        None.
 
-class Peer:
-    """A client as the others reach it: the server has one for each that is more than this.
-
-    Its methods do not wait for the client, and are called under the store's lock.
+    The keyspace lock guards every attribute. :class:`Session` adds the connection and overrides
+    the methods that need it; none of these methods waits for the client.
     """
 
     address = local_address = ""
 
-    def push(self, data: bytes, line: bool) -> None:
-        """Send it something out of turn; ``line``: one line of text."""
+    def __init__(self, state: State, password: bytes | None = None) -> None:
+        self.state, self.keyspace, self.settings = state, state.keyspace, state.settings
+        #: The number that CLIENT ID returns; 0 before :meth:`State.add_client`.
+        self.id = 0
+        #: The names that CLIENT SETNAME ("name") and SETINFO ("lib-name", "lib-ver") have set.
+        self.names: dict[str, str] = {}
+        #: The RESP version that HELLO has chosen.
+        self.protocol = 2
+        #: The bytes that end the last command and its reply if it was text; None if it was RESP.
+        self.terminator: bytes | None = None
+        self.password = password
+        self.authenticated = password is None
+        #: The mode that CLIENT REPLY has set: ON, OFF, or SKIP, which becomes SKIP_NEXT after the
+        #: reply to CLIENT REPLY itself was left out.
+        self.reply_mode = "ON"
+        self.transaction: Transaction | None = None
+        self.watch: Watch | None = None
+        self.blocked: BlockedClient | None = None
+        #: False while EXEC runs the commands of a transaction, in which no command may block.
+        self.can_block = True
+        #: The subscribed channels and patterns, in the order of subscription.
+        self.channels: dict[bytes, None] = {}
+        self.patterns: dict[bytes, None] = {}
+        #: True after MONITOR.
+        self.monitoring = False
+        #: Encoded messages that PubSub.flush() will write, and their number of bytes.
+        self.pending_output: list[bytes] = []
+        self.pending_bytes = 0
+        #: Why the server closes the connection, and the level for logging it; "" while it is open.
+        self.close_reason, self.close_level = "", logging.DEBUG
+        #: The name of the last command, as the client sent it.
+        self.last_command = b""
+        #: Times of time.monotonic().
+        self.connected_at = self.last_command_at = time.monotonic()
+        #: True if execute() has to use the slow path. Only the slow path itself sets this to False.
+        self.slow_path = True
 
-    def can_queue(self, pending: int, size: int) -> bool:
-        """Whether it may be told so many bytes more, beside those pending; else it is dropped."""
-        return True
+    @property
+    def subscription_count(self) -> int:
+        """The number of subscribed channels and patterns."""
+        return len(self.channels) + len(self.patterns)
+
+    def needs_slow_path(self) -> bool:
+        """Return True if a command needs more checks than to be found and called.
+
+        These facts change only in commands that always take the slow path, and with MONITOR of
+        another client, which sets :attr:`slow_path` of every client.
+        """
+        return (
+            not self.authenticated
+            or self.transaction is not None
+            or self.reply_mode != "ON"
+            or self.subscription_count > 0
+            or bool(self.state.pubsub.monitors)
+        )
+
+    def end_transaction(self) -> bool:
+        """Discard the transaction and the watch; return True if a watched key was changed."""
+        if self.transaction is not None:
+            self.keyspace.reserve(-self.transaction.size)
+            self.transaction = None
+        watch, self.watch = self.watch, None
+        if watch is None:
+            return False
+        self.keyspace.unwatch(watch)
+        return watch.broken
+
+    def close(self, reason: str, level: int = logging.DEBUG) -> None:
+        """Close the connection after the current reply.
+
+        :param reason: the text for the log. The first reason is kept.
+        """
+        if not self.close_reason:
+            self.close_reason, self.close_level = reason, level
+
+    def disconnect(self, reason: str) -> None:
+        """Close the connection at once, even while its thread sends or waits. From any thread."""
+        self.close(reason, logging.INFO)
+
+    def expect_pushes(self) -> None:
+        """Prepare the connection for messages from other threads."""
+
+    def can_queue(self, size: int) -> bool:
+        """Return True if ``size`` more bytes may be queued; otherwise disconnect the client."""
+        return not self.close_reason
+
+    def push(self, data: bytes, whole: bool) -> None:
+        """Write queued messages to the connection.
+
+        :param whole: True if the data is one text message, False if it is a part of a stream.
+        """
 
     def wake(self) -> None:
-        """Let it see that its wait is over."""
-
-    def hang_up(self) -> None:
-        """End its connection."""
+        """Wake the thread that serves the client, because the client is no longer blocked."""
 
     def is_connected(self) -> bool:
-        """Whether it has not left."""
+        """Return True while the client's end of the connection is open."""
         return True
 
     def process(self) -> tuple[int, str]:
-        """The id of its process and the path of its program; 0 and an empty one if not known."""
+        """Return the client's process id and program path; 0 and "" if they are unknown."""
         return 0, ""
 
     def describe(self) -> str:
-        """Who it is, for the log."""
+        """Return the process id and program, or else the address, for log lines."""
         process, program = self.process()
         program = program if program.isprintable() else ascii(program)
-        return f"process {process}, {program or 'program not known'}" if process else self.address
+        return f"process {process}, {program or 'unknown program'}" if process else self.address
 
 
-class Subscriber:
-    """What one client has subscribed to."""
-
-    def __init__(self, peer: Peer) -> None:
-        self.peer = peer
-        self.form: Form = 2
-        #: Names of channels, and patterns, in the order in which they came.
-        self.channels: dict[bytes, None] = {}
-        self.patterns: dict[bytes, None] = {}
-        #: Whether it sees every command, as MONITOR has it.
-        self.monitors = False
-        #: Whether any of these makes it one that is pushed to.
-        self.listens = False
-        #: What it was told and not sent yet, and the bytes of that.
-        self.messages: list[bytes] = []
-        self.pending = 0
-
-    def count(self) -> int:
-        """Of channels and patterns together."""
-        return len(self.channels) + len(self.patterns)
-
-    def forget(self) -> None:
-        """Let it have been sent what it was told."""
-        self.messages.clear()
-        self.pending = 0
+#: How a client reads a reply: in this version of RESP, or as text with this terminator.
+ReplyFormat = Union[int, bytes]
 
 
-Subscribers = Dict[Subscriber, None]
+def encode_reply(reply: Reply, reply_format: ReplyFormat) -> bytes:
+    """Return a reply as bytes of RESP or text."""
+    if isinstance(reply_format, int):
+        return encode_resp(reply, reply_format)
+    return encode_text(reply, reply_format)
 
 
 class PubSub:
-    """Who receives what. For everything here, hold the store's lock."""
+    """The subscriptions of all clients and the messages queued for them.
+
+    The keyspace lock guards everything here.
+    """
 
     def __init__(self, keyspace: Keyspace) -> None:
-        self._keyspace = keyspace  # which counts the memory
-        #: The subscribers of each channel, and of each pattern.
+        self._keyspace = keyspace  # for memory accounting
+        #: The subscribed clients by channel and by pattern.
         self.channels, self.patterns = OrderedSets(), OrderedSets()
-        # The test of a channel that each pattern stands for.
-        self._matchers: dict[bytes, Callable[[bytes], object]] = {}
-        self.monitors: Subscribers = {}
-        #: Those that were told something since deliver().
-        self.pending_clients: list[Subscriber] = []
+        self._matchers: dict[bytes, Callable[[bytes], object]] = {}  # by pattern
+        self.monitors: dict[Client, None] = {}
+        #: The clients for which messages are queued.
+        self.pending_clients: list[Client] = []
 
-    def subscribe(self, subscriber: Subscriber, name: bytes) -> None:
-        """See SUBSCRIBE."""
-        self.channels.add(name, subscriber)
-        self._note(subscriber.channels, name)
-        subscriber.listens = True
-
-    def subscribe_pattern(
-        self, subscriber: Subscriber, pattern: bytes, test: Callable[[bytes], object]
-    ) -> None:
-        """See PSUBSCRIBE; ``test``: what glob() makes of the pattern."""
-        self._matchers.setdefault(pattern, test)
-        self.patterns.add(pattern, subscriber)
-        self._note(subscriber.patterns, pattern)
-        subscriber.listens = True
-
-    def monitor(self, subscriber: Subscriber) -> None:
-        """See MONITOR."""
-        self.monitors[subscriber] = None
-        subscriber.monitors = subscriber.listens = True
-
-    def unsubscribe(self, subscriber: Subscriber, name: bytes) -> None:
-        """See UNSUBSCRIBE; harmless when there is no such subscription."""
-        self.channels.discard(name, subscriber)
-        self._forget(subscriber.channels, name)
-        subscriber.listens = subscriber.monitors or subscriber.count() > 0
-
-    def unsubscribe_pattern(self, subscriber: Subscriber, pattern: bytes) -> None:
-        """See PUNSUBSCRIBE; harmless when there is no such subscription."""
-        self.patterns.discard(pattern, subscriber)
-        if pattern not in self.patterns:
-            self._matchers.pop(pattern, None)
-        self._forget(subscriber.patterns, pattern)
-        subscriber.listens = subscriber.monitors or subscriber.count() > 0
-
-    def _note(self, names: dict[bytes, None], name: bytes) -> None:
+    def subscribe(self, client: Client, name: bytes, is_pattern: bool) -> None:
+        """Subscribe a client to a channel or a pattern (SUBSCRIBE, PSUBSCRIBE)."""
+        clients, names = self._tables(client, is_pattern)
         if name not in names:
+            if is_pattern:
+                self._matchers[name] = compile_glob(name)
             names[name] = None
+            clients.add(name, client)
             self._keyspace.reserve(SUBSCRIPTION_COST + len(name))
+            client.expect_pushes()
 
-    def _forget(self, names: dict[bytes, None], name: bytes) -> None:
+    def unsubscribe(self, client: Client, name: bytes, is_pattern: bool) -> None:
+        """Remove a subscription, if it exists (UNSUBSCRIBE, PUNSUBSCRIBE)."""
+        clients, names = self._tables(client, is_pattern)
         if name in names:
             del names[name]
+            clients.discard(name, client)
+            if is_pattern and name not in clients:
+                del self._matchers[name]
             self._keyspace.reserve(-SUBSCRIPTION_COST - len(name))
 
-    def leave(self, subscriber: Subscriber) -> None:
-        """End everything that a client has subscribed to."""
-        self.monitors.pop(subscriber, None)
-        subscriber.monitors = False
-        for name in list(subscriber.channels):
-            self.unsubscribe(subscriber, name)
-        for pattern in list(subscriber.patterns):
-            self.unsubscribe_pattern(subscriber, pattern)
-        subscriber.listens = False
+    def _tables(self, client: Client, is_pattern: bool) -> tuple[OrderedSets, dict[bytes, None]]:
+        if is_pattern:
+            return self.patterns, client.patterns
+        return self.channels, client.channels
+
+    def monitor(self, client: Client) -> None:
+        """Send every command of every client to this client (MONITOR)."""
+        self.monitors[client] = None
+        client.monitoring = True
+        client.expect_pushes()
+
+    def remove(self, client: Client) -> None:
+        """Remove every subscription of a client, and MONITOR."""
+        self.monitors.pop(client, None)
+        client.monitoring = False
+        for name in list(client.channels):
+            self.unsubscribe(client, name, False)
+        for pattern in list(client.patterns):
+            self.unsubscribe(client, pattern, True)
 
     def publish(self, channel: bytes, message: bytes) -> int:
-        """See PUBLISH; how many received it."""
-        subscribers = self.channels.get(channel, {})
-        count = len(subscribers)
-        if subscribers:
-            self.tell(Push([b"message", channel, message]), subscribers)
-        for pattern, subscribers in self.patterns.items():
+        """Queue a message for each subscriber (PUBLISH) and return their number."""
+        clients = self.channels.get(channel, {})
+        count = len(clients)
+        if clients:
+            self.queue(Push([b"message", channel, message]), clients)
+        for pattern, clients in self.patterns.items():
             if self._matchers[pattern](channel):
-                count += len(subscribers)
-                self.tell(Push([b"pmessage", pattern, channel, message]), subscribers)
+                count += len(clients)
+                self.queue(Push([b"pmessage", pattern, channel, message]), clients)
         return count
 
-    def tell(self, reply: Reply, subscribers: Subscribers) -> None:
-        """Let deliver() send all of them this, which is encoded once for those that read alike."""
-        encoded: dict[Form, bytes] = {}
+    def queue(self, reply: Reply, clients: Iterable[Client]) -> None:
+        """Queue a message for these clients. It is encoded once per reply format."""
+        encoded: dict[ReplyFormat, bytes] = {}
         size = reply_size(reply)
-        for subscriber in subscribers:
-            if not subscriber.peer.can_queue(subscriber.pending, size):
+        for client in clients:
+            if not client.can_queue(size):
                 continue
-            form = subscriber.form
-            data = encoded.get(form)
+            reply_format = client.protocol if client.terminator is None else client.terminator
+            data = encoded.get(reply_format)
             if data is None:
-                data = encoded[form] = encode(reply, form)
-            if not subscriber.messages:
-                self.pending_clients.append(subscriber)
-            subscriber.messages.append(data)
-            subscriber.pending += size
+                data = encoded[reply_format] = encode_reply(reply, reply_format)
+            if not client.pending_output:
+                self.pending_clients.append(client)
+            client.pending_output.append(data)
+            client.pending_bytes += size
 
     def flush(self) -> None:
-        """Send what was told: as few times as possible, and before the lock is given up."""
-        pending_clients, self.pending_clients = self.pending_clients, []
+        """Write the queued messages, one push per client, before the lock is released."""
+        clients, self.pending_clients = self.pending_clients, []
         last: list[bytes] = []
         data = b""
-        for subscriber in pending_clients:
-            messages = subscriber.messages
+        for client in clients:
+            messages = client.pending_output
             try:
-                if isinstance(subscriber.form, bytes):
+                if client.terminator is not None:
                     for line in messages:
-                        subscriber.peer.push(line, True)
+                        client.push(line, True)
                 elif messages:
-                    if messages != last:  # which most have in common
+                    # Most clients receive the same messages, so join them once.
+                    if messages != last:
                         last, data = messages[:], b"".join(messages)
-                    subscriber.peer.push(data, False)
-            except MemoryError:  # that of one is not to keep the others from theirs
-                subscriber.peer.hang_up()
-            subscriber.forget()
+                    client.push(data, False)
+            except MemoryError:
+                # The other clients must still receive their messages.
+                client.disconnect("out of memory for its output buffer")
+            messages.clear()
+            client.pending_bytes = 0
 
 
 class KeyspaceEvents:
-    """Keyspace notifications: what happens to keys, told in channels."""
+    """Publishes keyspace events, as Redis's keyspace notifications do."""
 
-    #: What the letter A stands for.
+    #: The event classes that the letter A stands for.
     ALL = "g$lshzxetd"
+    #: The class of the events that do not depend on the type of the value.
+    CLASSES: Mapping[bytes, str] = {
+        b"copy_to": "g", b"del": "g", b"expire": "g", b"persist": "g", b"rename_from": "g",
+        b"rename_to": "g", b"evicted": "e", b"expired": "x", b"keymiss": "m", b"new": "n",
+    }  # fmt: skip
 
-    def __init__(self, keyspace: Keyspace, channels: PubSub) -> None:
-        self._keyspace, self._channels = keyspace, channels
-        self._letters: frozenset[str] = frozenset()
+    def __init__(self, keyspace: Keyspace, pubsub: PubSub) -> None:
+        self._keyspace, self._pubsub = keyspace, pubsub
+        self._classes: frozenset[str] = frozenset()
 
     @staticmethod
     def check(letters: str) -> None:
-        """Look whether these letters can be chosen.
+        """Check a value of notify-keyspace-events.
 
-        :raises ValueError: if one of them is none.
+        :raises ValueError: if a letter is not an event class.
         """
         if not set(letters) <= set(EVENT_CLASSES):
             raise ValueError("Invalid event class character. Use 'Ag$lshzxeKEtmdn'.")
 
     def configure(self, letters: str) -> None:
-        """See notify-keyspace-events."""
-        self._letters = frozenset(letters.replace("A", self.ALL))
-        pending_clients = self._letters - {"K", "E"} and self._letters & {"K", "E"}
-        self._keyspace.notify = self._observe if pending_clients else None
+        """Choose the published events by a value of notify-keyspace-events."""
+        self._classes = frozenset(letters.replace("A", self.ALL))
+        enabled = self._classes - {"K", "E"} and self._classes & {"K", "E"}
+        self._keyspace.notify = self._publish if enabled else ignore_event
 
     def __str__(self) -> str:
-        letters = "".join(letter for letter in EVENT_CLASSES if letter in self._letters)
+        letters = "".join(letter for letter in EVENT_CLASSES if letter in self._classes)
         return letters.replace(self.ALL, "A")
 
-    def _observe(self, letter: str, event: bytes, key: bytes) -> None:
-        if letter in self._letters:
-            if "K" in self._letters:
-                self._channels.publish(b"__keyspace@0__:" + key, event)
-            if "E" in self._letters:
-                self._channels.publish(b"__keyevent@0__:" + event, key)
+    def _publish(self, event: bytes, key: bytes, value: Any) -> None:
+        if (self.CLASSES.get(event) or event_class(value)) in self._classes:
+            if "K" in self._classes:
+                self._pubsub.publish(b"__keyspace@0__:" + key, event)
+            if "E" in self._classes:
+                self._pubsub.publish(b"__keyevent@0__:" + event, key)
 
 
 class BlockedClient(Watch):
-    """A client that waits until one of several keys has something for it.
+    """A client that waits for one of its keys (BLPOP), for a save (SAVE) or for a time.
 
-    :param kind: of the value that it needs.
-    :param attempt: takes it from a key; None if there is nothing.
-    :param deadline: of :func:`time.monotonic`, or None.
+    :param value_type: the type of value that the client waits for; None if it waits for no key.
+    :param take: called as ``take(client, key)``; removes elements from the key and returns the
+        reply, or None if there is nothing to take.
+    :param deadline: the end of the wait as a time of :func:`time.monotonic`, or None.
     """
 
-    __slots__ = ("_waiting", "attempt", "deadline", "done", "kind", "muted", "peer", "reply")
+    __slots__ = ("client", "deadline", "done", "reply", "suppress_reply", "take", "value_type")
 
     def __init__(
-        self, waiting: BlockedClients, peer: Peer, kind: type, attempt: Callable[[bytes], Reply],
-        deadline: float | None,
+        self, client: Client, value_type: type | None = None,
+        take: Callable[[Client, bytes], Reply] | None = None, deadline: float | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self._waiting, self.peer, self.kind, self.attempt = waiting, peer, kind, attempt
-        self.deadline = deadline
-        #: Whether the wait is over, and whether the client wants to know.
-        self.done = self.muted = False
-        #: What it ended in, or will if nothing happens until the deadline.
+        self.client, self.value_type, self.take, self.deadline = client, value_type, take, deadline
+        #: The reply. Until the wait is over, the reply for the case that the deadline passes.
         self.reply: Reply = NULL_ARRAY
+        #: True once the wait is over. The session polls this without the lock, so ``reply`` is
+        #: always set first.
+        self.done = False
+        #: True if CLIENT REPLY suppresses the reply.
+        self.suppress_reply = False
 
-    def changed(self, key: bytes) -> None:
-        self._waiting.ready[key] = None
+    def key_changed(self, key: bytes) -> None:
+        self.client.state.blocked.ready_keys[key] = None
 
-    def left(self) -> float | None:
-        """The seconds until the deadline, None if there is none."""
+    def remaining(self) -> float | None:
+        """Return the seconds until the deadline, or None if there is no deadline."""
         return None if self.deadline is None else self.deadline - time.monotonic()
 
 
 class BlockedClients:
-    """The clients that wait. For everything here, hold the store's lock."""
+    """The clients that are blocked by a command. The keyspace lock guards everything here."""
 
     def __init__(self, keyspace: Keyspace) -> None:
         self._keyspace = keyspace
-        self.waiters: dict[BlockedClient, None] = {}
-        #: The keys for which somebody waits, and which were changed since they were last served.
-        self.ready: dict[bytes, None] = {}
+        self.clients: dict[BlockedClient, None] = {}
+        #: The keys with blocked clients that were changed since serve_ready_keys().
+        self.ready_keys: dict[bytes, None] = {}
 
-    def add(self, waiter: BlockedClient, keys: Iterable[bytes]) -> None:
-        """Let a client wait for these keys."""
-        self.waiters[waiter] = None
-        for key in keys:
-            self._keyspace.watch(key, waiter)
+    def block(self, blocked: BlockedClient, keys: Iterable[bytes] = ()) -> NullReply:
+        """Block a client until one of the keys is ready, or until :meth:`unblock`.
 
-    def end(self, waiter: BlockedClient, reply: Reply) -> None:
-        """End a wait, which may be over, with a reply."""
-        if not waiter.done:
-            waiter.done, waiter.reply = True, reply
-            del self.waiters[waiter]
-            self._keyspace.unwatch(waiter)
-            waiter.peer.wake()
-
-    def serve(self) -> None:
-        """Give the keys that are ready to those that wait for them: first come, first served.
-
-        After each command, so that nobody comes in between; who is served may make others ready.
+        :returns: the reply for now, which is none.
         """
-        while self.ready:
-            key = next(iter(self.ready))
-            del self.ready[key]
-            for waiter in self._keyspace.watchers(key):
+        blocked.client.blocked = blocked
+        self.clients[blocked] = None
+        for key in keys:
+            self._keyspace.watch(key, blocked)
+        return NO_REPLY
+
+    def unblock(self, blocked: BlockedClient, reply: Reply) -> None:
+        """End the wait of a client with this reply, unless it has ended already."""
+        if not blocked.done:
+            blocked.reply = reply
+            blocked.done = True
+            del self.clients[blocked]
+            self._keyspace.unwatch(blocked)
+            blocked.client.wake()
+
+    def serve_ready_keys(self) -> None:
+        """Serve the clients that are blocked on changed keys, the longest-waiting client first.
+
+        The session calls this after each command, so that no other command runs in between. To
+        serve one client can make a key ready for another one (BLMOVE).
+        """
+        while self.ready_keys:
+            key = next(iter(self.ready_keys))
+            del self.ready_keys[key]
+            for blocked in self._keyspace.watchers(key):
                 value = self._keyspace.peek(key)
                 if value is None:
                     break
-                # Who has died takes nothing with him.
+                # Skip disconnected clients, so that no element is lost.
                 if (
-                    isinstance(waiter, BlockedClient)
-                    and waiter.kind is type(value)
-                    and waiter.peer.is_connected()
+                    isinstance(blocked, BlockedClient)
+                    and blocked.value_type is type(value)
+                    and blocked.client.is_connected()
                 ):
-                    self._serve(waiter, key)
+                    self._serve(blocked, key)
 
-    def _serve(self, waiter: BlockedClient, key: bytes) -> None:
+    def _serve(self, blocked: BlockedClient, key: bytes) -> None:
+        assert blocked.take is not None
         try:
-            reply = waiter.attempt(key)
+            reply = blocked.take(blocked.client, key)
         except CommandError as error:
             reply = error
         except Exception:
-            log.exception("A client that waited for %r could not be served", key)
+            log.exception("Internal error: cannot serve the client blocked on key %r", key)
             reply = CommandError(INTERNAL_ERROR)
         if reply is not None:
-            self.end(waiter, reply)
+            self.unblock(blocked, reply)
 
 
 class State:
-    """What clients tell each other, beside the values."""
+    """What all clients of a server share. The keyspace lock guards everything here."""
 
-    def __init__(self, keyspace: Keyspace) -> None:
-        self.channels = PubSub(keyspace)
-        self.events = KeyspaceEvents(keyspace, self.channels)
-        self.waiting = BlockedClients(keyspace)
+    def __init__(self, settings: Settings, address: str = "") -> None:
+        self.settings, self.address = settings, address
+        self.keyspace = Keyspace()
+        self.keyspace.memory_limit = settings.max_memory or math.inf
+        self.keyspace.policy = settings.max_memory_policy
+        self.pubsub = PubSub(self.keyspace)
+        self.events = KeyspaceEvents(self.keyspace, self.pubsub)
+        self.events.configure(settings.notify_keyspace_events)
+        self.blocked = BlockedClients(self.keyspace)
+        #: None without --db.
+        self.persistence: Persistence | None = None
+        self.clients: dict[int, Client] = {}
+        self.started_at = time.monotonic()
+        #: Numbers of connections and of commands since the start.
+        self.connections = self.commands = 0
+
+    def add_client(self, client: Client) -> None:
+        """Register a client that has connected, and set its id."""
+        self.connections += 1
+        client.id = self.connections
+        self.clients[client.id] = client
+
+    def remove_client(self, client: Client) -> None:
+        """Remove a client that has disconnected, with everything that belongs to it."""
+        del self.clients[client.id]
+        client.end_transaction()
+        if client.blocked is not None:
+            self.blocked.unblock(client.blocked, NO_REPLY)
+            client.blocked = None
+        self.pubsub.remove(client)
+        self.keyspace.delete_owned(client)
+        self.pubsub.flush()
 
 
 # ----------------------------------------------------------------------------
@@ -2657,147 +2774,23 @@ def _leak_in_child(persistence: Persistence | None) -> None:
 
 
 # ----------------------------------------------------------------------------
-# Commands: how they are declared, found and carried out
+# Commands: declaration and dispatch
 # ----------------------------------------------------------------------------
 
-
-class Statistics:
-    """What INFO tells of the running server; counted under the store's lock."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self.started = time.monotonic()
-        self.clients: dict[int, Client] = {}
-        self.connections = 0
-        self.commands = 0
-
-
-class Client:
-    """What a command may see and change beside its arguments; one for each client.
-
-    :param peer: the client, as others reach it.
-    :param password: what the client must give by AUTH before anything else, or None.
-    :param persistence: what keeps the store in a file, or None.
-    """
-
-    def __init__(
-        self, keyspace: Keyspace, settings: Settings, statistics: Statistics, live: State,
-        peer: Peer | None = None, password: bytes | None = None,
-        persistence: Persistence | None = None,
-    ) -> None:  # fmt: skip
-        self.persistence = persistence
-        self.keyspace, self.settings, self.statistics, self.live = (
-            keyspace,
-            settings,
-            statistics,
-            live,
-        )
-        self.password = password
-        self.peer = peer or Peer()
-        self.subscriber = Subscriber(self.peer)
-        self.id = 0
-        #: Set by close(): the connection ends after the reply.
-        self.closing = False
-        #: What the client waits for, or None; and whether it may wait at all.
-        self.waiter: BlockedClient | None = None
-        self.can_block = True
-        #: Whether, for either, nothing more of what the client sent is to be carried out now.
-        self.halted = False
-        #: What the client did for which its connection is closed; for the log, which may have to
-        #: be waited for, and so is not written under the lock.
-        self.fault = ""
-        #: The name of its last command.
-        self.command = b""
-        #: The version of RESP the client has chosen by HELLO.
-        self.protocol = 2
-        #: What the client calls itself ("name") and its library ("lib-name", "lib-ver").
-        self.names: dict[str, str] = {}
-        #: When the client came, and when it last asked for something.
-        self.connected_at = self.last_command_at = time.monotonic()
-        #: The commands since MULTI, or None; and whether one of them could not be accepted.
-        self.queue: list[tuple[Command, list[bytes]]] | None = None
-        self.spoiled = False
-        #: The memory that they take.
-        self.queued = 0
-        self.watch: Watch | None = None
-        #: How CLIENT REPLY wants it: "ON", "OFF", or "SKIP" and then "SKIPPING" for one reply.
-        self.reply_mode = "ON"
-        #: Whether only AUTH and the like are carried out, because no password was given yet.
-        self.locked_out = password is not None
-        #: Whether any of these asks for more than to carry out a command and reply.
-        self.guarded = False
-
-    def guard(self) -> None:
-        """Find out anew what ``guarded`` is, after one of its grounds has changed."""
-        self.guarded = (
-            self.locked_out
-            or self.queue is not None
-            or self.reply_mode != "ON"
-            or self.subscriber.count() > 0
-            or bool(self.live.channels.monitors)
-        )
-
-    def guard_all(self) -> None:
-        """The same for every client."""
-        for client in self.statistics.clients.values():
-            client.guard()
-
-    def close(self) -> None:
-        """Let the connection end after the reply to come."""
-        self.closing = self.halted = True
-
-    def register(self) -> None:
-        """Enter the client in the statistics, under the next id."""
-        self.statistics.connections += 1
-        self.id = self.statistics.connections
-        self.statistics.clients[self.id] = self
-        self.guard()
-
-    def leave(self) -> None:
-        """Take the client out of the statistics, and give up what it holds."""
-        del self.statistics.clients[self.id]
-        self.end_transaction()
-        if self.waiter is not None:
-            self.live.waiting.end(self.waiter, NO_REPLY)
-            self.waiter = None
-        self.unsubscribe()
-        self.keyspace.delete_owned(self)
-        self.live.channels.flush()
-
-    def unsubscribe(self) -> None:
-        """End every subscription, and MONITOR."""
-        monitored = self.subscriber.monitors
-        self.live.channels.leave(self.subscriber)
-        self.guard()
-        if monitored:
-            self.guard_all()
-
-    def end_transaction(self) -> bool:
-        """Forget the queue and the watch, and tell whether the watch was broken."""
-        self.queue, self.spoiled = None, False
-        self.keyspace.reserve(-self.queued)
-        self.queued = 0
-        self.guard()
-        watch, self.watch = self.watch, None
-        if watch is None:
-            return False
-        self.keyspace.unwatch(watch)
-        return watch.broken
-
-
-#: How the arguments and values of these names in a usage are read. The others stay bytes.
+#: How arguments and option values are parsed, by their names in a usage. Other names stay bytes.
 PARSERS: dict[str, Callable[[bytes], Any]] = {}
 
 
 class Options:
-    """The options a usage names in brackets, as in ``[NX|XX] [EX seconds|KEEPTTL] [GET]``.
+    """The options of a command, from the brackets of its usage.
 
-    Of those in one bracket only one may be given; the last of several equal ones holds. The
-    methods raise CommandError for words that break these rules.
+    Of the options in one bracket, as in ``[NX|XX] [EX seconds|KEEPTTL] [GET]``, only one may be
+    given. If an option is repeated, the last value counts. The methods raise CommandError for
+    arguments that break these rules.
     """
 
-    #: Those that may not be repeated; Redis is not of one mind here.
-    ONCE = frozenset({"async", "byscore", "rev", "sync", "withvalues"})
+    #: Options that Redis does not allow to be repeated.
+    NOT_REPEATABLE = frozenset({"async", "byscore", "rev", "sync", "withvalues"})
 
     def __init__(self, usage: str) -> None:
         self._options: dict[bytes, tuple[int, str, list[str]]] = {}
@@ -2810,7 +2803,10 @@ class Options:
         return bool(self._options)
 
     def split(self, words: Sequence[bytes]) -> tuple[dict[str, Any], Sequence[bytes]]:
-        """The options that words begin with, by name (True, if without value), and the rest."""
+        """Return the leading options by name, and the remaining words.
+
+        The value of an option is True if the usage gives it no value.
+        """
         found: dict[str, Any] = {}
         chosen: dict[int, str] = {}
         position = 0
@@ -2818,19 +2814,20 @@ class Options:
             option = self._options.get(words[position].upper())
             if option is None:
                 break
-            number, name, names = option
+            number, name, value_names = option
             position += 1
-            values = words[position : position + len(names)]
-            position += len(names)
-            again = name in found and name in self.ONCE
-            if again or chosen.setdefault(number, name) != name or len(values) < len(names):
+            values = words[position : position + len(value_names)]
+            position += len(value_names)
+            repeated = name in found and name in self.NOT_REPEATABLE
+            excluded = chosen.setdefault(number, name) != name
+            if repeated or excluded or len(values) < len(value_names):
                 raise CommandError(SYNTAX_ERROR)
-            parsed = [PARSERS.get(each, bytes)(value) for each, value in zip(names, values)]
+            parsed = [PARSERS.get(each, bytes)(value) for each, value in zip(value_names, values)]
             found[name] = parsed if len(parsed) > 1 else parsed[0] if parsed else True
         return found, words[position:]
 
     def parse(self, words: Sequence[bytes]) -> dict[str, Any]:
-        """The options by name, when there is to be nothing else."""
+        """Return the options by name. Any other word is a syntax error."""
         found, rest = self.split(words)
         if rest:
             raise CommandError(SYNTAX_ERROR)
@@ -2838,67 +2835,57 @@ class Options:
 
 
 class Command:
-    """One entry of the command table, made from its usage, as in ``GETEX key [EX seconds]``.
+    """An entry of the command table, built from a usage such as ``GETEX key [EX seconds]``.
 
-    :param access: ``"reads"``, ``"writes"`` or ``"grows"``: may take more memory.
-    :param run: takes the context and the arguments, options by keyword.
-    :param raw: whether ``run`` takes every word as it is.
-    :param loose: whether a word too many is a syntax error even without options.
+    :param access: ``"reads"``; ``"writes"``; ``"grows"``, a write that may need more memory; or
+        ``"controls"``, a command that changes the state of the client's connection.
+    :param function: called with the client, the arguments, and the options as keywords.
+    :param raw: True if the function parses all arguments itself.
+    :param extra_is_syntax_error: True if too many arguments are a syntax error in Redis although
+        the usage has no options.
     """
 
     __slots__ = (
-        "_options",
-        "_pairs_only",
-        "group",
-        "grows",
-        "items",
-        "key_positions",
-        "min_arguments",
-        "most",
-        "name",
-        "plain",
-        "run",
-        "summary",
-        "usage",
-        "words",
-        "writes",
+        "_options", "_pairs_only", "access", "function", "group", "grows", "key_positions",
+        "max_arguments", "min_arguments", "name", "name_words", "simple_arguments", "summary",
+        "usage", "usage_items",
     )  # fmt: skip
 
     def __init__(
-        self, group: str, access: str, usage: str, summary: str, run: Callable[..., Reply],
+        self, group: str, access: str, usage: str, summary: str, function: Callable[..., Reply],
         raw: bool = False, extra_is_syntax_error: bool = False,
     ) -> None:  # fmt: skip
-        self.items = items = re.findall(r"\[[^\]]*\]|\S+", usage)
-        subcommand = len(items) > 1 and re.fullmatch("[A-Z]+", items[1]) is not None
-        #: Words of the name, and the name.
-        self.words = 2 if subcommand else 1
-        self.name = " ".join(items[: self.words])
-        self.group, self.usage, self.summary = group, usage, summary
-        self.writes, self.grows = access != "reads", access == "grows"
+        self.usage_items = items = re.findall(r"\[[^\]]*\]|\S+", usage)
+        is_subcommand = len(items) > 1 and re.fullmatch("[A-Z]+", items[1]) is not None
+        self.name_words = 2 if is_subcommand else 1
+        self.name = " ".join(items[: self.name_words])
+        self.group, self.access, self.usage, self.summary = group, access, usage, summary
+        self.grows = access == "grows"
         positional = [item.strip("[]") for item in items if not re.match(r"\[[A-Z]", item)]
-        endless = raw or "..." in usage
-        self._options = (
-            Options(usage) if (Options(usage) or extra_is_syntax_error) and not endless else None
-        )
-        # Whether further arguments come in pairs only.
+        unbounded = raw or "..." in usage
+        options = Options(usage)
+        has_options = (bool(options) or extra_is_syntax_error) and not unbounded
+        self._options = options if has_options else None
+        # True if the repeated arguments come in pairs, as in MSET.
         self._pairs_only = not raw and bool(re.fullmatch(r"[^\[]*\[[a-z]+ [a-z]+ \.\.\.\]", usage))
-        #: Bounds of the number of arguments, the name included: the fewest, the most that need
-        #: no further look, the most of all.
+        #: Bounds of the number of arguments, the name included. Up to simple_arguments, the
+        #: function can be called without parsing options.
         self.min_arguments = sum(not item.startswith("[") for item in items)
-        self.most = sys.maxsize if endless or self._options is not None else len(positional)
-        self.plain = (
-            self.min_arguments if self._pairs_only else self.most if endless else len(positional)
-        )
-        # Behind what may be repeated no argument has a place of its own.
-        placed = itertools.takewhile(lambda name: "..." not in name, positional[self.words :])
-        parsers = [PARSERS.get(name, bytes) for name in placed]
-        self.run = run if raw or set(parsers) <= {bytes} else _parsing(run, parsers)
-        self.key_positions = self._places(usage.split())
+        self.max_arguments = sys.maxsize if unbounded or has_options else len(positional)
+        self.simple_arguments = len(positional)
+        if unbounded:
+            self.simple_arguments = self.min_arguments if self._pairs_only else self.max_arguments
+        # After an argument that can be repeated, no argument has a fixed position.
+        fixed = itertools.takewhile(lambda name: "..." not in name, positional[self.name_words :])
+        parsers = [PARSERS.get(name, bytes) for name in fixed]
+        plain = raw or set(parsers) <= {bytes}
+        self.function = function if plain else _with_parsers(function, parsers)
+        self.key_positions = self._find_keys(usage.split())
 
     @staticmethod
-    def _places(words: list[str]) -> tuple[int, int, int]:
-        # Where the keys are, as COMMAND tells: the first, the last (from the end, if below 0), and
-        # the step; none where a number says how many there are.
+    def _find_keys(words: list[str]) -> tuple[int, int, int]:
+        # Return the positions of the keys as COMMAND does: the first, the last (negative: from the
+        # end), and the step. All are 0 if the number of keys is an argument (numkeys).
         named = [words.index(word) for word in ("key", "source", "destination") if word in words]
         if not named or "numkeys" in words:
             return 0, 0, 0
@@ -2906,63 +2893,66 @@ class Command:
         last = first + ("source" in words or "newkey" in words)
         if "[key" in words:
             last = -2 if words[-1] == "timeout" else -1
-        return (
-            first,
-            last,
-            2 if words[first + 1 : first + 2] == ["value"] and "...]" in words else 1,
-        )
+        step = 2 if words[first + 1 : first + 2] == ["value"] and "...]" in words else 1
+        return first, last, step
 
     def call(self, client: Client, arguments: list[bytes]) -> Reply:
-        """Carry it out.
+        """Parse the arguments, call the function and return its reply.
 
-        :raises CommandError: for a wrong number of arguments too.
+        :param arguments: the command with its name.
+        :raises CommandError: for a wrong number of arguments, and as the function does.
         """
-        size = len(arguments)
-        if not self.min_arguments <= size <= self.most or (
+        size, first = len(arguments), self.name_words
+        if not self.min_arguments <= size <= self.max_arguments or (
             self._pairs_only and (size - self.min_arguments) % 2
         ):
-            raise wrong_arity(b"|".join(arguments[: self.words]))
-        if size <= self.plain or self._options is None:
-            return self.run(client, *arguments[self.words :])
-        options = self._options.parse(arguments[self.plain :])
-        return self.run(client, *arguments[self.words : self.plain], **options)
+            raise wrong_arity(b"|".join(arguments[:first]))
+        if size <= self.simple_arguments or self._options is None:
+            return self.function(client, *arguments[first:])
+        options = self._options.parse(arguments[self.simple_arguments :])
+        return self.function(client, *arguments[first : self.simple_arguments], **options)
 
 
-def _parsing(run: Callable[..., Reply], parsers: list[Callable[[bytes], Any]]) -> Any:
-    def parse_and_run(client: Client, *arguments: bytes, **options: Any) -> Reply:
+def _with_parsers(function: Callable[..., Reply], parsers: list[Callable[[bytes], Any]]) -> Any:
+    def parse_and_call(client: Client, *arguments: bytes, **options: Any) -> Reply:
         parsed = [parser(argument) for parser, argument in zip(parsers, arguments)]
-        return run(client, *parsed, *arguments[len(parsed) :], **options)
+        return function(client, *parsed, *arguments[len(parsed) :], **options)
 
-    return parse_and_run
+    return parse_and_call
 
 
-#: Every command by its name in upper case, and in lower case too: clients send either.
+#: Every command of one word, by its name in upper case.
 COMMANDS: dict[bytes, Command] = {}
-
-#: Those of two words, by both in upper case; and COMMAND, which is one alone too, by b"".
+#: The commands that do not change the state of the connection, by their names in upper and in
+#: lower case, because clients send either. execute() looks only here.
+FAST_COMMANDS: dict[bytes, Command] = {}
+#: Commands of two words, by both words in upper case; and by (b"COMMAND", b"") the command COMMAND,
+#: which has subcommands and can also be called alone.
 SUBCOMMANDS: dict[tuple[bytes, bytes], Command] = {}
+#: The first words of SUBCOMMANDS.
 CONTAINERS: set[bytes] = set()
 
 Declaration = Callable[[Callable[..., Reply]], Callable[..., Reply]]
 
 
 class Family:
-    """Declares the commands of a family, whose values are of one kind, by usage and summary.
+    """Declares a family of commands whose values have one type.
 
-    The functions of :meth:`reads`, :meth:`writes` and :meth:`grows` take the
-    context and the arguments; those of :meth:`views` and :meth:`edits`, in
-    place of the context and the key, the value of that key (an empty one if
-    there is none). ``raw`` and ``loose`` are :class:`Command`'s; further
-    keywords go to the function.
+    Each decorator takes a usage and a summary. The functions of :meth:`reads`, :meth:`writes`,
+    :meth:`grows` and :meth:`controls` (see :class:`Command`) are called with the client and the
+    arguments. The functions of :meth:`views` and :meth:`edits` are called with the value of the
+    key, which is empty for a missing key, instead of the client and the key. ``raw`` and
+    ``extra_is_syntax_error`` are those of :class:`Command`; other keywords are passed to the
+    function.
     """
 
-    def __init__(self, group: str, kind: type = bytes) -> None:
+    def __init__(self, group: str, value_type: type = bytes) -> None:
         self._group = group
-        #: The class of its values.
-        self.kind: Any = kind
+        self.value_type: Any = value_type
         self.reads = functools.partial(self._declare, "reads")
         self.writes = functools.partial(self._declare, "writes")
         self.grows = functools.partial(self._declare, "grows")
+        self.controls = functools.partial(self._declare, "controls")
 
     def _declare(
         self, access: str, usage: str, summary: str, wrap: Callable[[Any], Any] | None = None,
@@ -2976,78 +2966,82 @@ class Family:
             if subcommand or name in CONTAINERS:
                 if name not in CONTAINERS:
                     CONTAINERS.add(name)
-                    self.reads(f"{name.decode()} HELP", "How these are used.")(
+                    help_usage = f"{name.decode()} HELP"
+                    self.reads(help_usage, "Return the subcommands and how to use them.")(
                         lambda client: help_(client, name)
                     )
                 SUBCOMMANDS[name, b"".join(subcommand)] = entry
             else:
-                COMMANDS[name] = COMMANDS[name.lower()] = entry
+                COMMANDS[name] = entry
+                if access != "controls":
+                    FAST_COMMANDS[name] = FAST_COMMANDS[name.lower()] = entry
             return function
 
         return declare
 
     def views(self, usage: str, summary: str, **more: Any) -> Declaration:
-        """Declare a command that looks at one value."""
-        return self._declare("reads", usage, summary, self._viewing, **more)
+        """Declare a command that reads one value."""
+        return self._declare("reads", usage, summary, self._with_value, **more)
 
     def edits(
         self, usage: str, summary: str, access: str = "grows", always: bool = False,
         event: str = "", **more: Any,
     ) -> Declaration:  # fmt: skip
-        """Declare a command that changes one value.
+        """Declare a command that changes one value in place.
 
-        :param always: whether it does so even when the reply is None, 0 or an empty list.
-        :param event: what the change is called in events, if not by the name of the command.
+        :param always: True to store the value even if the reply is None, 0 or an empty list.
+        :param event: the name of the keyspace event, if it is not the name of the command.
         """
         event = event or usage.split(maxsplit=1)[0].lower()
-        wrap = functools.partial(self._editing, always=always, event=event.encode())
+        wrap = functools.partial(self._with_edited_value, always=always, event=event.encode())
         return self._declare(access, usage, summary, wrap, **more)
 
-    def _viewing(self, function: Callable[..., Reply]) -> Callable[..., Reply]:
-        kind = self.kind
+    def _with_value(self, function: Callable[..., Reply]) -> Callable[..., Reply]:
+        value_type = self.value_type
 
         def view(client: Client, key: bytes, *arguments: Any, **options: Any) -> Reply:
-            value = client.keyspace.read(key, kind)
-            return function(kind() if value is None else value, *arguments, **options)
+            value = client.keyspace.read(key, value_type)
+            return function(value_type() if value is None else value, *arguments, **options)
 
         return view
 
-    def _editing(
+    def _with_edited_value(
         self, function: Callable[..., Reply], always: bool, event: bytes
     ) -> Callable[..., Reply]:
-        kind = self.kind
+        value_type = self.value_type
 
-        def read_for_write(client: Client, key: bytes, *arguments: Any, **options: Any) -> Reply:
-            value = client.keyspace.read_for_write(key, kind)
+        def edit(client: Client, key: bytes, *arguments: Any, **options: Any) -> Reply:
+            value = client.keyspace.read_for_write(key, value_type)
             if value is None:
-                value = kind()
+                value = value_type()
             reply = function(value, *arguments, **options)
             if always or reply not in (None, 0, []):
                 client.keyspace.write(key, value, event)
             return reply
 
-        return read_for_write
+        return edit
 
 
-def ensure_memory(client: Client, names: Sequence[bytes], cost: int, held: int = 0) -> None:
-    """Look whether there is memory for names of keys or channels that a client has the server
-    remember, at a cost each, ``held`` before: a little of it is let in however little is left.
+def ensure_memory(client: Client, names: Sequence[bytes], cost: int, existing: int = 0) -> None:
+    """Raise CommandError unless the server can store these names for a client.
 
-    :raises CommandError: if there is not.
+    Each name costs its length and ``cost`` bytes. Small amounts are accepted even when memory is
+    short, so that a client can always work.
+
+    :param existing: the number of names that are stored for the client already.
     """
     keyspace = client.keyspace
     size = sum(map(len, names)) + cost * len(names)
-    if (
-        size + cost * held > MEMORY_CHECK_THRESHOLD
-        and keyspace.used_memory + size > keyspace.memory_limit
-    ):
+    is_small = size + cost * existing <= MEMORY_CHECK_THRESHOLD
+    if not is_small and keyspace.used_memory + size > keyspace.memory_limit:
         keyspace.free_memory(size)
 
 
 def find_command(arguments: list[bytes]) -> Command:
-    """The entry for a command.
+    """Return the command table's entry for a command.
 
-    :raises CommandError: if there is none, or the number of arguments cannot be right.
+    :raises CommandError: if the command is unknown, or its number of arguments is wrong as far as
+        Redis checks it before it queues a command. :meth:`Command.call` checks the rest.
     """
     name = arguments[0].upper()
     entry = COMMANDS.get(name)
@@ -3057,140 +3051,146 @@ def find_command(arguments: list[bytes]) -> Command:
         if entry is None and len(arguments) < 2:
             raise wrong_arity(name)
         if entry is None:
-            shown = f"'{_printable(subcommand[:ERROR_EXCERPT])}'. Try {_printable(name)} HELP."
-            raise CommandError(f"ERR unknown subcommand {shown}")
+            excerpt = _printable(subcommand[:ERROR_EXCERPT])
+            raise CommandError(f"ERR unknown subcommand '{excerpt}'. Try {_printable(name)} HELP.")
     if entry is None:
         raise UnknownCommand(arguments[0], arguments[1:])
-    # As far as Redis looks before it queues a command; call() does the rest.
-    if len(arguments) < entry.min_arguments or len(arguments) > entry.most == entry.min_arguments:
-        raise wrong_arity(b"|".join(arguments[: entry.words]))
+    size = len(arguments)
+    if size < entry.min_arguments or size > entry.max_arguments == entry.min_arguments:
+        raise wrong_arity(b"|".join(arguments[: entry.name_words]))
     return entry
 
 
 def execute(client: Client, arguments: Any) -> Reply:
-    """Carry out one command, under the store's lock, and return its reply, an error included.
+    """Execute one command under the keyspace lock and return its reply, which may be an error.
 
-    :param arguments: the command's, or the error that reading it ended in.
+    :param arguments: the command with its name, or the error that the parser returned.
     """
-    if arguments.__class__ is not list:
-        return _refuse(client, arguments)
-    entry = COMMANDS.get(arguments[0])
     try:
-        if entry is None or client.guarded:
-            return _execute_guarded(client, arguments)
+        if arguments.__class__ is not list:
+            return reply_error(client, arguments)
+        entry = FAST_COMMANDS.get(arguments[0])
+        if entry is None or client.slow_path:
+            return _execute_slow_path(client, arguments)
         if entry.grows and client.keyspace.used_memory > client.keyspace.memory_limit:
-            find_command(arguments)  # what is wrong anyway frees nothing
+            find_command(arguments)  # do not evict keys for a command that fails anyway
             client.keyspace.free_memory()
-        if entry.min_arguments <= len(arguments) <= entry.plain:
-            return entry.run(client, *arguments[entry.words :])
+        if entry.min_arguments <= len(arguments) <= entry.simple_arguments:
+            return entry.function(client, *arguments[1:])
         return entry.call(client, arguments)
     except CommandError as error:
         return error
     except Exception:
-        # A fault of this program: the client is told, the log says where, everybody else goes on.
-        log.exception("Command %r failed", arguments[0])
+        log.exception("Internal error in command %r", arguments[0])
         return CommandError(INTERNAL_ERROR)
 
 
-def _refuse(client: Client, error: Any) -> Reply:
+def reply_error(client: Client, error: Any) -> Reply:
+    """Return the reply to a request that the parser rejected."""
     if isinstance(error, ProtocolError):
-        client.fault = str(error).partition(" ")[2]
-        client.close()
-    elif client.guarded:
-
-        def refuse() -> Reply:
-            client.spoiled = client.queue is not None
-            raise error
-
-        return _muted(client, refuse)
-    return error  # type: ignore[no-any-return]
+        client.close(str(error).partition(" ")[2], logging.WARNING)
+        return error
+    return _execute_slow_path(client, error)
 
 
-#: What is carried out before a password is given, and what is not queued by MULTI.
+#: Commands that an unauthenticated client may call, and that MULTI does not queue.
 _ALLOWED_BEFORE_AUTH = frozenset({"AUTH", "HELLO", "QUIT", "RESET"})
 _NEVER_QUEUED = frozenset({"DISCARD", "EXEC", "MULTI", "QUIT", "RESET", "WATCH"})
 _NOT_IN_TRANSACTIONS = frozenset({"BGSAVE", "SAVE"})
-#: What a subscriber whose protocol does not tell messages from replies may ask for.
+#: Commands that a subscribed client may call in RESP2, which cannot tell messages from replies.
 _ALLOWED_WHILE_SUBSCRIBED = frozenset(
     {"PING", "PSUBSCRIBE", "PUNSUBSCRIBE", "QUIT", "RESET", "SUBSCRIBE", "UNSUBSCRIBE"}
 )
-#: What MONITOR does not show, as Redis has it.
+#: Commands that MONITOR does not show, as in Redis.
 _HIDDEN_FROM_MONITOR = frozenset(
     {"BGSAVE", "CLIENT KILL", "CLIENT LIST", "CLIENT UNBLOCK", "CONFIG GET", "CONFIG SET",
      "DEBUG SLEEP", "MONITOR", "SAVE"}
 )  # fmt: skip
 
 
-def _execute_guarded(client: Client, arguments: list[bytes]) -> Reply:
-    return _muted(client, functools.partial(_accept, client, arguments))
-
-
-def _muted(client: Client, call_command: Callable[[], Reply]) -> Reply:
-    # The reply, unless the client has said that it wants none.
-    skipping = client.reply_mode == "SKIPPING"
+def _execute_slow_path(client: Client, arguments: Any) -> Reply:
+    skip_this = client.reply_mode == "SKIP_NEXT"
     try:
-        reply = call_command()
+        reply = check_and_queue(client, arguments)
     except CommandError as error:
         reply = error
-    muted = client.reply_mode == "OFF"
+    reply = apply_reply_mode(client, reply, skip_this)
+    client.slow_path = client.needs_slow_path()
+    return reply
+
+
+def apply_reply_mode(client: Client, reply: Reply, skip_this: bool) -> Reply:
+    """Return the reply to a command, or NO_REPLY if CLIENT REPLY suppresses it.
+
+    :param skip_this: True if CLIENT REPLY SKIP came directly before this command.
+    """
+    suppress = client.reply_mode == "OFF"
     if client.reply_mode == "SKIP":
-        client.reply_mode = "SKIPPING"
-    elif skipping and client.reply_mode == "SKIPPING":
+        client.reply_mode = "SKIP_NEXT"
+    elif skip_this and client.reply_mode == "SKIP_NEXT":
         client.reply_mode = "ON"
-        client.guard()
-        muted = True
-    if client.waiter is not None:
-        client.waiter.muted = muted
-    return NO_REPLY if muted else reply
+        suppress = True
+    if client.blocked is not None:
+        client.blocked.suppress_reply = suppress
+    return NO_REPLY if suppress else reply
 
 
-def _accept(client: Client, arguments: list[bytes]) -> Reply:
+def check_and_queue(client: Client, arguments: Any) -> Reply:
+    """Check whether a client may execute a command now, then queue it or call it.
+
+    :param arguments: the command with its name, or the error that the parser returned.
+    :raises CommandError: if the client may not execute it, and as the command does.
+    """
+    transaction = client.transaction
     try:
+        if isinstance(arguments, CommandError):
+            raise arguments
         entry = find_command(arguments)
-        if client.locked_out and entry.name not in _ALLOWED_BEFORE_AUTH:
+        if not client.authenticated and entry.name not in _ALLOWED_BEFORE_AUTH:
             raise CommandError("NOAUTH Authentication required.")
-        pushed_to = client.subscriber.count() > 0 and client.protocol == 2
-        if pushed_to and entry.name not in _ALLOWED_WHILE_SUBSCRIBED:
+        subscribed = client.subscription_count > 0 and client.protocol == 2
+        if subscribed and entry.name not in _ALLOWED_WHILE_SUBSCRIBED:
             name = entry.name.lower().replace(" ", "|")
             raise CommandError(
                 f"ERR Can't execute '{name}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT"
                 " / RESET are allowed in this context"
             )
-        if client.queue is not None and entry.name in _NOT_IN_TRANSACTIONS:
+        if transaction is not None and entry.name in _NOT_IN_TRANSACTIONS:
             raise CommandError("ERR Command not allowed inside a transaction")
-        if client.queue is None:
+        if transaction is None:
             grows = entry.grows
         elif entry.name == "EXEC":
-            grows = any(each.grows for each, _ in client.queue)
+            grows = any(queued.grows for queued, _ in transaction.commands)
         else:
-            grows = entry.name not in _NEVER_QUEUED  # to be queued takes memory as well
+            grows = entry.name not in _NEVER_QUEUED  # the queue uses memory too
         if grows and client.keyspace.used_memory > client.keyspace.memory_limit:
             client.keyspace.free_memory()
     except CommandError as error:
-        client.spoiled = client.queue is not None
-        if arguments[0].upper() == b"EXEC":
+        if transaction is not None:
+            transaction.failed = True
+        if arguments.__class__ is list and arguments[0].upper() == b"EXEC":
             raise abort_transaction(client, error) from None
         raise
-    if client.queue is None or entry.name in _NEVER_QUEUED:
+    if transaction is None or entry.name in _NEVER_QUEUED:
         return call_command(client, entry, arguments)
-    client.queue.append((entry, arguments))
+    transaction.commands.append((entry, arguments))
     size = QUEUED_COST + sum(map(memory_cost, arguments))
-    client.queued += size
+    transaction.size += size
     client.keyspace.reserve(size)
     return QUEUED
 
 
 def call_command(client: Client, entry: Command, arguments: list[bytes]) -> Reply:
-    """Call a command, while somebody may want to know of it.
+    """Call a command and show it to the clients of MONITOR.
 
     :raises CommandError: as the command does.
     """
-    channels = client.live.channels
+    pubsub = client.state.pubsub
     try:
         return entry.call(client, arguments)
     finally:
-        if channels.monitors and entry.name not in _HIDDEN_FROM_MONITOR:
-            channels.tell(_monitor_line(client, entry, arguments), channels.monitors)
+        if pubsub.monitors and entry.name not in _HIDDEN_FROM_MONITOR:
+            pubsub.queue(_monitor_line(client, entry, arguments), pubsub.monitors)
 
 
 _ESCAPES: dict[int, str] = {
@@ -3201,8 +3201,7 @@ _ESCAPES: dict[int, str] = {
 
 
 def _monitor_line(client: Client, entry: Command, arguments: list[bytes]) -> Status:
-    # The line that MONITOR shows for a command.
-    # Of a long argument the beginning: all of it would take long, and much memory.
+    # Long arguments are cut, because a copy for each monitoring client would need much memory.
     words = [
         word[:MONITOR_EXCERPT].decode("latin-1").translate(_ESCAPES)
         + "..." * (len(word) > MONITOR_EXCERPT)
@@ -3212,15 +3211,16 @@ def _monitor_line(client: Client, entry: Command, arguments: list[bytes]) -> Sta
     if entry.name == "HELLO":
         secret = 1 + [*map(bytes.upper, arguments), b"AUTH"].index(b"AUTH")
     words[secret:] = ["(redacted)"] * (len(words) - secret)
-    address = client.peer.address
+    address = client.address
     address = f"unix:{address.rpartition(':')[0]}" if address.startswith("/") else address
-    seconds, rest = divmod(time.time_ns() // 1000, 1_000_000)
-    shown = " ".join(f'"{word}"' for word in words)
-    return Status(f"{seconds}.{rest:06} [0 {address}] {shown}".encode("utf-8", "replace"))
+    seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
+    quoted = " ".join(f'"{word}"' for word in words)
+    line = f"{seconds}.{microseconds:06} [0 {address}] {quoted}"
+    return Status(line.encode("utf-8", "replace"))
 
 
 def abort_transaction(client: Client, error: CommandError) -> CommandError:
-    """End the transaction; the error for an EXEC that was itself refused."""
+    """Discard the transaction and return the error reply of an EXEC that was itself rejected."""
     client.end_transaction()
     reason = re.sub("^ERR ", "", str(error))
     return CommandError(f"EXECABORT Transaction discarded because of: {reason}")
@@ -4405,55 +4405,57 @@ declare_scan(zsets, "ZSCAN", "members with their scores", lambda value, member: 
 transactions = Family("transactions")
 
 
-@transactions.reads("MULTI", "Queue the commands from here on, for EXEC.")
+@transactions.controls("MULTI", "Start a transaction: queue the following commands until EXEC.")
 def multi(client: Client) -> Reply:
-    if client.queue is not None:
+    if client.transaction is not None:
         raise CommandError("ERR MULTI calls can not be nested")
-    client.queue = []
-    client.guard()
+    client.transaction = Transaction()
     return OK
 
 
-@transactions.reads("EXEC", "Carry out the queue as one step, if no watch is broken.", raw=True)
+@transactions.controls("EXEC", "Execute the queued commands as one atomic step and return their"
+                       " replies, or null if a watched key was changed.", raw=True)  # fmt: skip
 def exec_(client: Client, *words: bytes) -> Reply:
     if words:
         raise abort_transaction(client, wrong_arity(b"exec"))
-    if client.queue is None:
+    transaction = client.transaction
+    if transaction is None:
         raise CommandError("ERR EXEC without MULTI")
-    queue, spoiled = client.queue, client.spoiled
-    broken = client.end_transaction()
-    if spoiled:
+    watch_broken = client.end_transaction()
+    if transaction.failed:
         raise CommandError("EXECABORT Transaction discarded because of previous errors.")
-    if broken:
+    if watch_broken:
         return NULL_ARRAY
     replies: list[Reply] = []
-    size, most = 0, client.settings.max_reply
+    size, max_reply = 0, client.settings.max_reply
     client.can_block = False
     try:
-        for entry, arguments in queue:
+        for entry, arguments in transaction.commands:
             try:
                 replies.append(call_command(client, entry, arguments))
             except CommandError as error:
                 replies.append(error)
             size += reply_size(replies[-1])
-            if size > most:  # nobody will see them, but the rest is carried out as well
+            if size > max_reply:
+                # The reply will be an error, but every command must still be executed.
                 replies.clear()
     finally:
         client.can_block = True
-    return replies if size <= most else reply_too_long(most)
+    return replies if size <= max_reply else reply_too_long(max_reply)
 
 
-@transactions.reads("DISCARD", "Forget the queued commands.")
+@transactions.controls("DISCARD", "Discard the queued commands and end the transaction.")
 def discard(client: Client) -> Reply:
-    if client.queue is None:
+    if client.transaction is None:
         raise CommandError("ERR DISCARD without MULTI")
     client.end_transaction()
     return OK
 
 
-@transactions.reads("WATCH key [key ...]", "Let EXEC do nothing if one of the keys is changed.")
+@transactions.controls("WATCH key [key ...]", "Let the next EXEC fail if one of the keys is"
+                       " changed before it.")  # fmt: skip
 def watch(client: Client, *names: bytes) -> Reply:
-    if client.queue is not None:
+    if client.transaction is not None:
         raise CommandError("ERR WATCH inside MULTI is not allowed")
     if client.watch is None:
         client.watch = Watch()
@@ -4463,7 +4465,7 @@ def watch(client: Client, *names: bytes) -> Reply:
     return OK
 
 
-@transactions.reads("UNWATCH", "Watch no key any more.")
+@transactions.controls("UNWATCH", "Stop watching all keys.")
 def unwatch(client: Client) -> Reply:
     if client.watch is not None:
         client.keyspace.unwatch(client.watch)
@@ -4472,126 +4474,129 @@ def unwatch(client: Client) -> Reply:
 
 
 # ----------------------------------------------------------------------------
-# Commands: channels
+# Commands: publish/subscribe
 # ----------------------------------------------------------------------------
 
 pubsub = Family("pubsub")
 
 
-@pubsub.reads("SUBSCRIBE channel [channel ...]", "Receive what is published in channels.")
-def subscribe(client: Client, *names: bytes) -> Reply:
-    ensure_memory(client, names, SUBSCRIPTION_COST, client.subscriber.count())
-    return _tell_each(client, b"subscribe", names, client.live.channels.subscribe)
+@pubsub.controls("SUBSCRIBE channel [channel ...]", "Receive the messages published to channels.",
+                 is_pattern=False)  # fmt: skip
+@pubsub.controls("PSUBSCRIBE pattern [pattern ...]", "Receive the messages published to all"
+                 " channels that match a pattern.", is_pattern=True)  # fmt: skip
+def subscribe(client: Client, *names: bytes, is_pattern: bool) -> Reply:
+    ensure_memory(client, names, SUBSCRIPTION_COST, client.subscription_count)
+    if is_pattern:
+        if sum(map(len, names)) > MAX_PATTERNS:
+            raise CommandError(
+                f"ERR the patterns are longer than {MAX_PATTERNS} bytes in total; subscribe in"
+                " several commands"
+            )
+        # Reject an invalid pattern before the first subscription is made.
+        for name in names:
+            compile_glob(name)
+    change = client.state.pubsub.subscribe
+    return _change_subscriptions(client, "subscribe", names, change, is_pattern)
 
 
-@pubsub.reads("PSUBSCRIBE pattern [pattern ...]", "SUBSCRIBE to all channels that match.")
-def psubscribe(client: Client, *patterns: bytes) -> Reply:
-    ensure_memory(client, patterns, SUBSCRIPTION_COST, client.subscriber.count())
-    if sum(map(len, patterns)) > MAX_PATTERNS:
-        raise CommandError(f"ERR the patterns together are longer than {MAX_PATTERNS} bytes")
-    # All of them, or, after an error, none.
-    tests = dict(zip(patterns, map(compile_glob, patterns)))
-    subscribe = client.live.channels.subscribe_pattern
-    return _tell_each(
-        client, b"psubscribe", patterns,
-        lambda subscriber, name: subscribe(subscriber, name, tests[name]),
-    )  # fmt: skip
+@pubsub.controls("UNSUBSCRIBE [channel ...]", "End subscriptions to channels, or to all channels"
+                 " if none is given.", is_pattern=False)  # fmt: skip
+@pubsub.controls("PUNSUBSCRIBE [pattern ...]", "End subscriptions to patterns, or to all patterns"
+                 " if none is given.", is_pattern=True)  # fmt: skip
+def unsubscribe(client: Client, *names: bytes, is_pattern: bool) -> Reply:
+    subscribed = client.patterns if is_pattern else client.channels
+    # Redis replies once, with a null name, if there is nothing to unsubscribe from.
+    chosen = names or tuple(subscribed) or (None,)
+    change = client.state.pubsub.unsubscribe
+    return _change_subscriptions(client, "unsubscribe", chosen, change, is_pattern)
 
 
-@pubsub.reads("UNSUBSCRIBE [channel ...]", "End subscriptions, all if none is named.")
-def unsubscribe(client: Client, *names: bytes) -> Reply:
-    chosen = names or tuple(client.subscriber.channels) or (None,)
-    return _tell_each(client, b"unsubscribe", chosen, client.live.channels.unsubscribe)
-
-
-@pubsub.reads("PUNSUBSCRIBE [pattern ...]", "UNSUBSCRIBE from patterns.")
-def punsubscribe(client: Client, *patterns: bytes) -> Reply:
-    chosen = patterns or tuple(client.subscriber.patterns) or (None,)
-    return _tell_each(client, b"punsubscribe", chosen, client.live.channels.unsubscribe_pattern)
-
-
-def _tell_each(
-    client: Client, what: bytes, names: Iterable[Any], change: Callable[[Subscriber, Any], None]
-) -> Reply:
+def _change_subscriptions(
+    client: Client, event: str, names: Iterable[Any],
+    change: Callable[[Client, bytes, bool], None], is_pattern: bool,
+) -> Reply:  # fmt: skip
+    event_name = f"{'p' * is_pattern}{event}".encode()
     replies = MultipleReplies()
     for name in names:
-        change(client.subscriber, name)
-        replies.append(Push([what, name, client.subscriber.count()]))
-    client.guard()
+        change(client, name, is_pattern)
+        replies.append(Push([event_name, name, client.subscription_count]))
     return replies
 
 
-pubsub.reads("PUBLISH channel message", "Send to all that have subscribed; how many received it.")(
-    lambda client, channel, message: client.live.channels.publish(channel, message)
-)
-pubsub.reads("PUBSUB NUMPAT", "How many patterns are subscribed to.")(
-    lambda client: len(client.live.channels.patterns)
+pubsub.reads(
+    "PUBLISH channel message",
+    "Send a message to the subscribers of a channel and return their number.",
+)(lambda client, channel, message: client.state.pubsub.publish(channel, message))
+pubsub.reads("PUBSUB NUMPAT", "Return the number of patterns that have subscribers.")(
+    lambda client: len(client.state.pubsub.patterns)
 )
 
 
-@pubsub.reads(
-    "PUBSUB CHANNELS [pattern]", "The channels that have subscribers.", extra_is_syntax_error=True
-)
+@pubsub.reads("PUBSUB CHANNELS [pattern]", "Return the channels that have subscribers.",
+              extra_is_syntax_error=True)  # fmt: skip
 def pubsub_channels(client: Client, pattern: bytes = b"*") -> Reply:
-    return list(filter(compile_glob(pattern), client.live.channels.channels))
+    return list(filter(compile_glob(pattern), client.state.pubsub.channels))
 
 
-@pubsub.reads("PUBSUB NUMSUB [channel ...]", "The channels, and how many subscribers each has.")
+@pubsub.reads("PUBSUB NUMSUB [channel ...]", "Return the number of subscribers of each channel.")
 def pubsub_numsub(client: Client, *names: bytes) -> Reply:
-    known = client.live.channels.channels
-    return [each for name in names for each in (name, len(known.get(name, ())))]
+    channels = client.state.pubsub.channels
+    return [each for name in names for each in (name, len(channels.get(name, ())))]
 
 
 # ----------------------------------------------------------------------------
-# Commands: the connection
+# Commands: connection
 # ----------------------------------------------------------------------------
 
 connection = Family("connection")
 
 
-@connection.reads("PING [message]", "PONG, or the message.")
+@connection.reads("PING [message]", "Return PONG, or the message.")
 def ping(client: Client, message: bytes | None = None) -> Reply:
-    if client.subscriber.count() and client.protocol == 2:
+    if client.subscription_count and client.protocol == 2:
         return [b"pong", message or b""]
     return PONG if message is None else message
 
 
-connection.reads("ECHO message", "The message.")(lambda _, message: message)
-connection.reads("SELECT database", "Choose a database; there is one, 0.")(lambda _, database: OK)
-connection.reads("CLIENT ID", "The number of this connection.")(lambda client: client.id)
-connection.reads("CLIENT GETNAME", "The name the client has given itself.")(
+connection.reads("ECHO message", "Return the message.")(lambda _, message: message)
+connection.reads("SELECT database", "Select a database. The only database is 0.")(
+    lambda _, database: OK
+)
+connection.reads("CLIENT ID", "Return the id of this connection.")(lambda client: client.id)
+connection.reads("CLIENT GETNAME", "Return the name of this connection.")(
     lambda client: client.names.get("name", "").encode() or None
 )
-connection.reads("CLIENT INFO", "What is known of this connection.")(
+connection.reads("CLIENT INFO", "Return the line of CLIENT LIST for this connection.")(
     lambda client: Verbatim(_client_line(client).encode())
 )
 
 
-@connection.reads("HELLO [protover] [AUTH username password] [SETNAME clientname]", "Choose the"
-                  " version of RESP, 2 or 3, and be told about the server.", raw=True)  # fmt: skip
-def hello(client: Client, *options: bytes) -> Reply:
+@connection.controls("HELLO [protover] [AUTH username password] [SETNAME clientname]", "Select"
+                     " version 2 or 3 of RESP and return facts about the server.",
+                     raw=True)  # fmt: skip
+def hello(client: Client, *words: bytes) -> Reply:
     protocol = client.protocol
-    if options:
+    if words:
         error = "ERR Protocol version is not an integer or out of range"
-        protocol = parse_integer(options[0], error, 2, 3, "NOPROTO unsupported protocol version")
-    words = iter(options[1:])
-    for word in words:
-        values = list(itertools.islice(words, {b"AUTH": 2, b"SETNAME": 1}.get(word.upper(), 0)))
-        if word.upper() == b"AUTH" and len(values) == 2:
+        protocol = parse_integer(words[0], error, 2, 3, "NOPROTO unsupported protocol version")
+    options = iter(words[1:])
+    for option in options:
+        value_count = {b"AUTH": 2, b"SETNAME": 1}.get(option.upper(), 0)
+        values = list(itertools.islice(options, value_count))
+        if option.upper() == b"AUTH" and len(values) == 2:
             auth(client, *values)
-        elif word.upper() == b"SETNAME" and values:
-            # At once, as Redis does it, whatever comes behind.
-            client.names["name"] = _client_name("Client names", values[0])
+        elif option.upper() == b"SETNAME" and values:
+            # Redis sets the name even if a later option is wrong.
+            client.names["name"] = _parse_client_name("Client names", values[0])
         else:
-            raise CommandError(f"ERR Syntax error in HELLO option '{_printable(word)}'")
-    if client.locked_out:
+            raise CommandError(f"ERR Syntax error in HELLO option '{_printable(option)}'")
+    if not client.authenticated:
         raise CommandError(
             "NOAUTH HELLO must be called with the client already authenticated, otherwise the"
             " HELLO AUTH <user> <pass> option can be used to authenticate the client and select"
             " the RESP protocol version at the same time"
         )
-    client.protocol = client.subscriber.form = protocol
-    client.guard()
+    client.protocol = protocol
     return {
         b"server": b"redis",
         b"version": REDIS_VERSION.encode(),
@@ -4603,143 +4608,146 @@ def hello(client: Client, *options: bytes) -> Reply:
     }
 
 
-@connection.reads("AUTH [username] password", "Give the password.", extra_is_syntax_error=True)
+@connection.controls("AUTH [username] password", "Authenticate the connection.",
+                     extra_is_syntax_error=True)  # fmt: skip
 def auth(client: Client, *credentials: bytes) -> Reply:
     if client.password is None and len(credentials) == 1:
         raise CommandError(
             "ERR AUTH <password> called without any password configured for the default user."
             " Are you sure your configuration is correct?"
         )
-    right = client.password is None or hmac.compare_digest(client.password, credentials[-1])
-    if not right or credentials[:-1] not in ((), (b"default",)):
+    correct = client.password is None or hmac.compare_digest(client.password, credentials[-1])
+    if not correct or credentials[:-1] not in ((), (b"default",)):
         raise CommandError("WRONGPASS invalid username-password pair or user is disabled.")
-    client.locked_out = False
-    client.guard()
+    client.authenticated = True
     return OK
 
 
-@connection.reads("RESET", "Put the connection back as it was when it was opened.")
+@connection.controls("RESET", "Return the connection to the state it had when it was opened.")
 def reset(client: Client) -> Reply:
     client.protocol = 2
     client.names.pop("name", None)
     client.reply_mode = "ON"
-    client.locked_out = client.password is not None
+    client.authenticated = client.password is None
     client.end_transaction()
-    client.unsubscribe()
+    client.state.pubsub.remove(client)
     return Status(b"RESET")
 
 
-@connection.reads("QUIT", "End the connection.", raw=True)
+@connection.controls("QUIT", "Close the connection.", raw=True)
 def quit_(client: Client, *words: bytes) -> Reply:
-    client.close()
+    client.close("QUIT")
     return OK
 
 
-def _client_name(what: str, name: bytes) -> str:
+def _parse_client_name(label: str, name: bytes) -> str:
     if len(name) > MAX_NAME:
-        raise CommandError(f"ERR {what} cannot be longer than {MAX_NAME} bytes.")
+        raise CommandError(f"ERR {label} cannot be longer than {MAX_NAME} bytes.")
     if re.fullmatch(rb"[!-~]*", name) is None:
-        raise CommandError(f"ERR {what} cannot contain spaces, newlines or special characters.")
+        raise CommandError(f"ERR {label} cannot contain spaces, newlines or special characters.")
     return name.decode("ascii")
 
 
 def _client_line(client: Client) -> str:
-    subscriber, (process, program) = client.subscriber, client.peer.process()
-    known = COMMANDS.keys() | CONTAINERS
+    process, program = client.process()
     flags = {
-        "O": subscriber.monitors,
-        "P": subscriber.count() > 0,
-        "x": client.queue is not None,
-        "b": client.waiter is not None and not client.waiter.done,
+        "O": client.monitoring,
+        "P": client.subscription_count > 0,
+        "x": client.transaction is not None,
+        "b": client.blocked is not None and not client.blocked.done,
         "d": client.watch is not None and client.watch.broken,
-        "U": client.peer.address.startswith("/"),
+        "U": client.address.startswith("/"),
     }
-    facts = {
+    known = client.last_command.upper() in COMMANDS.keys() | CONTAINERS
+    transaction, now = client.transaction, time.monotonic()
+    fields = {
         "id": client.id,
-        "addr": client.peer.address,
-        "laddr": client.peer.local_address,
+        "addr": client.address,
+        "laddr": client.local_address,
         "name": client.names.get("name", ""),
-        "age": int(time.monotonic() - client.connected_at),
-        "idle": int(time.monotonic() - client.last_command_at),
-        "flags": "".join(flag for flag, is_so in flags.items() if is_so) or "N",
+        "age": int(now - client.connected_at),
+        "idle": int(now - client.last_command_at),
+        "flags": "".join(flag for flag, is_set in flags.items() if is_set) or "N",
         "db": 0,
-        "sub": len(subscriber.channels),
-        "psub": len(subscriber.patterns),
-        # Sizes of buffers, which are not kept count of, but which redis-py before 7 looks for.
+        "sub": len(client.channels),
+        "psub": len(client.patterns),
+        # These sizes of Redis's buffers are not measured, but redis-py before 7 expects them.
         **dict.fromkeys(("qbuf", "qbuf-free", "argv-mem", "obl", "oll", "omem", "tot-mem"), 0),
-        "multi": -1 if client.queue is None else len(client.queue),
-        "cmd": client.command.decode().lower() if client.command.upper() in known else "NULL",
+        "multi": -1 if transaction is None else len(transaction.commands),
+        "cmd": client.last_command.decode().lower() if known else "NULL",
         "user": "default",
         "resp": client.protocol,
         "lib-name": client.names.get("lib-name", ""),
         "lib-ver": client.names.get("lib-ver", ""),
-        # What no Redis has.
+        # Redis does not have the following fields.
         "owned": client.keyspace.count_owned(client),
         "pid": process,
         "program": re.sub(r"\s", "_", re.split(r"[\\/]", program)[-1]),
     }
-    return " ".join(f"{name}={value}" for name, value in facts.items()) + "\n"
+    return " ".join(f"{name}={value}" for name, value in fields.items()) + "\n"
 
 
-@connection.reads("CLIENT SETNAME name", "Give the connection a name.")
+@connection.reads("CLIENT SETNAME name", "Set the name of this connection.")
 def client_setname(client: Client, name: bytes) -> Reply:
-    client.names["name"] = _client_name("Client names", name)
+    client.names["name"] = _parse_client_name("Client names", name)
     return OK
 
 
-@connection.reads("CLIENT SETINFO attribute value", "Name the library, LIB-NAME or LIB-VER.")
+@connection.reads("CLIENT SETINFO attribute value", "Set the name (LIB-NAME) or version (LIB-VER)"
+                  " of the client library.")  # fmt: skip
 def client_setinfo(client: Client, attribute: bytes, value: bytes) -> Reply:
-    what = attribute.decode("latin-1").lower()
-    if what not in ("lib-name", "lib-ver"):
+    name = attribute.decode("latin-1").lower()
+    if name not in ("lib-name", "lib-ver"):
         raise CommandError(f"ERR Unrecognized option '{_printable(attribute)}'")
-    client.names[what] = _client_name(what, value)
+    client.names[name] = _parse_client_name(name, value)
     return OK
 
 
-def _is_type(client: Client, value: bytes) -> bool:
+def _has_type(client: Client, value: bytes) -> bool:
     if value.lower() not in (b"normal", b"master", b"replica", b"slave", b"pubsub"):
         raise CommandError(f"ERR Unknown client type '{_printable(value)}'")
-    kind = b"pubsub" if client.subscriber.count() else b"normal"
-    return value.lower() == kind
+    return value.lower() == (b"pubsub" if client.subscription_count else b"normal")
 
 
-def _is_user(client: Client, value: bytes) -> bool:
+def _has_user(client: Client, value: bytes) -> bool:
     if value != b"default":
         raise CommandError(f"ERR No such user '{_printable(value)}'")
     return True
 
 
-#: What CLIENT KILL chooses connections by.
+#: The filters of CLIENT KILL. Each returns True if the client matches the value.
 CLIENT_FILTERS: dict[bytes, Callable[[Client, bytes], bool]] = {
     b"ID": lambda client, value: (
         client.id == parse_integer(value, "ERR client-id should be greater than 0", 1)
     ),
-    b"ADDR": lambda client, value: client.peer.address.encode() == value,
-    b"LADDR": lambda client, value: client.peer.local_address.encode() == value,
-    b"TYPE": _is_type,
-    b"USER": _is_user,
+    b"ADDR": lambda client, value: client.address.encode() == value,
+    b"LADDR": lambda client, value: client.local_address.encode() == value,
+    b"TYPE": _has_type,
+    b"USER": _has_user,
 }
 
 
-@connection.reads("CLIENT LIST [TYPE type|ID client-id ...]", "The connections, one a line.")
+@connection.reads("CLIENT LIST [TYPE type|ID client-id ...]", "Return one line for each"
+                  " connection.")  # fmt: skip
 def client_list(client: Client, *words: bytes) -> Reply:
-    chosen = list(client.statistics.clients.values())
-    what = words[0].upper() if words else b""
-    if what == b"TYPE" and len(words) == 2:
-        chosen = [other for other in chosen if _is_type(other, words[1])]
-    elif what == b"ID" and len(words) > 1:
-        numbers = {parse_integer(word, "ERR Invalid client ID") for word in words[1:]}
-        chosen = [other for other in chosen if other.id in numbers]
+    chosen = list(client.state.clients.values())
+    option = words[0].upper() if words else b""
+    if option == b"TYPE" and len(words) == 2:
+        chosen = [each for each in chosen if _has_type(each, words[1])]
+    elif option == b"ID" and len(words) > 1:
+        ids = {parse_integer(word, "ERR Invalid client ID") for word in words[1:]}
+        chosen = [each for each in chosen if each.id in ids]
     elif words:
         raise CommandError(SYNTAX_ERROR)
     return Verbatim("".join(map(_client_line, chosen)).encode())
 
 
-@connection.reads("CLIENT KILL filter [value ...]", "End connections: by address, or by ID, ADDR,"
-                  " LADDR, TYPE, USER, and SKIPME no.")  # fmt: skip
+@connection.reads("CLIENT KILL filter [value ...]", "Close connections by address, or by the"
+                  " filters ID, ADDR, LADDR, TYPE and USER; SKIPME no includes this"
+                  " connection.")  # fmt: skip
 def client_kill(client: Client, *words: bytes) -> Reply:
-    alone = len(words) == 1
-    if alone:
+    old_form = len(words) == 1
+    if old_form:
         words = (b"ADDR", words[0], b"SKIPME", b"no")
     filters = {word.upper(): value for word, value in zip(words[::2], words[1::2])}
     skip_me = filters.pop(b"SKIPME", b"yes").lower()
@@ -4747,50 +4755,49 @@ def client_kill(client: Client, *words: bytes) -> Reply:
     if len(words) % 2 or skip_me not in (b"yes", b"no") or not known:
         raise CommandError(SYNTAX_ERROR)
     chosen = []
-    for other in client.statistics.clients.values():
-        # Each is asked, as each may raise an error.
-        answers = [CLIENT_FILTERS[name](other, value) for name, value in filters.items()]
-        if all(answers) and not (other is client and skip_me == b"yes"):
-            chosen.append(other)
-    if alone and not chosen:
+    for each in client.state.clients.values():
+        # Evaluate all filters, because each of them can raise an error.
+        matches = [CLIENT_FILTERS[name](each, value) for name, value in filters.items()]
+        if all(matches) and not (each is client and skip_me == b"yes"):
+            chosen.append(each)
+    if old_form and not chosen:
         raise CommandError("ERR No such client")
-    for other in chosen:
-        if other is client:
-            client.close()  # after this reply
+    for each in chosen:
+        if each is client:
+            client.close("CLIENT KILL", logging.INFO)  # after this reply
         else:
-            other.peer.hang_up()
-    return OK if alone else len(chosen)
+            each.disconnect(f"CLIENT KILL by client {client.id}")
+    return OK if old_form else len(chosen)
 
 
-@connection.reads("CLIENT UNBLOCK client-id [TIMEOUT|ERROR]", "End the wait of a client: 1 if it"
-                  " waited.", raw=True)  # fmt: skip
-def client_unblock(client: Client, number: bytes, *words: bytes) -> Reply:
-    how = words[0].upper() if words else b"TIMEOUT"
-    if how not in (b"TIMEOUT", b"ERROR") or len(words) > 1:
+@connection.reads("CLIENT UNBLOCK client-id [TIMEOUT|ERROR]", "Unblock a blocked client and return"
+                  " 1, or 0 if it was not blocked.", raw=True)  # fmt: skip
+def client_unblock(client: Client, client_id: bytes, *words: bytes) -> Reply:
+    reason = words[0].upper() if words else b"TIMEOUT"
+    if reason not in (b"TIMEOUT", b"ERROR") or len(words) > 1:
         raise CommandError("ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR")
-    other = client.statistics.clients.get(parse_integer(number))
-    if other is None or other.waiter is None or other.waiter.done:
+    other = client.state.clients.get(parse_integer(client_id))
+    if other is None or other.blocked is None or other.blocked.done:
         return 0
-    unblocked = CommandError("UNBLOCKED client unblocked via CLIENT UNBLOCK")
-    client.live.waiting.end(other.waiter, unblocked if how == b"ERROR" else NULL_ARRAY)
+    error = CommandError("UNBLOCKED client unblocked via CLIENT UNBLOCK")
+    client.state.blocked.unblock(other.blocked, error if reason == b"ERROR" else NULL_ARRAY)
     return 1
 
 
-@connection.reads("CLIENT REPLY ON|OFF|SKIP", "Whether commands are answered; SKIP: the next one.")
+@connection.controls("CLIENT REPLY ON|OFF|SKIP", "Turn replies on or off, or skip the next reply.")
 def client_reply(client: Client, mode: str) -> Reply:
     if mode != "SKIP" or client.reply_mode != "OFF":
         client.reply_mode = mode
-    client.guard()
     return OK if client.reply_mode == "ON" else NO_REPLY
 
 
 # ----------------------------------------------------------------------------
-# Commands: the server
+# Commands: server
 # ----------------------------------------------------------------------------
 
 server = Family("server")
 
-server.reads("DBSIZE", "How many keys there are.")(lambda client: len(client.keyspace))
+server.reads("DBSIZE", "Return the number of keys.")(lambda client: len(client.keyspace))
 
 
 @server.writes("FLUSHALL [ASYNC|SYNC]", "Delete every key.")
@@ -4800,121 +4807,126 @@ def flushall(client: Client, **mode: bool) -> Reply:
     return OK
 
 
-def _persistence(client: Client) -> Persistence:
-    if client.persistence is None:
-        raise CommandError("ERR there is no file to save to: start the server with --db FILE")
-    return client.persistence
+def _require_persistence(client: Client) -> Persistence:
+    if client.state.persistence is None:
+        raise CommandError("ERR no file to save to; start the server with --db FILE")
+    return client.state.persistence
 
 
-@server.reads("SAVE", "Write everything to the file and wait until it is there.")
+def _finish_save(blocked: BlockedClient, error: str) -> None:
+    reply = CommandError(f"ERR {error}") if error else OK
+    blocked.client.state.blocked.unblock(blocked, reply)
+
+
+@server.reads("SAVE", "Save all changes to the file and wait until they are saved.")
 def save(client: Client) -> Reply:
-    waiter = BlockedClient(client.live.waiting, client.peer, bytes, lambda key: None, None)
-
-    def saved(error: str) -> None:
-        client.live.waiting.end(waiter, CommandError(f"ERR {error}") if error else OK)
-
-    _persistence(client).request(saved)
-    return block_client(client, waiter, [])
+    blocked = BlockedClient(client)
+    _require_persistence(client).request(functools.partial(_finish_save, blocked))
+    return client.state.blocked.block(blocked)
 
 
-@server.reads("BGSAVE [SCHEDULE]", "Write everything to the file now.")
+@server.reads("BGSAVE [SCHEDULE]", "Start to save all changes to the file.")
 def bgsave(client: Client, **when: bool) -> Reply:
-    _persistence(client).request(lambda error: None)
+    _require_persistence(client).request(lambda error: None)
     return Status(b"Background saving started")
 
 
-@server.reads("LASTSAVE", "When everything was last written, in seconds since 1970.")
+@server.reads("LASTSAVE", "Return the time of the last save in seconds since 1970.")
 def lastsave(client: Client) -> Reply:
-    return int(_persistence(client).saved_at)
+    return int(_require_persistence(client).saved_at)
 
 
-@server.reads("TIME", "The seconds since 1970, and the microseconds beyond.")
+@server.reads("TIME", "Return the seconds since 1970 and the microseconds of the current second.")
 def time_(client: Client) -> Reply:
     return [b"%d" % part for part in divmod(time.time_ns() // 1000, 1_000_000)]
 
 
-@server.reads("MONITOR", "Show every command of every client, as it happens.")
+@server.controls("MONITOR", "Show every command of every client while it is executed.")
 def monitor(client: Client) -> Reply:
-    client.live.channels.monitor(client.subscriber)
-    client.guard_all()
+    client.state.pubsub.monitor(client)
+    for each in client.state.clients.values():
+        each.slow_path = True
     return OK
 
 
-@server.reads("MEMORY USAGE key [SAMPLES size]", "The bytes a key takes with its value.")
+@server.reads("MEMORY USAGE key [SAMPLES size]", "Return the bytes that a key and its value use.")
 def memory_usage(client: Client, key: bytes, *, samples: int = 0) -> Reply:
     if samples < 0:
         raise CommandError(SYNTAX_ERROR)
     return client.keyspace.memory_usage(key) if key in client.keyspace else None
 
 
-@server.reads("DEBUG SLEEP seconds", "Answer this client only after so long.")
+@server.reads("DEBUG SLEEP seconds", "Delay the reply to this client. Other clients are served"
+              " meanwhile, unlike in Redis.")  # fmt: skip
 def debug_sleep(client: Client, seconds: bytes) -> Reply:
-    # In Redis, nobody; which it lets no client do unless it is told to.
     duration = parse_float(seconds)
     if not 0 <= duration <= MAX_SLEEP:
         raise CommandError(f"ERR the time to sleep must be from 0 to {MAX_SLEEP:g} seconds")
     if not client.can_block:
-        raise CommandError("ERR DEBUG SLEEP is not for transactions")
-    deadline = time.monotonic() + duration
-    waiter = BlockedClient(client.live.waiting, client.peer, bytes, lambda key: None, deadline)
-    waiter.reply = OK
-    return block_client(client, waiter, [])
+        raise CommandError("ERR DEBUG SLEEP is not allowed in a transaction")
+    blocked = BlockedClient(client, deadline=time.monotonic() + duration)
+    blocked.reply = OK
+    return client.state.blocked.block(blocked)
 
 
-def _set_memory_limit(client: Client, size: int) -> None:
-    client.keyspace.memory_limit = size or math.inf
-    # As Redis does it, beginning at once; if none can be evicted, commands that write are refused.
-    with contextlib.suppress(CommandError):
-        client.keyspace.free_memory()
-
-
-def _policy(text: str) -> str:
+def _parse_policy(text: str) -> str:
     if text.lower() not in POLICIES:
         raise ValueError(f"argument(s) must be one of the following: {', '.join(POLICIES)}")
     return text.lower()
 
 
-def _letters(text: str) -> str:
+def _parse_event_classes(text: str) -> str:
     KeyspaceEvents.check(text)
     return text
 
 
-def _read_limit(limit: Limit, text: str) -> float:
+def _parse_limit(limit: Limit, text: str) -> float:
     if limit.unit == "bytes":
         try:
             parse_size(text)
-        except ValueError:  # as Redis says it
-            raise ValueError("argument must be a memory value") from None
+        except ValueError:
+            raise ValueError("argument must be a memory value") from None  # Redis's text
     return limit.parse(text)
+
+
+def _set_policy(client: Client, policy: str) -> None:
+    client.keyspace.policy = policy
+
+
+def _set_event_classes(client: Client, letters: str) -> None:
+    client.state.events.configure(letters)
 
 
 def _set_limit(name: str, client: Client, value: float) -> None:
     setattr(client.settings, name, value)
     if name == "max_memory":
-        _set_memory_limit(client, int(value))
+        client.keyspace.memory_limit = value or math.inf
+        # Like Redis, evict keys at once. If that is not possible, later writes are refused.
+        with contextlib.suppress(CommandError):
+            client.keyspace.free_memory()
 
 
-#: What CONFIG SET can change: how its value is read, and how it is set.
+#: The parameters that CONFIG SET can change, with the functions that parse and set their values.
 _CONFIG_SETTERS: dict[str, tuple[Callable[[str], Any], Callable[[Client, Any], None]]] = {
-    "maxmemory-policy": (_policy, lambda client, policy: setattr(client.keyspace, "policy", policy)),
-    "notify-keyspace-events": (
-        _letters, lambda client, letters: client.live.events.configure(letters)
-    ),
+    "maxmemory-policy": (_parse_policy, _set_policy),
+    "notify-keyspace-events": (_parse_event_classes, _set_event_classes),
     **{
         limit.parameter: (
-            functools.partial(_read_limit, limit), functools.partial(_set_limit, name)
+            functools.partial(_parse_limit, limit),
+            functools.partial(_set_limit, name),
         )
-        for name, limit in LIMITS.items() if name != "max_clients"
+        for name, limit in LIMITS.items()
+        if name != "max_clients"
     },
-}  # fmt: skip
+}
 
 
-def _limits(client: Client) -> dict[str, object]:
+def _limit_parameters(client: Client) -> dict[str, object]:
     settings = client.settings
     return {each.parameter: each.format(getattr(settings, name)) for name, each in LIMITS.items()}
 
 
-def _parameters(client: Client) -> dict[str, object]:
+def _config_parameters(client: Client) -> dict[str, object]:
     return {
         "appendonly": "no",
         "bind": "127.0.0.1",
@@ -4922,75 +4934,75 @@ def _parameters(client: Client) -> dict[str, object]:
         "dbfilename": client.settings.db or "",
         "maxmemory-policy": client.keyspace.policy,
         "maxmemory-samples": LRU_SAMPLES,
-        "notify-keyspace-events": client.live.events,
+        "notify-keyspace-events": client.state.events,
         "port": client.settings.tcp or 0,
-        "save": "1 1" if client.persistence else "",
-        **_limits(client),
+        "save": "1 1" if client.state.persistence else "",
+        **_limit_parameters(client),
     }
 
 
-def _config_limit(limit: float) -> int:
-    return 0 if limit == math.inf else int(limit)
-
-
-@server.reads("CONFIG GET parameter [parameter ...]", "The settings that match a pattern.")
+@server.reads("CONFIG GET parameter [parameter ...]", "Return the settings that match a pattern.")
 def config_get(client: Client, *patterns: bytes) -> Reply:
-    tests = [compile_glob(pattern.lower()) for pattern in patterns]
-    facts = {
+    matchers = [compile_glob(pattern.lower()) for pattern in patterns]
+    return {
         name.encode(): str(value).encode("utf-8", "backslashreplace")
-        for name, value in _parameters(client).items()
+        for name, value in _config_parameters(client).items()
+        if any(matches(name.encode()) for matches in matchers)
     }
-    return {name: value for name, value in facts.items() if any(test(name) for test in tests)}
 
 
-@server.reads("CONFIG SET parameter value [parameter value ...]", "Change settings.", raw=True)
+@server.reads("CONFIG SET parameter value [parameter value ...]", "Change settings of the running"
+              " server.", raw=True)  # fmt: skip
 def config_set(client: Client, *words: bytes) -> Reply:
     if len(words) % 2:
         raise CommandError(SYNTAX_ERROR)
-    known, changes = _parameters(client), {}
+    known, changes = _config_parameters(client), {}
     for word, value in zip(words[::2], words[1::2]):
         name = _printable(word).lower()
         if name not in known:
-            what = "Unknown option or number of arguments for CONFIG SET"
-            raise CommandError(f"ERR {what} - '{name}'")
+            reason = "Unknown option or number of arguments for CONFIG SET"
+            raise CommandError(f"ERR {reason} - '{name}'")
         try:
             if name not in _CONFIG_SETTERS:
                 raise ValueError("can't set immutable config")
             if name in changes:
                 raise ValueError("duplicate parameter")
-            read, _ = _CONFIG_SETTERS[name]
-            changes[name] = read(_printable(value))
+            parse, _ = _CONFIG_SETTERS[name]
+            changes[name] = parse(_printable(value))
         except ValueError as error:
-            what = f"CONFIG SET failed (possibly related to argument '{name}')"
-            raise CommandError(f"ERR {what} - {error}") from None
-    # All of them, or, after an error, none.
+            reason = f"CONFIG SET failed (possibly related to argument '{name}')"
+            raise CommandError(f"ERR {reason} - {error}") from None
+    # All values are valid here, so either every setting changes or none.
     for name, changed in changes.items():
-        _CONFIG_SETTERS[name][1](client, changed)
+        _, set_value = _CONFIG_SETTERS[name]
+        set_value(client, changed)
     return OK
 
 
-server.reads("COMMAND COUNT", "How many commands there are.")(lambda client: len(_reply_names()))
-server.reads("COMMAND", "Every command: arity, flags, and where its keys are.")(
-    lambda client: list(map(_command_facts, _reply_names()))
+server.reads("COMMAND COUNT", "Return the number of commands.")(
+    lambda client: len(_container_names())
 )
-server.reads("COMMAND LIST", "The names of the commands.")(
-    lambda client: list(dict.fromkeys([*_reply_names(), *map(_reply_name, all_commands())]))
+server.reads("COMMAND", "Return the arity, flags and key positions of every command.")(
+    lambda client: list(map(_command_facts, _container_names()))
+)
+server.reads("COMMAND LIST", "Return the names of all commands and subcommands.")(
+    lambda client: list(dict.fromkeys([*_container_names(), *map(_redis_name, all_commands())]))
 )
 
 
-@server.reads("COMMAND DOCS [command ...]", "How commands are used.")
+@server.reads("COMMAND DOCS [command ...]", "Return the documentation of commands.")
 def command_docs(client: Client, *names: bytes) -> Reply:
     wanted = {name.lower() for name in names}
     chosen: dict[bytes, Any] = {}
     for entry in all_commands():
-        name = _reply_name(entry)
+        name = _redis_name(entry)
         container, _, subcommand = name.partition(b"|")
         if name in wanted:
             chosen[name] = {**_docs(entry), **chosen.get(name, {})}
         elif wanted and container not in wanted:
             continue
         elif subcommand:
-            top = {**_docs(entry), b"summary": b"See its subcommands."}
+            top = {**_docs(entry), b"summary": b"See the subcommands."}
             del top[b"arguments"]
             chosen.setdefault(container, top).setdefault(b"subcommands", {})[name] = _docs(entry)
         else:
@@ -4999,47 +5011,42 @@ def command_docs(client: Client, *names: bytes) -> Reply:
 
 
 def all_commands() -> list[Command]:
-    return [*dict.fromkeys(COMMANDS.values()), *SUBCOMMANDS.values()]
+    """Return the command table's entries in the order of declaration."""
+    return [*COMMANDS.values(), *SUBCOMMANDS.values()]
 
 
-def _reply_name(entry: Command) -> bytes:
+def _redis_name(entry: Command) -> bytes:
     return entry.name.lower().replace(" ", "|").encode()
 
 
-def _reply_names() -> list[bytes]:
-    return list(dict.fromkeys(_reply_name(entry).split(b"|")[0] for entry in all_commands()))
+def _container_names() -> list[bytes]:
+    return list(dict.fromkeys(_redis_name(entry).split(b"|")[0] for entry in all_commands()))
 
 
 def _command_facts(name: bytes) -> Reply:
-    entry = COMMANDS.get(name)
-    nothing = SetReply()  # ACL categories, tips, key specifications
+    entry = COMMANDS.get(name.upper())
+    empty = SetReply()  # ACL categories, tips, key specifications
     if entry is None:
-        return [name, -2, nothing, 0, 0, 0, nothing, nothing, nothing, []]
-    flags = [b"write" if entry.writes else b"pubsub" if entry.group == "pubsub" else b"readonly"]
+        return [name, -2, empty, 0, 0, 0, empty, empty, empty, []]
+    access = b"write" if entry.access in ("writes", "grows") else b"readonly"
+    flags = [b"pubsub" if entry.group == "pubsub" else access]
     flags += [b"denyoom"] * entry.grows + [b"blocking"] * ("timeout" in entry.usage)
-    arity = entry.min_arguments if entry.most == entry.min_arguments else -entry.min_arguments
-    return [
-        name,
-        arity,
-        SetReply(map(Status, flags)),
-        *entry.key_positions,
-        nothing,
-        nothing,
-        nothing,
-        [],
-    ]
+    is_fixed = entry.max_arguments == entry.min_arguments
+    arity = entry.min_arguments if is_fixed else -entry.min_arguments
+    flag_set = SetReply(map(Status, flags))
+    return [name, arity, flag_set, *entry.key_positions, empty, empty, empty, []]
 
 
 def _docs(entry: Command) -> dict[bytes, Any]:
     arguments: list[dict[bytes, Any]] = []
-    for item in entry.items[entry.words :]:
+    for item in entry.usage_items[entry.name_words :]:
         names = item.strip("[]").encode().split()
-        again = arguments[len(arguments) - len(names) + 1 :]
-        if names[-1] == b"..." and [each[b"name"] for each in again] == names[:-1]:
-            # What has just been told of can be repeated.
-            block = {b"name": b"data", b"type": b"block", b"arguments": again}
-            repeated = again[0] if len(again) == 1 else block
-            arguments[-len(again) :] = [{**repeated, b"flags": SetReply([Status(b"multiple")])}]
+        repeated = arguments[len(arguments) - len(names) + 1 :]
+        if names[-1] == b"..." and [each[b"name"] for each in repeated] == names[:-1]:
+            # [value ...] repeats the arguments before it.
+            block = {b"name": b"data", b"type": b"block", b"arguments": repeated}
+            docs = repeated[0] if len(repeated) == 1 else block
+            arguments[-len(repeated) :] = [{**docs, b"flags": SetReply([Status(b"multiple")])}]
         else:
             arguments.append(_argument_docs(item))
     return {
@@ -5059,30 +5066,31 @@ def _argument_docs(item: str) -> dict[bytes, Any]:
         words = choices[0].replace("...", "").split()
         token = words.pop(0) if words[0].isupper() else None
         name = " ".join(words) or (token or "").lower()
-        kind = "key" if name == "key" else "string" if words else "pure-token"
-        docs = {b"name": name.encode(), b"type": kind.encode()}
+        argument_type = "key" if name == "key" else "string" if words else "pure-token"
+        docs = {b"name": name.encode(), b"type": argument_type.encode()}
         if token:
             docs[b"token"] = token.encode()
     flags = [b"optional"] * item.startswith("[") + [b"multiple"] * ("..." in item)
     return {**docs, b"flags": SetReply(map(Status, flags))} if flags else docs
 
 
-@server.reads("INFO [section ...]", "The state of the server, all of it or the sections named.")
+@server.reads("INFO [section ...]", "Return the state of the server, or the given sections of it.")
 def info(client: Client, *names: bytes) -> Reply:
-    sections = _sections(client)
     wanted = {name.decode("latin-1").lower() for name in names}
     everything = not wanted or wanted & {"all", "default", "everything"}
     blocks = [
-        f"# {title}\r\n" + "".join(f"{name}:{value}\r\n" for name, value in facts.items())
-        for title, facts in sections.items()
+        f"# {title}\r\n" + "".join(f"{name}:{value}\r\n" for name, value in fields.items())
+        for title, fields in _info_sections(client).items()
         if everything or title.lower() in wanted
     ]
     return Verbatim("\r\n".join(blocks).encode("utf-8", "replace"))
 
 
-def _sections(client: Client) -> dict[str, dict[str, object]]:
-    keyspace, settings, statistics = client.keyspace, client.settings, client.statistics
-    uptime, times = int(time.monotonic() - statistics.started), os.times()
+def _info_sections(client: Client) -> dict[str, dict[str, object]]:
+    state, keyspace, settings = client.state, client.keyspace, client.settings
+    uptime, times = int(time.monotonic() - state.started_at), os.times()
+    used, limit = keyspace.used_memory, settings.max_memory
+    limits = _limit_parameters(client)
     return {
         "Server": {
             "redis_version": REDIS_VERSION,
@@ -5093,31 +5101,31 @@ def _sections(client: Client) -> dict[str, dict[str, object]]:
             "arch_bits": struct.calcsize("P") * 8,
             "process_id": os.getpid(),
             "tcp_port": settings.tcp or 0,
-            "address": statistics.address,
+            "address": state.address,
             "uptime_in_seconds": uptime,
             "uptime_in_days": uptime // 86400,
         },
         "Clients": {
-            "connected_clients": len(statistics.clients),
-            "blocked_clients": len(client.live.waiting.waiters),
+            "connected_clients": len(state.clients),
+            "blocked_clients": len(state.blocked.clients),
             "maxclients": settings.max_clients,
         },
-        "Limits": {name.replace("-", "_"): value for name, value in _limits(client).items()},
+        "Limits": {name.replace("-", "_"): value for name, value in limits.items()},
         "Memory": {
-            "used_memory": keyspace.used_memory,
-            "used_memory_human": f"{keyspace.used_memory / 1024**2:.2f}M",
-            "maxmemory": _config_limit(keyspace.memory_limit),
-            "maxmemory_human": f"{_config_limit(keyspace.memory_limit) / 1024**2:.2f}M",
+            "used_memory": used,
+            "used_memory_human": f"{used / 1024**2:.2f}M",
+            "maxmemory": int(limit),
+            "maxmemory_human": f"{limit / 1024**2:.2f}M",
             "maxmemory_policy": keyspace.policy,
         },
-        "Persistence": _persistence_facts(client.persistence),
+        "Persistence": _persistence_fields(state.persistence),
         "Stats": {
-            "total_connections_received": statistics.connections,
-            "total_commands_processed": statistics.commands,
+            "total_connections_received": state.connections,
+            "total_commands_processed": state.commands,
             "expired_keys": keyspace.expired,
             "evicted_keys": keyspace.evicted,
-            "pubsub_channels": len(client.live.channels.channels),
-            "pubsub_patterns": len(client.live.channels.patterns),
+            "pubsub_channels": len(state.pubsub.channels),
+            "pubsub_patterns": len(state.pubsub.patterns),
         },
         "Replication": {"role": "master", "connected_slaves": 0},
         "CPU": {"used_cpu_sys": f"{times.system:.6f}", "used_cpu_user": f"{times.user:.6f}"},
@@ -5128,7 +5136,7 @@ def _sections(client: Client) -> dict[str, dict[str, object]]:
     }
 
 
-def _persistence_facts(file: Persistence | None) -> dict[str, object]:
+def _persistence_fields(file: Persistence | None) -> dict[str, object]:
     if file is None:
         return {"loading": 0}
     now, began = time.monotonic(), file.began
@@ -5151,14 +5159,14 @@ def _persistence_facts(file: Persistence | None) -> dict[str, object]:
     }
 
 
-@server.reads("HELP [command]", "The commands, or how one is used.")
+@server.reads("HELP [command]", "Return the usage of one command or of all commands.")
 def help_(client: Client, name: bytes | None = None) -> Reply:
     chosen = all_commands()
     if name is not None:
         wanted = _printable(name[:ERROR_EXCERPT]).upper()
         chosen = [entry for entry in chosen if entry.name.split()[0] == wanted]
         if not chosen:
-            raise CommandError(f"ERR no command '{wanted}'; HELP lists them all")
+            raise CommandError(f"ERR unknown command '{wanted}'; HELP lists all commands")
     return [Status(f"{entry.usage} - {entry.summary}".encode()) for entry in chosen]
 
 
@@ -6331,87 +6339,90 @@ else:
 
 
 # ----------------------------------------------------------------------------
-# Server: sessions, workers, start and stop
+# Server: session, server, workers
 # ----------------------------------------------------------------------------
 
 
 def _is_http(request: Request) -> bool:
-    # A web page can make a browser send a form to a port, with commands in it.
+    # A web page can make a browser send an HTTP request to a TCP port, with commands in its body.
     words, terminator = request
     if terminator is None or not isinstance(words, list):
         return False
     return words[0].upper() in (b"POST", b"HOST:")
 
 
-#: The replies that can be longer than what there is in the store.
+#: The types of replies whose size is checked against max_reply before they are encoded.
 _MEASURED_TYPES = frozenset({list, dict, SetReply, PairsReply, MultipleReplies, Verbatim})
 
 
-class Session(Peer):
-    """One client from connecting to leaving: requests in, replies out, messages in between.
+class Session(Client):
+    """A client with its connection: reads requests, executes them and writes the replies.
 
-    :param local_address: where the client came to.
-    :param suspicious: whether it may be a browser that was sent here.
+    :param local_address: the address of the listener that accepted the connection.
+    :param reject_http: True to close the connection if the client sends an HTTP request.
+
+    Only the thread that serves the client uses the parser and calls :meth:`run`. The keyspace lock
+    guards what other threads can see.
     """
 
     def __init__(
-        self, connection: Connection, settings: Settings, local_address: str, suspicious: bool
-    ) -> None:
-        self.connection, self._settings, self._suspicious = connection, settings, suspicious
-        connection.limits = settings
-        self.address, self.local_address = connection.peer, local_address
-        #: Why the server has hung up, if so.
-        self.dropped = ""
+        self, state: State, connection: Connection, local_address: str = "",
+        password: bytes | None = None, reject_http: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(state, password)
+        self.connection = connection
+        self.address, self.local_address = connection.client_address, local_address
+        self._reject_http = reject_http
+        self._parser = RequestParser(connection.message_mode, state.settings)
         self._process = 0, ""
-        self._listened = False
-        #: Since when the client owes us the rest of a command, while it is waited for.
-        self.owing: float | None = None
-        # The memory that is counted for it.
-        self._held = 0
+        #: When the first part of an incomplete command was received, as a time of
+        #: time.monotonic(); None if no command is incomplete.
+        self.command_started: float | None = None
+        # Bytes of unexecuted input that are counted as used memory.
+        self._buffered_bytes = 0
 
-    def run(self, client: Client) -> None:
-        """Serve the client until it, or the server, ends the connection.
+    def run(self) -> None:
+        """Serve the client until the connection ends.
 
-        :raises ConnectionLost: if a reply could not be delivered.
+        :raises ConnectionLost: if a reply cannot be sent.
         """
-        connection = self.connection
-        parser = RequestParser(connection.message_mode, client.settings)
-        receive, feed, answer = connection.receive, parser.feed, self._answer
-        connection.room = lambda inbox_bytes: self.hold(client, parser.held + inbox_bytes)
-        while not client.closing:
+        connection, parser = self.connection, self._parser
+        receive, feed = connection.receive, parser.feed
+        while not self.close_reason:
             chunk = receive()
             if chunk is None:
                 return
-            since, self.owing = self.owing, None
-            parser.unauthenticated = client.locked_out
+            started, self.command_started = self.command_started, None
+            parser.unauthenticated = not self.authenticated
             requests = feed(chunk, connection.end_of_message)
             if requests:
-                since = None
-            held = parser.held + connection.inbox_bytes
-            enough = held == self._held or self.hold(client, held)
-            if not enough and parser.held > MEMORY_CHECK_THRESHOLD:
-                requests.append(parser.refuse(ProtocolError(OUT_OF_MEMORY)))
-            while requests and not client.closing:
-                if self._suspicious and any(map(_is_http, requests)):
-                    log.warning("Closing client %d (%s): HTTP", client.id, self.describe())
+                started = None
+            if parser.buffered_bytes + connection.inbox_bytes != self._buffered_bytes:
+                enough = self.may_buffer(connection.inbox_bytes)
+                if not enough and parser.buffered_bytes > MEMORY_CHECK_THRESHOLD:
+                    requests.append(parser.protocol_error(ProtocolError(OUT_OF_MEMORY)))
+            while requests and not self.close_reason:
+                if self._reject_http and any(map(_is_http, requests)):
+                    self.close("HTTP request", logging.WARNING)
                     return
-                answer(client, requests)
+                self._execute_requests(requests)
                 requests = []
-                if (
-                    parser.unauthenticated or parser.more
-                ):  # the rest: by now the client may be let in
-                    parser.unauthenticated = client.locked_out
+                if parser.unauthenticated or parser.has_more:
+                    # Parse the rest only now, because AUTH may just have changed its limits.
+                    parser.unauthenticated = not self.authenticated
                     requests = feed(b"")
-            if parser.held:
-                self.owing = since or time.monotonic()
+            if parser.buffered_bytes:
+                self.command_started = started or time.monotonic()
 
-    def hold(self, client: Client, size: int) -> bool:
-        """Count the memory that what is read and not carried out takes, and tell whether there is
-        so much."""
-        keyspace = client.keyspace
+    def may_buffer(self, inbox_bytes: int) -> bool:
+        """Count the memory of unexecuted input and return False if memory is short.
+
+        :param inbox_bytes: bytes that the connection has received and the parser has not.
+        """
+        size, keyspace = self._parser.buffered_bytes + inbox_bytes, self.keyspace
         with keyspace.lock:
-            keyspace.reserve(size - self._held)
-            self._held = size
+            keyspace.reserve(size - self._buffered_bytes)
+            self._buffered_bytes = size
             if size > MEMORY_CHECK_THRESHOLD and keyspace.used_memory > keyspace.memory_limit:
                 try:
                     keyspace.free_memory()
@@ -6419,134 +6430,131 @@ class Session(Peer):
                     return False
         return True
 
-    def end(self, client: Client) -> None:
-        """Give up what is held, under the store's lock, when run() has ended."""
-        self.hold(client, 0)
-        self.connection.room = None  # by which the connection holds what holds it
+    def release_input(self) -> None:
+        """Stop counting the memory of unexecuted input, after run() has ended."""
+        self.keyspace.reserve(-self._buffered_bytes)
+        self._buffered_bytes = 0
 
-    def _answer(self, client: Client, requests: list[Request]) -> None:
-        client.last_command_at = time.monotonic()
-        channels, waiting = client.live.channels, client.live.waiting
-        subscriber = client.subscriber
-        ready, messages = waiting.ready, subscriber.messages
-        pending = iter(requests)
+    def _execute_requests(self, requests: list[Request]) -> None:
+        self.last_command_at = time.monotonic()
+        state, connection = self.state, self.connection
+        ready_keys, pending_output = state.blocked.ready_keys, self.pending_output
+        unexecuted = iter(requests)
         more = True
-        while more and not client.closing:
+        while more and not self.close_reason:
             output: list[bytes] = []
-            size, more, next_check = 0, False, TURN_CLOCK_BYTES
-            # The lock once a turn rather than once a command, and one message for all replies.
-            with client.keyspace.lock:
+            size, next_clock_check = 0, TURN_CLOCK_BYTES
+            more = stop = False
+            # Acquire the lock once per turn, not once per command, and write all replies at once.
+            with state.keyspace.lock:
                 end = time.monotonic() + TURN_TIME
-                for arguments, terminator in pending:
-                    reply = execute(client, arguments)
+                for arguments, terminator in unexecuted:
+                    self.terminator = terminator
+                    reply = execute(self, arguments)
                     if reply.__class__ is bytes and terminator is None:
-                        # As encode_resp() does it, without the call.
+                        # The same as encode_resp() without the call.
                         data = b"$%d\r\n%b\r\n" % (len(reply), reply)  # type: ignore[arg-type,str-format]
+                    elif reply is OK and terminator is None and not self.close_reason:
+                        data = b"+OK\r\n"
                     else:
-                        if (
-                            reply.__class__ in _MEASURED_TYPES
-                            and reply_size(reply) > self._settings.max_reply
-                        ):
-                            reply = reply_too_long(self._settings.max_reply)
-                        if subscriber.listens:  # from this command on, perhaps
-                            subscriber.form = client.protocol if terminator is None else terminator
-                        if terminator is None or reply is NO_REPLY:
-                            data = encode_resp(reply, client.protocol)
-                        else:
-                            data = encode_text(reply, terminator)
-                    if messages:  # in order with the replies to what it does itself
-                        data = b"".join(messages) + data
-                        subscriber.forget()
+                        data = self._encode(reply)
+                        stop = bool(self.close_reason) or self.blocked is not None
+                    if pending_output:
+                        # Messages that this command has published come before its reply.
+                        data = b"".join(pending_output) + data
+                        pending_output.clear()
+                        self.pending_bytes = 0
                     output.append(data)
-                    if ready:
-                        waiting.serve()
+                    if ready_keys:
+                        state.blocked.serve_ready_keys()
                     size += len(data) + TURN_COMMAND_BYTES
-                    if size > next_check or client.halted:
-                        if size > TURN_BYTES or client.halted or time.monotonic() > end:
+                    if stop or size > next_clock_check:
+                        if stop or size > TURN_BYTES or time.monotonic() > end:
                             more = True
                             break
-                        next_check += TURN_CLOCK_BYTES
-                client.statistics.commands += len(output)
+                        next_clock_check += TURN_CLOCK_BYTES
+                state.commands += len(output)
                 if arguments.__class__ is list and len(arguments[0]) < ERROR_EXCERPT:  # type: ignore[index]
-                    client.command = arguments[0]  # type: ignore[index]
-                # Only RESP is a stream; a text client wants its reply in one message.
-                answered = output and (reply is not NO_REPLY or any(output))
+                    self.last_command = arguments[0]  # type: ignore[index]
+                # An empty reply is a message for a text client, but nothing in a RESP stream.
+                has_output = output and (reply is not NO_REPLY or any(output))
                 data = output[0] if len(output) == 1 else b"".join(output)
-                listens = self._listened or subscriber.listens
-                if listens:
-                    # In order with what others send it from now on.
-                    self._listened = subscriber.listens
-                    subscriber.form = client.protocol if terminator is None else terminator
-                    if answered:
-                        self.connection.push(data, terminator is not None)
-                    else:
-                        self.connection.expect_pushes()
-                if channels.pending_clients:
-                    channels.flush()
-            if listens:
-                self.connection.flush()
-            elif answered:
-                self.connection.send(data, terminator is not None)
-            if client.waiter is not None:
-                self._wait(client, client.waiter, terminator)
+                push_mode = connection.push_mode
+                if push_mode and has_output:
+                    # Under the lock, so that messages of other clients come after these replies.
+                    connection.push(data, terminator is not None)
+                if state.pubsub.pending_clients:
+                    state.pubsub.flush()
+            if push_mode or (has_output and not connection.send(data, terminator is not None)):
+                connection.flush(self.settings.reply_timeout, self.may_buffer)
+            if self.blocked is not None:
+                self._wait_while_blocked(self.blocked)
 
-    def _wait(self, client: Client, waiter: BlockedClient, terminator: bytes | None) -> None:
-        # Until the client has what it waits for, or its time is over, or it is gone.
-        while not waiter.done:
-            left = waiter.left()
-            if left is not None and left <= 0:
-                with client.keyspace.lock:
-                    client.live.waiting.end(waiter, waiter.reply)
-            elif not self.connection.watch(left):
-                if self.connection.inbox_full:
-                    self.drop("it sent more than can be kept while it waited")
-                client.close()
+    def _encode(self, reply: Reply) -> bytes:
+        max_reply = self.settings.max_reply
+        if reply.__class__ in _MEASURED_TYPES and reply_size(reply) > max_reply:
+            reply = reply_too_long(max_reply)
+        if self.terminator is None or reply is NO_REPLY:
+            return encode_resp(reply, self.protocol)
+        return encode_text(reply, self.terminator)
+
+    def _wait_while_blocked(self, blocked: BlockedClient) -> None:
+        # Wait for the reply of a blocking command, and send it.
+        connection, blocked_clients = self.connection, self.state.blocked
+        while not blocked.done:
+            remaining = blocked.remaining()
+            if remaining is not None and remaining <= 0:
+                with self.keyspace.lock:
+                    blocked_clients.unblock(blocked, blocked.reply)
+            elif not connection.wait_for_input(remaining, self.may_buffer):
+                if connection.inbox_full:
+                    self.disconnect("sent more input than can be buffered while it was blocked")
+                self.close("disconnected while it was blocked")
                 return
-        form = client.protocol if terminator is None else terminator
-        data = encode(waiter.reply, form)
-        with client.keyspace.lock:
-            client.waiter, client.halted = None, client.closing
-            if self._listened and not waiter.muted:
-                self.connection.push(data, terminator is not None)
-        if self._listened:
-            self.connection.flush()
-        elif not waiter.muted:
-            self.connection.send(data, terminator is not None)
+        data, whole = self._encode(blocked.reply), self.terminator is not None
+        with self.keyspace.lock:
+            self.blocked = None
+            push_mode = connection.push_mode
+            if push_mode and not blocked.suppress_reply:
+                connection.push(data, whole)
+        if push_mode or not (blocked.suppress_reply or connection.send(data, whole)):
+            connection.flush(self.settings.reply_timeout, self.may_buffer)
 
-    def push(self, data: bytes, line: bool) -> None:
-        self.connection.push(data, line)
+    def timeout_reason(self, now: float) -> str:
+        """Return why a time limit requires to disconnect the client, or "".
 
-    def can_queue(self, pending: int, size: int) -> bool:
-        lying, most = self.connection.outbox_bytes + pending, self._settings.subscriber_buffer
-        if not self.dropped and lying and lying + size > most:
-            self.drop(f"it left more than {most} bytes of what it subscribed to lying")
-        return not self.dropped
-
-    def overdue(self, client: Client, now: float) -> str:
-        """Why a client is to be dropped at this time, or ""."""
-        limits = self._settings
-        owing, longest = self.owing, limits.message_timeout
-        if owing is not None and 0 < longest < now - owing:
-            return f"it did not finish a command within {longest:g} s"
-        # Who waits, listens, or has not all of its reply or its command through yet is not idle.
-        busy = client.waiter is not None or owing is not None or self.connection.outbox_bytes
-        if (
-            not (busy or client.subscriber.listens)
-            and 0 < limits.idle_timeout < now - client.last_command_at
-        ):
-            return f"it asked for nothing for {limits.idle_timeout:g} s"
+        :param now: a time of :func:`time.monotonic`.
+        """
+        limit, started = self.settings.message_timeout, self.command_started
+        if started is not None and 0 < limit < now - started:
+            return f"incomplete command after --message-timeout ({limit:g} s)"
+        limit = self.settings.idle_timeout
+        # A client that is blocked, subscribed, or in the middle of a command or reply is not idle.
+        busy = self.blocked is not None or started is not None or self.connection.outbox_bytes
+        subscribed = self.subscription_count > 0 or self.monitoring
+        if not (busy or subscribed) and 0 < limit < now - self.last_command_at:
+            return f"idle for longer than --idle-timeout ({limit:g} s)"
         return ""
 
-    def drop(self, reason: str) -> None:
-        """End the connection, and say why in the log."""
-        self.dropped = self.dropped or reason
+    def disconnect(self, reason: str) -> None:
+        super().disconnect(reason)
         self.connection.abort()
+
+    def expect_pushes(self) -> None:
+        self.connection.expect_pushes()
+
+    def can_queue(self, size: int) -> bool:
+        unsent = self.connection.outbox_bytes + self.pending_bytes
+        limit = self.settings.subscriber_buffer
+        if unsent and unsent + size > limit:
+            self.disconnect(f"output buffer exceeded --subscriber-buffer ({limit} bytes)")
+        return not self.close_reason
+
+    def push(self, data: bytes, whole: bool) -> None:
+        self.connection.push(data, whole)
 
     def wake(self) -> None:
         self.connection.wake()
-
-    def hang_up(self) -> None:
-        self.connection.abort()
 
     def is_connected(self) -> bool:
         return self.connection.is_connected()
@@ -6558,10 +6566,10 @@ class Session(Peer):
 
 
 class _Endpoint:
-    # A listener, with the number of workers it has and of those that wait for a client.
+    # A listener with the number of its workers, and of those that wait for a client.
 
     def __init__(self, listener: Listener) -> None:
-        self.listener, self.workers, self.spare = listener, 0, 0
+        self.listener, self.workers, self.spare_workers = listener, 0, 0
 
 
 class Server:
@@ -6569,31 +6577,28 @@ class Server:
 
     :param pipe: the name of the pipe, see :func:`pipe_address`.
     :param options: see :class:`Settings`.
-    :raises ValueError: for an option that cannot be used.
+    :raises ValueError: for an invalid option.
 
-    As a context manager it serves on background threads between
-    :meth:`start` and :meth:`stop`; :meth:`serve_forever` does both and blocks
-    in between.
+    As a context manager, it serves on background threads between :meth:`start` and :meth:`stop`.
+    :meth:`serve_forever` calls both and blocks in between.
+
+    ``_lock`` guards the sessions and the counts of workers.
     """
 
     def __init__(self, pipe: str = DEFAULT_PIPE, **options: Any) -> None:
         self._settings = Settings(pipe, **options)
         self.address = pipe_address(pipe)
-        self._keyspace = Keyspace()
-        self._keyspace.memory_limit = self._settings.max_memory or math.inf
-        self._keyspace.policy = self._settings.policy
-        self._statistics = Statistics(self.address)
-        self._live = State(self._keyspace)
-        db = self._settings.db
-        self._persistence = None if db is None else Persistence(db, self._keyspace)
-        self._live.events.configure(self._settings.notify_keyspace_events)
+        self._state = State(self._settings, self.address)
+        if self._settings.db is not None:
+            self._state.persistence = Persistence(self._settings.db, self._state.keyspace)
         self._endpoints: list[_Endpoint] = []
-        most = self._settings.max_clients * (1 if self._settings.tcp is None else 2)
-        self._pool = concurrent.futures.ThreadPoolExecutor(most, "pipecache")
-        self._process = self._workers = 0
+        # max_clients limits the clients of each listener.
+        max_workers = self._settings.max_clients * (1 if self._settings.tcp is None else 2)
+        self._pool = concurrent.futures.ThreadPoolExecutor(max_workers, "pipecache")
+        self._process_id = self._workers = 0
         self._affinity: set[int] = set()
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
+        self._worker_ended = threading.Condition(self._lock)
         self._stopping, self._stopped = threading.Event(), threading.Event()
         self._sessions: set[Session] = set()
         self._saved = True
@@ -6602,65 +6607,76 @@ class Server:
         """Open the pipe and serve it on background threads.
 
         :raises AddressInUse: if another program serves the name.
-        :raises TransportError: if the pipe cannot be made.
+        :raises TransportError: if the pipe or port cannot be opened.
         :raises PersistenceError: if the file cannot be used.
-        :raises RuntimeError: if it was started before.
+        :raises RuntimeError: if the server was started before.
         """
         if self._endpoints:
-            raise RuntimeError("a Server can be started once")
-        self._process = os.getpid()
+            raise RuntimeError("this Server was started before; create a new Server")
+        self._process_id = os.getpid()
         if sys.platform == "linux":
             usable = sorted(os.sched_getaffinity(0))
-            self._affinity = {usable[self._process % len(usable)]}
+            self._affinity = {usable[self._process_id % len(usable)]}
+        keyspace, persistence = self._state.keyspace, self._state.persistence
         endpoints = [_Endpoint(make_listener(self.address, self._settings.access))]
         try:
             if self._settings.tcp is not None:
                 endpoints.append(_Endpoint(TCPListener(self._settings.tcp)))
-            if self._persistence is not None:
-                self._persistence.open()  # those who connect meanwhile wait
-                with self._keyspace.lock, contextlib.suppress(CommandError):
-                    self._keyspace.free_memory()
-                self._persistence.start()
+            if persistence is not None:
+                persistence.open()  # clients that connect meanwhile have to wait
+                with keyspace.lock, contextlib.suppress(CommandError):
+                    keyspace.free_memory()
+                persistence.start()
         except BaseException:
             for endpoint in endpoints:
                 endpoint.listener.close()
             raise
         self._endpoints = endpoints
-        # The interpreter waits for a pool's threads before it runs atexit functions (since
-        # Python 3.9), so a host program that ends without stop() would hang there.
+        # Since Python 3.9 the interpreter waits for the threads of a pool before it calls atexit
+        # functions, so a host program that ends without stop() would hang.
         this = weakref.ref(self)
         getattr(threading, "_register_atexit", atexit.register)(lambda: _stop_at_exit(this()))
-        facts = (self.address, os.getpid(), __version__, *sys.version_info[:2])
-        log.info("Serving %s (process %d, pipecache %s, Python %d.%d)", *facts)
-        who = ACCESS_MODES.get(self._settings.access, "whom it names")
-        log.info("Open to %s (%s)", who, endpoints[0].listener.access)
-        for rival in endpoints[0].listener.other_servers:
-            what = "%s can serve this name too, and so be sent what is meant for this server"
-            log.warning(f"{what}: give it 0x12019b at most", rival)
-        for endpoint in endpoints[1:]:
-            asked = "no password" if self._settings.password is None else "a password"
-            log.info("Serving %s, to any account here, with %s", endpoint.listener.address, asked)
+        self._log_start()
         with self._lock:
             for endpoint in endpoints:
                 for _ in range(min(SPARE_LISTENERS, self._settings.max_clients)):
                     self._add_worker(endpoint)
         if not all(endpoint.workers for endpoint in endpoints):
             self.stop()
-            raise TransportError("Cannot serve: the system gives no thread")
+            raise TransportError("Cannot serve: the system cannot start a thread; end other"
+                                 " programs or lower --max-clients")  # fmt: skip
         threading.Thread(
-            target=self._run_housekeeping, name="pipecache-sweeper", daemon=True
+            target=self._run_housekeeping, name="pipecache-housekeeping", daemon=True
         ).start()
         log.info("Ready to accept connections")
 
-    def stop(self) -> bool:
-        """Let running commands finish, end every connection, give the name free.
+    def _log_start(self) -> None:
+        facts = self.address, os.getpid(), __version__, *sys.version_info[:2]
+        log.info("Serving %s (process %d, pipecache %s, Python %d.%d)", *facts)
+        listener = self._endpoints[0].listener
+        accounts = ACCESS_MODES.get(self._settings.access, "the accounts of the SDDL string")
+        log.info("Access: %s (%s)", accounts, listener.access)
+        for account in listener.other_servers:
+            log.warning(
+                "Account %s has the right to serve this name too and could receive data that is"
+                " meant for this server; grant it at most 0x12019b in --access", account,
+            )  # fmt: skip
+        for endpoint in self._endpoints[1:]:
+            password = "no password" if self._settings.password is None else "a password"
+            address = endpoint.listener.address
+            log.info("Serving %s, which every local account can reach, with %s", address, password)
 
-        Returns within STOP_TIMEOUT seconds, whatever the clients do, and once everything is saved;
-        False if by then a command had not come to its end, so that its thread and the name are
-        still in use, or the file did not take everything, or no more of it for SAVE_TIMEOUT.
+    def stop(self) -> bool:
+        """Let running commands finish, close every connection, save, and release the name.
+
+        This takes at most STOP_TIMEOUT seconds, plus the time to save as long as saving makes
+        progress within SAVE_TIMEOUT seconds.
+
+        :returns: False if a command did not finish, so that its thread and the name are still in
+            use, or if changes could not be saved.
         """
-        # A forked child has none of the threads, but shares the sockets with those that need them.
-        if not self._endpoints or self._process != os.getpid():
+        # A forked child has none of the threads, but it shares the sockets with the parent.
+        if not self._endpoints or self._process_id != os.getpid():
             return True
         with self._lock:
             first = not self._stopping.is_set()
@@ -6668,9 +6684,9 @@ class Server:
         if first:
             try:
                 self._stop_workers()
-                # Who finds the name free finds the file free, too.
-                if self._persistence is not None:
-                    self._saved = self._persistence.stop(SAVE_TIMEOUT)
+                # Save before the name is released: the next server of this name needs the file.
+                if self._state.persistence is not None:
+                    self._saved = self._state.persistence.stop(SAVE_TIMEOUT)
                 self._close()
             finally:
                 self._stopped.set()
@@ -6683,32 +6699,33 @@ class Server:
             endpoint.listener.interrupt()
         started = time.monotonic()
         with self._lock:
-            # Again and again: a worker may be on its way into the call that is to be ended.
+            # Repeat this, because a worker may only now enter the call that has to be interrupted.
             while self._workers and time.monotonic() - started < STOP_TIMEOUT:
                 late = time.monotonic() - started > STOP_GRACE
                 for session in self._sessions:
                     (session.connection.abort if late else session.connection.interrupt)()
-                self._changed.wait(0.1)
+                self._worker_ended.wait(0.1)
 
     def _close(self) -> None:
         if self._workers:
-            log.error("Stopped, but %d clients' commands did not end", self._workers)
+            log.error("%d commands still running after %g s", self._workers, STOP_TIMEOUT)
             return
         self._pool.shutdown()
         for endpoint in self._endpoints:
             endpoint.listener.close()
-        counts = self._statistics.commands, self._statistics.connections
-        log.info("Stopped after %d commands of %d clients", *counts)
+        counts = self._state.commands, self._state.connections
+        log.info("Stopped after %d commands from %d clients", *counts)
 
     def serve_forever(self) -> None:
-        """Start, and serve until stop() is called by another thread or an exception such as
-        KeyboardInterrupt ends the wait.
+        """Start, then block until another thread calls stop() or an exception ends the wait.
 
-        :raises AddressInUse: see :meth:`start`.
+        Such an exception is KeyboardInterrupt, for example. The server is stopped in each case.
+
+        :raises AddressInUse: and other exceptions as :meth:`start` does.
         """
         try:
             self.start()
-            # In slices, because Windows does not end a longer wait for Ctrl+C.
+            # In slices, because on Windows Ctrl+C does not interrupt a longer wait.
             while not self._stopping.wait(0.25):
                 pass
         finally:
@@ -6722,30 +6739,32 @@ class Server:
         self.stop()
 
     def _add_worker(self, endpoint: _Endpoint) -> None:
-        # Under self._lock, so that the worker cannot count itself out before it is counted in.
+        # The caller holds self._lock, so the worker cannot end before it is counted.
         if self._stopping.is_set():
             return
-        place = [endpoint]
+        slot = [endpoint]
         try:
-            self._pool.submit(self._work, place)
+            self._pool.submit(self._work, slot)
         except RuntimeError as error:
-            # The system gives no further thread; but the pool keeps what it could not start.
-            place.clear()
-            log.error("Cannot start another worker: %s", error)
+            # The system cannot start a thread, but the task stays in the queue of the pool. An
+            # empty slot makes it return at once if another thread takes it later.
+            slot.clear()
+            log.error("Cannot start another worker thread: %s", error)
         else:
             self._workers += 1
             endpoint.workers += 1
-            endpoint.spare += 1
+            endpoint.spare_workers += 1
 
-    def _work(self, place: list[_Endpoint]) -> None:
-        # One worker: accepts a client, serves it to the end, goes back to accepting.
+    def _work(self, slot: list[_Endpoint]) -> None:
+        # A worker accepts a client, serves it until it disconnects, and accepts the next one.
         with self._lock:
-            if not place:
+            if not slot:
                 return
-            (endpoint,) = place
+            (endpoint,) = slot
         if sys.platform == "linux":
-            # The interpreter runs one thread at a time. On several processors those that wait for
-            # their turn wake each other across them, which takes longer than the commands do.
+            # CPython runs one thread at a time. On several processors, threads that wait for the
+            # interpreter lock wake each other across processors, which takes longer than most
+            # commands. So all workers run on one processor.
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(0, self._affinity)
         try:
@@ -6755,18 +6774,19 @@ class Server:
             with self._lock:
                 self._workers -= 1
                 endpoint.workers -= 1
-                endpoint.spare -= 1
-                self._changed.notify_all()
+                endpoint.spare_workers -= 1
+                self._worker_ended.notify_all()
 
     def _serve_next(self, endpoint: _Endpoint) -> bool:
-        # A call for each, so that nothing of one is kept until the next has come.
+        # A separate call for each client, so that no local variable keeps the last session alive
+        # while the worker waits for the next client.
         connection = self._accept(endpoint.listener)
         if connection is None:
             return False
         try:
             self._serve(connection, endpoint)
         except Exception:
-            log.exception("A connection failed")
+            log.exception("Internal error while serving a client")
         return True
 
     def _accept(self, listener: Listener) -> Connection | None:
@@ -6774,74 +6794,72 @@ class Server:
             try:
                 return listener.accept()
             except (OSError, MemoryError) as error:
-                log.error("Cannot accept a client, trying again: %s", error)
+                log.error("Cannot accept a client, will retry in 0.5 s: %s", error)
                 self._stopping.wait(0.5)
         return None
 
     def _serve(self, connection: Connection, endpoint: _Endpoint) -> None:
-        open_to_all = endpoint.listener.open_to_all
-        session = Session(connection, self._settings, endpoint.listener.address, open_to_all)
-        password = self._settings.password if open_to_all else None
-        client = Client(
-            self._keyspace, self._settings, self._statistics, self._live, session, password,
-            self._persistence,
-        )  # fmt: skip
+        listener, keyspace = endpoint.listener, self._state.keyspace
+        # On the pipe, the system checks who connects. A TCP port is open to all local accounts.
+        is_open = listener.open_to_all
+        password = self._settings.password if is_open else None
+        session = Session(self._state, connection, listener.address, password, is_open)
         with self._lock:
             self._sessions.add(session)
-            endpoint.spare -= 1
-            if endpoint.spare < SPARE_LISTENERS and endpoint.workers < self._settings.max_clients:
+            endpoint.spare_workers -= 1
+            needs_worker = endpoint.spare_workers < SPARE_LISTENERS
+            if needs_worker and endpoint.workers < self._settings.max_clients:
                 self._add_worker(endpoint)
-        with self._keyspace.lock:
-            client.register()
+        with keyspace.lock:
+            self._state.add_client(session)
         if log.isEnabledFor(logging.DEBUG):
-            log.debug("Client %d has connected: %s", client.id, session.describe())
+            log.debug("Client %d connected: %s", session.id, session.describe())
         try:
-            session.run(client)
+            session.run()
         except ConnectionLost as error:
-            session.dropped = session.dropped or str(error)
+            session.close(str(error), logging.INFO)
         finally:
-            if client.fault:
-                who = client.id, session.describe()
-                log.warning("Closing client %d (%s): %s", *who, client.fault)
-            if session.dropped:
-                who = client.id, session.describe()
-                log.info("Client %d (%s) was dropped: %s", *who, session.dropped)
+            session.close("end of input")
+            if log.isEnabledFor(session.close_level):
+                facts = session.id, session.describe(), session.close_reason
+                log.log(session.close_level, "Client %d (%s) disconnected: %s", *facts)
             with self._lock:
                 self._sessions.discard(session)
-                endpoint.spare += 1
+                endpoint.spare_workers += 1
             try:
-                with self._keyspace.lock:
-                    session.end(client)
-                    client.leave()
+                with keyspace.lock:
+                    session.release_input()
+                    self._state.remove_client(session)
             finally:
                 connection.close()
 
     def _run_housekeeping(self) -> None:
-        looked = time.monotonic()
+        # Remove expired keys, continue evictions and disconnect timed-out clients.
+        last_check = time.monotonic()
+        keyspace = self._state.keyspace
         while not self._stopping.wait(EXPIRE_INTERVAL):
             now = time.monotonic()
             try:
-                if now - looked > TIMEOUT_CHECK_INTERVAL:
-                    looked = now
+                if now - last_check > TIMEOUT_CHECK_INTERVAL:
+                    last_check = now
                     self._disconnect_timed_out(now)
                 more = True
                 while more and not self._stopping.is_set():
-                    with self._keyspace.lock:
-                        more = self._keyspace.remove_expired(
-                            KEYS_PER_CYCLE
-                        ) or self._keyspace.evict(KEYS_PER_CYCLE)
-                        self._live.channels.flush()
-            except Exception:  # this thread must not end: nothing would expire unasked
-                log.exception("A fault of this program, or too little memory, while sweeping")
+                    with keyspace.lock:
+                        more = keyspace.remove_expired(KEYS_PER_CYCLE)
+                        more = more or keyspace.evict(KEYS_PER_CYCLE)
+                        self._state.pubsub.flush()
+            except Exception:
+                # If this thread ended, keys would expire only when a client accesses them.
+                log.exception("Internal error, or too little memory, in the housekeeping thread")
 
     def _disconnect_timed_out(self, now: float) -> None:
-        with self._keyspace.lock:
-            clients = list(self._statistics.clients.values())
-        for client in clients:
-            session = client.peer
-            reason = session.overdue(client, now) if isinstance(session, Session) else ""
+        with self._lock:
+            sessions = list(self._sessions)
+        for session in sessions:
+            reason = session.timeout_reason(now)
             if reason:
-                session.drop(reason)  # type: ignore[attr-defined]
+                session.disconnect(reason)
 
 
 def _stop_at_exit(server: Server | None) -> None:
