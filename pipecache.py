@@ -208,7 +208,7 @@ def _invalid(name: str, value: object, expected: str) -> ValueError:
 
 
 class Limit(NamedTuple):
-    """A limit for clients. Its key in LIMITS names the option; a limit that can be 0 is then off."""
+    """A limit. Its key in LIMITS is the name of its option; 0 means no limit where 0 is allowed."""
 
     parameter: str  #: The name in CONFIG SET, as in Redis if Redis has this limit.
     default: float
@@ -1100,7 +1100,7 @@ class SortedSet:
 
 Value = TypeVar("Value")
 
-# An element of a Redis pattern: a class such as [^a-z], or one character. An element of a class.
+# An element of a Redis pattern: a class such as [^a-z] or one character; an element of a class.
 _GLOB = re.compile(rb"\[(?P<negated>\^?)(?P<members>(?:\\.|[^\]]-.|[^\]])*)\]?|\\?.", re.DOTALL)
 _GLOB_MEMBER = re.compile(rb"\\(.)|(.)-(.)|(.)", re.DOTALL)
 
@@ -1115,7 +1115,7 @@ def compile_glob(pattern: bytes) -> Callable[[bytes], object]:
     if len(pattern) > MAX_PATTERN:
         raise CommandError(f"ERR the pattern is longer than {MAX_PATTERN} bytes")
     if not set(pattern) & set(b"?[\\"):
-        first_literal, *literals = pattern.split(b"*")
+        first_literal, *literals = re.split(rb"\*+", pattern)
         if not literals:
             return pattern.__eq__
         return functools.partial(_match_literals, first_literal, literals[:-1], literals[-1])
