@@ -1,27 +1,44 @@
 #!/usr/bin/env python3
-r"""pipecache: a key-value cache and messaging server in one file.
+r"""A key-value cache and messaging server in one file.
 
-Copy this file to any machine with Python 3.8 or newer and run it:
-
-    python pipecache.py
-
-Every program of the same user can now share values through the named pipe
-\\.\pipe\KeyValuePipe, one message a command, in any language:
+Copy this file to a machine with Python 3.8 or newer and run ``python pipecache.py``. Every
+program of the same user can then share values through the named pipe \\.\pipe\KeyValuePipe.
+A message is one command in plain text:
 
     with open(r"\\.\pipe\KeyValuePipe", "r+b", buffering=0) as pipe:
         pipe.write(b"SET city dubai")
-        print(pipe.read(4096))              # b'OK'
+        print(pipe.read(4096))  # b'OK'
 
-The same pipe speaks RESP, the Redis protocol. Outside Windows a Unix domain
-socket takes the place of the pipe. Inside another program:
+The pipe also speaks RESP, the protocol of Redis. On Linux and macOS a Unix domain socket
+replaces the pipe. A Python program can run the server on background threads:
 
     from pipecache import Server
 
-    with Server("KeyValuePipe"):
-        ...                                 # served on background threads
+    with Server("KeyValuePipe") as server:
+        input(f"Serving {server.address}. Press Enter to stop.")
 
-Nothing outside the standard library is imported, nothing listens on the
-network, and only the user who started the server can connect to it.
+The file imports only the standard library. By default the server opens no TCP port and
+only programs of the user who started it can connect.
+
+Sections, each of which uses only the sections above it:
+
+    Limits and defaults, Exceptions, Replies
+    Wire protocol: parsing and encoding of text and RESP, without input or output
+    Values, Keyspace, State, Persistence
+    Commands: declaration and dispatch, argument parsing, strings, keys, lists, hashes,
+        sets, sorted sets, transactions, publish/subscribe, connection, server
+    Win32 API, Transports, Server, Command line
+
+Locks: Keyspace.lock guards the keyspace and the state of all clients. Connection._lock guards
+the handle and the output of one connection. Server._lock guards the workers and the sessions.
+Take the keyspace lock or Server._lock (never both) before a connection's lock, never the
+reverse. Hold none of these locks while waiting for a client or for another thread.
+
+The path of three commands; the keyspace lock is held inside the brackets:
+
+    GET: Session.run -> RequestParser.feed -> [execute -> encode_resp] -> Connection.send
+    BLPOP: [execute -> block_client] -> Connection.watch, until another session wakes this one
+    PUBLISH: [execute -> PubSub.publish -> PubSub.flush -> Connection.push to each subscriber]
 
 SPDX-License-Identifier: MIT
 """
@@ -57,25 +74,12 @@ import sys
 import threading
 import time
 import weakref
-from typing import (
-    Any,
-    Callable,
-    Deque,
-    Dict,
-    Iterable,
-    Iterator,
-    List,
-    Mapping,
-    NamedTuple,
-    Sequence,
-    Tuple,
-    TypeVar,
-    Union,
-)  # fmt: skip
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Callable, Deque, Dict, List, NamedTuple, Tuple, TypeVar, Union
 
 try:
     import sqlite3
-except ImportError:  # not every Python was built with it, and only --db needs it
+except ImportError:  # Some builds of Python have no sqlite3; only --db needs it.
     sqlite3 = None  # type: ignore[assignment]
 
 if sys.platform == "win32":
@@ -92,113 +96,85 @@ log = logging.getLogger("pipecache")
 # Limits and defaults
 # ----------------------------------------------------------------------------
 
-DEFAULT_PIPE = "KeyValuePipe"  #: The name of the pipe when none is given.
-#: Seconds in which stop() returns, and after how many of them it stops waiting for replies.
-STOP_TIMEOUT = 5.0
-STOP_GRACE = 2.0
-#: Workers kept waiting for clients, so that several can connect at the same moment.
-SPARE_LISTENERS = 8
+DEFAULT_PIPE = "KeyValuePipe"  #: The name of the pipe.
+STOP_TIMEOUT = 5.0  #: Seconds that Server.stop() waits for its worker threads.
+STOP_GRACE = 2.0  #: Seconds after which stop() also aborts writes to clients that do not read.
+SPARE_LISTENERS = 8  #: Number of idle workers, so that as many clients can connect at once.
+CHUNK_SIZE = 65536  #: Bytes of one read, and of the pipe's buffer in each direction.
+MAX_WRITE = 1024 * 1024  #: Bytes of one WriteFile; Windows charges pending writes to nonpaged pool.
+MAX_INBOX = 256 * 1024 * 1024  #: Bytes of input to buffer while a client is blocked or not reading.
+CHUNK_OVERHEAD = 100  #: Bytes of memory that a buffered chunk needs besides its data.
+MAX_HEADER = 65536  #: Bytes of a RESP line that announces a length, as in Redis.
+ARGUMENT_OVERHEAD = 48  #: Bytes of memory that a parsed argument needs besides its data.
+REPLY_OVERHEAD = 6  #: Bytes of an encoded reply besides its data.
+MEMORY_CHECK_THRESHOLD = 1024 * 1024  #: Bytes a client may buffer even when memory is full.
+MAX_PARSED_REQUESTS = 1000  #: Number of requests to parse before they are executed.
+MAX_UNAUTHENTICATED_ARGUMENTS = 10  #: Number of arguments before AUTH, as in Redis.
+MAX_UNAUTHENTICATED_BYTES = 16384  #: Bytes of one argument before AUTH, as in Redis.
 
-#: Bytes asked of the system at a time, and the quota of a pipe in each direction.
-CHUNK_SIZE = 65536
-#: Bytes written at once to a pipe, which Windows keeps in memory it has little of.
-MAX_WRITE = 1024 * 1024
-#: Bytes of further commands kept while a client waits or does not take its replies, and what each
-#: chunk of them takes beside its own bytes.
-MAX_INBOX = 256 * 1024 * 1024
-CHUNK_OVERHEAD = 100
-
-#: The length of the line that announces arguments in RESP, and what an argument takes beside its
-#: own bytes; and what the least of replies takes.
-MAX_HEADER = 65536
-ARGUMENT_OVERHEAD = 48
-REPLY_OVERHEAD = 6
-#: Bytes of commands not carried out yet that are let in however little memory is left; and commands
-#: beyond which no more are cut out of what was received until these are carried out.
-MEMORY_CHECK_THRESHOLD = 1024 * 1024
-MAX_PARSED_REQUESTS = 1000
-#: Arguments of a command, and bytes of one, while a client has not given the password it must give.
-MAX_UNAUTHENTICATED_ARGUMENTS = 10
-MAX_UNAUTHENTICATED_BYTES = 16384
-#: Bytes of one client's replies after which the others get a turn, and what each command counts
-#: beside its reply.
+#: Bytes of replies after which a session releases the keyspace lock, so that other clients are
+#: served. A command counts as TURN_COMMAND_BYTES plus its reply.
 TURN_BYTES = 1024 * 1024
 TURN_COMMAND_BYTES = 4096
-#: Seconds after which they get it in any case, and bytes after which there is a look at the clock.
-TURN_TIME = 0.005
-TURN_CLOCK_BYTES = 8 * TURN_COMMAND_BYTES
+TURN_TIME = 0.005  #: Seconds after which the session releases the lock in any case.
+TURN_CLOCK_BYTES = 8 * TURN_COMMAND_BYTES  #: Bytes between two checks of TURN_TIME.
+EXPIRE_INTERVAL = 0.1  #: Seconds between two searches for expired keys.
+KEYS_PER_CYCLE = 1000  #: Number of keys to expire or evict before the keyspace lock is released.
+TIMEOUT_CHECK_INTERVAL = 0.5  #: Seconds between two searches for clients that timed out.
 
-#: Seconds between two looks for expired keys, and keys taken away at a time.
-EXPIRE_INTERVAL = 0.1
-KEYS_PER_CYCLE = 1000
-#: Seconds between two looks for clients whose time is over.
-TIMEOUT_CHECK_INTERVAL = 0.5
-#: Seconds between two writings of what was changed to the file, at most while they fail, and
-#: between two looks at how much it is; and how many keys are too many to wait for longer.
-SAVE_INTERVAL = 0.75
-MAX_RETRY_DELAY = 10.0
-DIRTY_CHECK_INTERVAL = 0.1
-SAVE_AT_DIRTY_KEYS = 200_000
-#: Seconds between two lines about loading or saving; after which to give up at the end, if nothing
-#: more is written; and in which a file may be given up by a server that is to stop.
-PROGRESS_INTERVAL = 1.0
-SAVE_TIMEOUT = 30.0
-FILE_LOCK_TIMEOUT = 5.0
-#: Bytes of a key and its value together that the file can have.
-MAX_ROW = 999_000_000
-#: The values that a statement is given, and the bytes beyond which it is given no more rows;
-#: bytes of what is written without a look at its size; how many statements are kept.
+SAVE_INTERVAL = 0.75  #: Seconds between two writes to the file.
+MAX_RETRY_DELAY = 10.0  #: Seconds between two attempts at most while writes fail.
+SAVE_AT_DIRTY_KEYS = 200_000  #: Number of changed keys at which SAVE_INTERVAL ends early.
+DIRTY_CHECK_INTERVAL = 0.1  #: Seconds between two checks of that number.
+PROGRESS_INTERVAL = 1.0  #: Seconds between two log lines about loading or saving.
+SAVE_TIMEOUT = 30.0  #: Seconds without progress after which stop() gives up saving.
+FILE_LOCK_TIMEOUT = 5.0  #: Seconds to wait for another process to release the file.
+MAX_ROW = 999_000_000  #: Bytes of a key and its value in the file; SQLite allows a row 10**9.
+#: Number of parameters of one SQL statement. SQLite before 3.32 allows 999, later versions 32766.
 MAX_SQL_PARAMETERS = 999 if sqlite3 is None or sqlite3.sqlite_version_info < (3, 32) else 8000
-BATCH_BYTES = 1024 * 1024
-SHORT_VALUE = 1024
-CACHED_STATEMENTS = 8
-#: Pages of 4 KB of the log after which they go into the file: the more, the less often each of
-#: them.
-WAL_CHECKPOINT_PAGES = 8000
-#: Keys looked at by one SCAN at most, and up to how many members HSCAN and its like give at once.
-MAX_SCAN = 10_000
-SCAN_ALL_BELOW = 128
-LRU_SAMPLES = 5  #: Keys of which an LRU policy evicts the one not used for longest.
-CLOCK_TOLERANCE = 500  #: Milliseconds by which the wall clock must be off to have been set.
+BATCH_BYTES = 1024 * 1024  #: Bytes of values after which a statement takes no more rows.
+SHORT_VALUE = 1024  #: Bytes of a short key or value. If all are short, BATCH_BYTES is not checked.
+CACHED_STATEMENTS = 8  #: Number of prepared statements that SQLite caches.
+WAL_CHECKPOINT_PAGES = 8000  #: Pages of 4 KB in the log at which SQLite copies it to the file.
 
-M_ARENA_MAX = -8  #: Of mallopt(3).
-#: Bytes of a pattern, and of those of one PSUBSCRIBE: to prepare them takes time in which nobody is
-#: served.
+MAX_SCAN = 10_000  #: Number of keys that one SCAN visits at most.
+SCAN_ALL_BELOW = 128  #: Number of members up to which HSCAN, SSCAN and ZSCAN return all at once.
+LRU_SAMPLES = 5  #: Number of keys from which an LRU policy evicts the least recently used one.
+CLOCK_TOLERANCE = 500  #: Milliseconds; a larger jump of the wall clock means that it was set.
+M_ARENA_MAX = -8  #: Number of this parameter of mallopt(3) in the GNU C library.
+#: Bytes of one pattern, and of all patterns of one PSUBSCRIBE. Compilation blocks all clients.
 MAX_PATTERN, MAX_PATTERNS = 4096, 16384
 MAX_NUMBER = 4000  #: Bytes of a decimal number.
-MAX_NAME = 1024  #: Bytes of the name that a client gives itself.
-MAX_WAIT = 86400.0  #: Seconds after which a wait looks again; the system's own limit is 24 days.
-MAX_SLEEP = 3600.0  #: Seconds that DEBUG SLEEP sleeps at most.
+MAX_NAME = 1024  #: Bytes of a client's name.
+MAX_WAIT = 86400.0  #: Seconds of one wait; the system's limit is 2**31 milliseconds, 24 days.
+MAX_SLEEP = 3600.0  #: Seconds that DEBUG SLEEP accepts at most.
 ERROR_EXCERPT = 128  #: Bytes of a command that an error message repeats.
 MONITOR_EXCERPT = 1024  #: Bytes of an argument that MONITOR shows.
-INTEGER_MIN, INTEGER_MAX = -(2**63), 2**63 - 1  #: The range of Redis's integers.
+INTEGER_MIN, INTEGER_MAX = -(2**63), 2**63 - 1  #: The range of integers in Redis.
+REDIS_VERSION = "7.0.15"  #: The version of Redis that HELLO and INFO report.
 
-#: The Redis whose replies are the measure, as clients that ask for a version are told.
-REDIS_VERSION = "7.0.15"
-
-#: What gives way when memory is short: nothing, or keys (of all, or of those with a time to live)
-#: that were not used for long, that chance chooses, or that expire first.
+#: The eviction policies, with Redis's names. "noeviction" returns an error instead of evicting.
+#: "allkeys" policies evict any key, "volatile" policies only keys with a time to live: the least
+#: recently used key ("lru"), a random key, or the key that expires first ("ttl").
 POLICIES = ("noeviction", "allkeys-lru", "allkeys-random", "volatile-lru", "volatile-ttl")
 
-
-#: The letters of notify-keyspace-events: A for all of the next nine; x is expired, e evicted; K and
-#: E for which channels; n is a new key, m one that is asked for and missing. There are no streams
-#: (t) and modules (d) here.
+#: The letters of notify-keyspace-events, as in Redis. A stands for the next ten letters, of which t
+#: (streams) and d (modules) have no events here. K and E choose the keyspace and the keyevent
+#: channels. The event m is a read of a missing key, n is a new key.
 EVENT_CLASSES = "Ag$lshzxetdKEmn"
 
-
-#: Who may connect, and how the log says it.
+#: The values of --access, and what the log says about them.
 ACCESS_MODES = {
     "user": "this user's programs",
-    "admins": "this user's programs, and those that run as administrator",
-    "users": "the programs of every account of this machine",
+    "admins": "this user's programs and programs that run as administrator",
+    "users": "all programs of all accounts on this machine",
 }
 
 
 def parse_size(text: str) -> int:
-    """A number of bytes such as ``65536``, ``64kb``, ``10mb`` or ``1gb``, in steps of 1024.
+    """Return the number of bytes in a text such as ``65536``, ``64kb``, ``10mb`` or ``1gb``.
 
-    :raises ValueError: for anything else.
+    :raises ValueError: for any other text.
     """
     match = re.fullmatch(r"(\d{1,19})\s*([kmg]?)b?", text.strip().lower())
     if match is None:
@@ -206,90 +182,94 @@ def parse_size(text: str) -> int:
     return int(match[1]) << 10 * " kmg".index(match[2] or " ")
 
 
-class Limit(NamedTuple):
-    """A bound on what clients may take; ``0`` is none where the least is 0.
+def read_password_file(path: str) -> bytes:
+    """Return the password in the first line of a file; UTF-16 is converted to UTF-8.
 
-    The name of its entry in :data:`LIMITS` is its option and its setting.
+    :raises ValueError: if the file cannot be read or the line is empty.
     """
+    try:
+        with open(path, "rb") as file:
+            text = file.read(MAX_UNAUTHENTICATED_BYTES)
+    except OSError as error:
+        raise ValueError(f"cannot read the password file {path!r}: {error.strerror}") from error
+    # Notepad and Windows PowerShell can begin a file with a byte order mark.
+    if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = text.decode("utf-16", "replace").encode()
+    if text.startswith(codecs.BOM_UTF8):
+        text = text[len(codecs.BOM_UTF8) :]
+    password = text.partition(b"\n")[0].rstrip(b"\r")
+    if not password:
+        raise ValueError(f"the password file {path!r} must have the password in its first line")
+    return password
 
-    parameter: str  #: Its name in CONFIG, Redis's where Redis has one.
+
+def _invalid(name: str, value: object, expected: str) -> ValueError:
+    return ValueError(f"{name} must be {expected}, not {value!r}")
+
+
+class Limit(NamedTuple):
+    """A limit. Its key in LIMITS is the name of its option; 0 means no limit where 0 is allowed."""
+
+    parameter: str  #: The name in CONFIG SET, as in Redis if Redis has this limit.
     default: float
     minimum: float
-    unit: str  #: ``"bytes"``, ``"seconds"``, or ``""`` for a number.
-    description: str
+    unit: str  #: ``"bytes"``, ``"seconds"``, or ``""`` for a plain number.
+    description: str  #: The text of --help.
 
     def parse(self, text: str) -> float:
-        """The value that a text stands for.
-
-        :raises ValueError: if there is none, or it is too small.
-        """
+        """Return the value in a text, or raise ValueError if it is not allowed."""
         if self.unit == "bytes":
-            value: float = parse_size(text)
-        elif self.unit == "seconds":
-            value = float(text) if re.fullmatch(r"\d{1,9}(\.\d{1,3})?", text) else -1.0
-        else:
-            value = int(text) if re.fullmatch(r"\d{1,9}", text) else -1
-        return self.check(value)
+            return self.check(parse_size(text))
+        seconds = self.unit == "seconds"
+        if re.fullmatch(r"\d{1,9}(\.\d{1,3})?" if seconds else r"\d{1,9}", text):
+            return self.check(float(text) if seconds else int(text))
+        return self.check(text)
 
-    def check(self, value: float) -> float:
-        """The same value.
-
-        :raises ValueError: if it is too small, or no number.
-        """
-        if not isinstance(value, (int, float)):
-            raise ValueError(f"argument must be a number {f'of {self.unit}' if self.unit else ''}")
-        if not self.minimum <= value <= INTEGER_MAX:
-            raise ValueError(f"argument must be {self.minimum:g} or more {self.unit}".rstrip())
-        return value
+    def check(self, value: object, name: str = "argument") -> float:
+        """Return the value, or raise ValueError with the argument's name if it is not allowed."""
+        if isinstance(value, (int, float)) and self.minimum <= value <= INTEGER_MAX:
+            return value
+        raise _invalid(name, value, f"{self.minimum:g} {self.unit}".rstrip() + " or more")
 
     def format(self, value: float) -> str:
-        """As text that parse() takes."""
+        """Return the value as a text for parse()."""
         return f"{value:.12g}" if self.unit == "seconds" else str(int(value))
 
 
 LIMITS: dict[str, Limit] = {
-    "max_clients": Limit("maxclients", 1000, 1, "", "clients served at once; one more waits"),
-    "max_message": Limit(
-        "proto-max-bulk-len", 512 << 20, 1024, "bytes", "longest value, or text command"
-    ),
+    "max_clients": Limit("maxclients", 1000, 1, "", "clients served at once; more clients wait"),
+    "max_message": Limit("proto-max-bulk-len", 512 << 20, 1024, "bytes", "a value or text command"),
     "max_arguments": Limit("max-arguments", 1 << 20, 128, "", "arguments of one command"),
-    "max_command": Limit(
-        "client-query-buffer-limit", 1 << 30, 65536, "bytes", "one command, with all its arguments"
-    ),
-    "max_reply": Limit("max-reply", 1 << 30, 65536, "bytes", "one reply; a longer one is an error"),
-    "max_memory": Limit(
-        "maxmemory", 0, 0, "bytes", "keys, values, and what clients have sent and subscribed to"
-    ),
-    "subscriber_buffer": Limit(
-        "subscriber-buffer", 8 << 20, 1, "bytes",
-        "messages that a subscriber leaves lying before it is dropped",
-    ),
-    "idle_timeout": Limit("timeout", 0, 0, "seconds", "a client that asks for nothing is dropped"),
-    "message_timeout": Limit(
-        "message-timeout", 60, 0, "seconds", "to finish a command once it has begun"
-    ),
-    "reply_timeout": Limit(
-        "reply-timeout", 30, 0.1, "seconds", "a client may leave its reply lying"
-    ),
+    "max_command": Limit("client-query-buffer-limit", 1 << 30, 65536, "bytes",
+                         "all arguments of one command together"),
+    "max_reply": Limit("max-reply", 1 << 30, 65536, "bytes", "one reply; more becomes an error"),
+    "max_memory": Limit("maxmemory", 0, 0, "bytes", "keys, values, buffered input, subscriptions"),
+    "subscriber_buffer": Limit("subscriber-buffer", 8 << 20, 1, "bytes",
+                               "unread bytes allowed per subscriber"),
+    "idle_timeout": Limit("timeout", 0, 0, "seconds", "disconnect clients idle for this time"),
+    "message_timeout": Limit("message-timeout", 60, 0, "seconds", "time to send a whole command"),
+    "reply_timeout": Limit("reply-timeout", 30, 0.1, "seconds", "time to read a reply"),
 }  # fmt: skip
 
 
 class Settings:
-    """What one server is told when it is made.
+    """The settings of one server. Each option except ``--log-*`` has an argument of the same name.
 
-    :param pipe: the pipe's name, see :func:`pipe_address`.
-    :param access: who may connect to the pipe: one of ACCESS, or on Windows an SDDL string.
-    :param policy: what happens beyond ``max_memory``, one of POLICIES.
-    :param notify_keyspace_events: letters as Redis's setting of that name has them.
-    :param tcp: a port of 127.0.0.1 to serve too, or None.
-    :param password: what clients of that port must give by AUTH.
-    :param tcp_no_password: serve that port without a password, to every account of this machine.
-    :param db: the file in which everything is kept, or None: in memory alone.
-    :param limits: by their names in LIMITS, in bytes, in seconds, or as a number.
-    :raises ValueError: for a value that cannot be used.
+    :param pipe: the name of the pipe, see :func:`pipe_address`.
+    :param access: a key of ACCESS_MODES or, on Windows, an SDDL string.
+    :param max_memory_policy: one of POLICIES.
+    :param notify_keyspace_events: letters of EVENT_CLASSES, as in Redis.
+    :param tcp: a port of 127.0.0.1 to serve as well.
+    :param password: the bytes that clients of the TCP port must send with AUTH.
+    :param password_file: a file with the password in its first line.
+    :param tcp_no_password: serve the TCP port, which every account can reach, without a password.
+    :param db: the file to keep the data in; None keeps the data in memory only.
+    :param policy: the old name of ``max_memory_policy``.
+    :param limits: values of LIMITS in bytes, in seconds or as a number.
+    :raises ValueError: for a value that is not allowed. An unknown name raises TypeError.
     """
 
-    # Those of LIMITS, which can be changed while the server runs, but for the first.
+    # Attributes for LIMITS; CONFIG SET changes all of them except max_clients.
     max_clients: int
     max_message: int
     max_arguments: int
@@ -302,51 +282,47 @@ class Settings:
     reply_timeout: float
 
     def __init__(
-        self, pipe: str = DEFAULT_PIPE, access: str = "user", policy: str = "noeviction",
+        self, pipe: str = DEFAULT_PIPE, access: str = "user", max_memory_policy: str = "noeviction",
         notify_keyspace_events: str = "", tcp: int | None = None, password: bytes | None = None,
-        tcp_no_password: bool = False, db: str | None = None, **limits: float,
+        tcp_no_password: bool = False, db: str | None = None, password_file: str | None = None,
+        policy: str | None = None, **limits: float,
     ) -> None:  # fmt: skip
-        for wrong, reason in (
-            (
-                not pipe.strip() or any(char < " " for char in pipe),
-                "the pipe needs a name, without control characters",
-            ),
-            (
-                access not in ACCESS_MODES and (sys.platform != "win32" or ":" not in access),
-                f"access is for one of {', '.join(ACCESS_MODES)}, or on Windows an SDDL string",
-            ),
-            (policy not in POLICIES, f"the policy must be one of {', '.join(POLICIES)}"),
-            (
-                not set(notify_keyspace_events) <= set(EVENT_CLASSES),
-                f"notify-keyspace-events is made of the letters {EVENT_CLASSES}",
-            ),
-            (tcp is not None and not 1 <= tcp <= 65535, "the TCP port must be from 1 to 65535"),
-            (
-                password is not None and (tcp is None or not password),
-                "a password is for TCP, which needs a port, and cannot be empty",
-            ),
-            (
-                tcp is not None and (password is None) != tcp_no_password,
-                "every account of this machine can connect to a TCP port: it needs a password,"
-                " or tcp_no_password=True",
-            ),
-            (db == "", "the file needs a name"),
-            (db is not None and sqlite3 is None, "this Python has no sqlite3, which a file needs"),
-        ):
-            if wrong:
-                raise ValueError(reason)
-        self.pipe, self.access, self.policy = pipe, access, policy
+        if policy is not None:
+            max_memory_policy = policy
+        if not pipe.strip() or min(pipe) < " ":
+            raise _invalid("pipe", pipe, "a name without control characters")
+        if access not in ACCESS_MODES and (sys.platform != "win32" or ":" not in access):
+            modes = ", ".join(ACCESS_MODES)
+            raise _invalid("access", access, f"one of {modes} or, on Windows, an SDDL string")
+        if max_memory_policy not in POLICIES:
+            raise _invalid("max_memory_policy", max_memory_policy, f"one of {', '.join(POLICIES)}")
+        if not set(notify_keyspace_events) <= set(EVENT_CLASSES):
+            letters = f"made of the letters {EVENT_CLASSES}"
+            raise _invalid("notify_keyspace_events", notify_keyspace_events, letters)
+        if tcp is not None and tcp not in range(1, 65536):
+            raise _invalid("tcp", tcp, "a port from 1 to 65535")
+        choices = (password is not None) + (password_file is not None) + bool(tcp_no_password)
+        if tcp is None and choices:
+            raise ValueError("password, password_file and tcp_no_password need a port in tcp")
+        if tcp is not None and choices != 1:
+            one = "exactly one of password, password_file and tcp_no_password"
+            raise ValueError(f"tcp {tcp} is open to every account of this machine: give {one}")
+        if password_file is not None:
+            password = read_password_file(password_file)
+        if password is not None and not (isinstance(password, bytes) and password):
+            raise ValueError("password must be bytes and must not be empty")
+        if db == "":
+            raise _invalid("db", db, "the name of a file")
+        if db is not None and sqlite3 is None:
+            raise ValueError(f"db {db!r} needs a Python with the module sqlite3")
+        unknown = sorted(limits.keys() - LIMITS.keys())
+        if unknown:
+            raise TypeError(f"unknown arguments: {', '.join(unknown)}")
+        self.pipe, self.access, self.max_memory_policy = pipe, access, max_memory_policy
         self.notify_keyspace_events = notify_keyspace_events
         self.tcp, self.password, self.db = tcp, password, db
-        for name, value in limits.items():
-            if name not in LIMITS:
-                raise TypeError(f"there is no setting {name!r}")
-            try:
-                LIMITS[name].check(value)
-            except ValueError as error:
-                raise ValueError(str(error).replace("argument", name)) from None
         for name, limit in LIMITS.items():
-            setattr(self, name, limits.get(name, limit.default))
+            setattr(self, name, limit.check(limits.get(name, limit.default), name))
 
 
 # ----------------------------------------------------------------------------
@@ -355,46 +331,45 @@ class Settings:
 
 
 class PipecacheError(Exception):
-    """The base of every exception this module raises of its own."""
+    """The base class of the exceptions that this module defines."""
 
 
 class TransportError(PipecacheError):
-    """The pipe or socket could not be made; the message says why and what to do."""
+    """A failure to create the pipe or socket; the message gives the reason and what to do."""
 
 
 class AddressInUse(TransportError):
-    """Another program serves the name already."""
+    """An address that another program serves already."""
 
 
 class PersistenceError(PipecacheError):
-    """The file cannot be read or written; the message says why and what to do."""
+    """A failure to read or write the file; the message gives the reason and what to do."""
 
 
 class ConnectionLost(PipecacheError):
-    """The client is gone, or did not take its reply in time."""
+    """A client that disconnected or did not read its reply in time."""
 
 
 class ProtocolError(PipecacheError):
-    """What a client sent is not in its protocol; the connection ends after this reply."""
+    """A violation of the protocol; the server sends this reply and disconnects the client."""
 
 
 class CommandError(PipecacheError):
-    """An error reply. ``str()`` of it is the text as Redis sends it, code first."""
+    """An error reply; ``str()`` returns its RESP text, which begins with a code such as ERR."""
 
 
-def reply_too_long(most: int) -> CommandError:
-    """The error in place of a reply that is longer than so many bytes."""
-    reason = f"the reply is longer than max-reply, {most} bytes: ask for less at a time"
-    return CommandError(f"ERR {reason}")
+def reply_too_long(limit: int) -> CommandError:
+    """Return the error that replaces a reply longer than so many bytes."""
+    return CommandError(f"ERR the reply is longer than max-reply ({limit} bytes); request less")
 
 
 def wrong_arity(name: bytes) -> CommandError:
-    """The error for too few or too many arguments."""
+    """Return Redis's error for a wrong number of arguments."""
     return CommandError(f"ERR wrong number of arguments for '{_printable(name.lower())}' command")
 
 
 class UnknownCommand(CommandError):
-    """No command has this name; the text reply says just that."""
+    """Redis's error for an unknown command; in text it is ``ERROR: Unknown command``."""
 
     def __init__(self, name: bytes, arguments: Sequence[bytes]) -> None:
         shown = ""
@@ -402,19 +377,17 @@ class UnknownCommand(CommandError):
             if len(shown) >= ERROR_EXCERPT:
                 break
             shown += f"'{_printable(argument[: ERROR_EXCERPT - len(shown)])}' "
-        name = name[:ERROR_EXCERPT]
-        super().__init__(
-            f"ERR unknown command '{_printable(name)}', with args beginning with: {shown}"
-        )
+        command = _printable(name[:ERROR_EXCERPT])
+        super().__init__(f"ERR unknown command '{command}', with args beginning with: {shown}")
 
 
 def invalid_expire(name: str) -> CommandError:
-    """The error for a time to live that is over, or beyond 64 bits."""
+    """Return Redis's error for a time to live that is not positive or exceeds 64 bits."""
     return CommandError(f"ERR invalid expire time in '{name}' command")
 
 
 def _printable(data: bytes) -> str:
-    # A line break inside an error would end the RESP reply it stands in. Redis stops at a NUL.
+    # A line break would end the RESP error that contains it. Redis cuts the text at a NUL.
     return data.partition(b"\0")[0].decode("latin-1").replace("\r", " ").replace("\n", " ")
 
 
@@ -434,135 +407,113 @@ OUT_OF_MEMORY = "OOM command not allowed when used memory > 'maxmemory'."
 
 
 class Status(bytes):
-    """A status reply such as ``OK``: a simple string in RESP, bare in text."""
+    """A status such as ``OK``: a simple string in RESP."""
 
 
-OK = Status(b"OK")
-PONG = Status(b"PONG")
-QUEUED = Status(b"QUEUED")
+OK, PONG, QUEUED = Status(b"OK"), Status(b"PONG"), Status(b"QUEUED")
 
 
 class Verbatim(bytes):
-    """Text for a person to read, such as INFO's: RESP3 says so."""
+    """A text for people, such as the reply of INFO: a verbatim string in RESP3."""
 
 
 class SetReply(List[bytes]):
-    """The members of a set, in no order: RESP3 says so."""
+    """The members of a set, in any order: a set in RESP3."""
 
 
 class PairsReply(List[Any]):
-    """Pairs, which RESP3 has as lists of two, and RESP2 one after the other."""
+    """Pairs of values: an array of pairs in RESP3, one flat array in RESP2."""
 
 
 class Push(List[Any]):
-    """What a client is told out of turn: RESP3 says so, and text has it in one line."""
+    """A message that is not a reply: a push in RESP3, one line in text."""
 
 
 class MultipleReplies(List[Any]):
-    """Several replies to one command."""
+    """Several replies to one command, such as SUBSCRIBE with several channels."""
 
 
 class NullReply:
-    """What is like None among replies, but not written so in RESP2."""
+    """A null reply with its own form in RESP2; None is the null bulk string."""
 
     def __init__(self, resp2: bytes) -> None:
         self.resp2 = resp2
 
 
-#: No list where there could be one; and no reply at all, for CLIENT REPLY OFF.
 NULL_ARRAY = NullReply(b"*-1\r\n")
-NO_REPLY = NullReply(b"")
+NO_REPLY = NullReply(b"")  #: No reply at all, for CLIENT REPLY OFF and SKIP.
 
-#: What a command returns: bytes for a value, int, float, list or dict of replies, None for
-#: nothing there.
-Reply = Union[
-    None,
-    int,
-    float,
-    bytes,
-    Status,
-    Verbatim,
-    NullReply,
-    PipecacheError,
-    List[Any],
-    Dict[bytes, Any],
-]
+#: The types that a command can return. None is a missing value, bytes are a bulk string.
+Reply = Union[None, int, float, bytes, NullReply, PipecacheError, List[Any], Dict[bytes, Any]]
 
 
 # ----------------------------------------------------------------------------
-# Wire protocol: text and RESP, without input or output
+# Wire protocol
 # ----------------------------------------------------------------------------
 
-
-#: One command of a client: its arguments, the name first, or the error if it could not be read;
-#: and what its text reply ends with, or None if the reply is to be RESP.
+#: A parsed request: the arguments of a command, its name first, or the error that parsing raised;
+#: and the terminator of the text reply, or None if the reply is RESP.
 Request = Tuple[Union[List[bytes], CommandError, ProtocolError], Union[bytes, None]]
 
-
-#: Text commands that take the rest of the message as their last argument,
-#: with the number of words before it.
-# fmt: off
-RAW_VALUE_AFTER = {
+#: Text commands whose last argument is the rest of the message: the number of words before it.
+WORDS_BEFORE_VALUE = {
     b"ECHO": 1, b"SET": 2, b"SETNX": 2, b"GETSET": 2, b"APPEND": 2, b"PUBLISH": 2,
     b"SETEX": 3, b"PSETEX": 3,
-}
-# fmt: on
+}  # fmt: skip
 
-# One word: quoted, or bare. A quote counts at the start of a word only (it's is a word), and
-# a closing quote only before a blank or the end.
+# A word, with or without quotes. A quote inside a word (it's) is an ordinary character. A closing
+# quote must be followed by a blank or by the end.
 _WORD = re.compile(rb"""[ \t]*(?:"([^"]*)"(?![^ \t])|'([^']*)'(?![^ \t])|([^ \t"'][^ \t]*))""")
-_BLANKS = b" \t"
 
 
-def split_text(line: bytes, most: float = math.inf) -> list[bytes]:
-    """Cut a text command (without its terminator) into its arguments.
+def parse_text_command(line: bytes, max_arguments: float = math.inf) -> list[bytes]:
+    """Return the arguments of a text command without its terminator.
 
-    :param most: how many there may be.
-    :raises CommandError: for an empty command, for unbalanced quotes, and for too many.
+    :raises CommandError: for an empty command, unbalanced quotes or too many arguments.
     """
     words: list[bytes] = []
-    position, end = 0, len(line)
-    before_value = math.inf
-    while len(words) < before_value:
-        if len(words) >= most:
-            raise CommandError(f"ERR more than {most} arguments")
+    position, words_before_value = 0, math.inf
+    while len(words) < words_before_value:
+        if len(words) >= max_arguments:
+            raise CommandError(f"ERR more than {max_arguments} arguments")
         match = _WORD.match(line, position)
         if match is None:
-            if line[position:].strip(_BLANKS):
+            if line[position:].strip(b" \t"):
                 raise CommandError("ERR Unbalanced quotes in the command")
             break
         words.append(match[match.lastindex or 0])
         position = match.end()
         if len(words) == 1:
-            before_value = RAW_VALUE_AFTER.get(words[0].upper(), math.inf)
+            words_before_value = WORDS_BEFORE_VALUE.get(words[0].upper(), math.inf)
     else:
-        if position < end:
-            words.append(line[position + 1 :])
+        if position < len(line):
+            words.append(line[position + 1 :])  # One blank separates the value.
     if not words:
         raise CommandError("ERR Empty command")
     return words
 
 
 def encode_double(number: float) -> bytes:
-    """A score, in as many digits as make it exact."""
+    """Return the decimal form of a float with 17 digits, which identify it exactly."""
     return b"%.17g" % number
 
 
 def reply_size(reply: Reply) -> int:
-    """The bytes that a reply takes, more or less: before it is encoded, and quickly."""
+    """Return the approximate size of a reply in bytes without encoding it."""
     if isinstance(reply, dict):
         return reply_size(list(reply)) + reply_size(list(reply.values()))
     if isinstance(reply, (list, tuple)):
         size = REPLY_OVERHEAD * (1 + len(reply))
-        if reply and reply[0].__class__ is bytes:
+        if reply and reply[0].__class__ is reply[-1].__class__ is bytes:
+            # The list has only bytes, or also None (MGET), for which len raises TypeError.
             with contextlib.suppress(TypeError):
-                return size + sum(map(len, reply))  # of bytes, as nearly always
+                return size + sum(map(len, reply))
         return size + sum(map(reply_size, reply))
     return REPLY_OVERHEAD + (len(reply) if isinstance(reply, bytes) else 0)
 
 
 def encode_text(reply: Reply, terminator: bytes) -> bytes:
-    """The text form of a reply: bare values, one list element a line, ``ERROR: ...``."""
+    """Return the text form of a reply: bare values, one line per element, ``ERROR: ...``."""
     return _text_body(reply, terminator or b"\n") + terminator
 
 
@@ -588,7 +539,7 @@ def _text_body(reply: Reply, separator: bytes) -> bytes:
 
 
 def encode_resp(reply: Reply, version: int = 2) -> bytes:
-    """The form of a reply in version 2 or 3 of RESP."""
+    """Return the form of a reply in version 2 or 3 of RESP."""
     if reply.__class__ is bytes:
         return b"$%d\r\n%b\r\n" % (len(reply), reply)  # type: ignore[arg-type,str-format]
     if reply is OK:
@@ -597,9 +548,9 @@ def encode_resp(reply: Reply, version: int = 2) -> bytes:
         return b"_\r\n" if version == 3 else b"$-1\r\n"
     if isinstance(reply, Status):
         return b"+%b\r\n" % reply
-    if isinstance(reply, Verbatim):
-        if version == 3:
-            return b"=%d\r\ntxt:%b\r\n" % (len(reply) + 4, reply)
+    if isinstance(reply, Verbatim) and version == 3:
+        return b"=%d\r\ntxt:%b\r\n" % (len(reply) + 4, reply)
+    if isinstance(reply, bytes):
         return encode_resp(bytes(reply))
     if isinstance(reply, int):
         return b":%d\r\n" % reply
@@ -630,104 +581,91 @@ def encode_resp(reply: Reply, version: int = 2) -> bytes:
 
 _RESP3_LIST_TYPES = {SetReply: b"~", Push: b">"}
 
-
-# What must stand before an argument of so many bytes ("$3" before three), and how many tokens
-# such a command has ("*2", then two for each argument): looked up, not formatted and parsed, for
-# the short ones that nearly every command is made of.
+# The header of a short argument by its length, and the number of CRLF-separated tokens of a
+# command by its header. A lookup is faster than formatting and parsing.
 _BULK_HEADERS = {length: b"$%d" % length for length in range(1025)}
-_ARRAY_TOKENS = {b"*%d" % size: 1 + 2 * size for size in range(1, 129)}
+_TOKENS_PER_COMMAND = {b"*%d" % size: 1 + 2 * size for size in range(1, 129)}
 
-
-def _parse_length(line: bytes) -> int | None:
-    # int() would accept 1_0, +3 and " 3", and is slow to refuse a long row of digits.
-    digits = line[1:] if line.startswith(b"-") else line
-    if not digits.isdigit() or len(digits) > 19 or (len(line) > 1 and digits.startswith(b"0")):
-        return None
-    return int(line)
+# The lengths that Redis accepts. int() also accepts 1_0, +3 and " 3".
+_LENGTH = re.compile(rb"0|-?[1-9][0-9]{0,18}")
 
 
 class RequestParser:
-    """Cuts the chunks of one connection into requests.
+    """A parser that turns the chunks from one connection into requests.
 
-    :param framed: whether a chunk's end can be a message's end (a pipe), so
-        that a text command is one message; else it ends at a line feed.
-    :param limits: what a command may take.
-
-    After a :class:`ProtocolError` has come out as the last request, nothing
-    more may be fed.
+    A text command ends with its message if ``message_mode`` is true, else with a line feed. A
+    :class:`ProtocolError` is the last request; feed nothing more after it.
     """
 
     def __init__(self, message_mode: bool, limits: Settings) -> None:
         self._message_mode, self._limits = message_mode, limits
-        # Commands cut out at a time. Of text, a message has one.
-        self._most = math.inf if message_mode else MAX_PARSED_REQUESTS
+        self._max_requests = math.inf if message_mode else MAX_PARSED_REQUESTS
         self._buffer = bytearray()
+        self._searched = 0  # Bytes at the start of the buffer that contain no line feed.
+        self._is_resp = False  # True if the last request was RESP.
+        # The incomplete RESP command: its arguments so far, their bytes, the number of missing
+        # arguments, and the length of the next argument (-1 before its header).
         self._arguments: list[bytes] = []
-        self._arguments_left = 0  # arguments of the command half read
-        self._bulk_length = -1  # the length of the argument under way, -1 before its header
-        self._searched = 0  # bytes of the buffer known to hold no line feed
-        self._speaks_resp = False
-        self._size = 0  # bytes of the arguments of the command half read
-        #: Bytes of memory that a command half read takes, 0 if there is none.
-        self.held = 0
-        #: Whether only what a password needs is read, because none was given yet.
+        self._arguments_size = self._arguments_left = 0
+        self._bulk_length = -1
+        #: True before AUTH: the limits are lower and feed() returns one request at a time.
         self.unauthenticated = False
-        #: Whether there may be more in what was fed; feed nothing for that.
-        self.more = False
+        #: True if the buffer may contain more requests, which ``feed(b"")`` returns.
+        self.has_more = False
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Return the bytes of memory that the incomplete request needs, 0 if there is none."""
+        size = len(self._buffer)
+        if self._arguments_left:
+            size += 1 + self._arguments_size + len(self._arguments) * ARGUMENT_OVERHEAD
+        return size
 
     def feed(self, chunk: bytes, end_of_message: bool = True) -> list[Request]:
-        """Take one chunk and return the requests it completes, in order."""
+        """Return the requests that a chunk completes, in order."""
         requests: list[Request] = []
-        self.more = False
+        self.has_more, self._end_of_message = False, end_of_message
         try:
             if self._arguments_left or self._buffer:
-                # The command half read, and no further: what comes after it may go the quick way.
+                # Complete the first request only: the fast paths below can parse the others.
                 self._buffer += chunk
-                self._parse(requests, end_of_message, one=True)
-                self._update_buffered_bytes()
+                self._parse(requests, first_only=True)
                 if not requests or not self._buffer or self.unauthenticated:
                     return requests
                 chunk = bytes(self._buffer)
                 self._buffer.clear()
-                self.held = 0
             if chunk.startswith(b"*") and not self.unauthenticated:
-                chunk = self._split_pipeline(chunk, requests)
+                chunk = self._parse_pipeline(chunk, requests)
                 if not chunk:
                     return requests
-            elif self._is_line(chunk, end_of_message):
+            elif self._is_text_command(chunk):
                 self._parse_line(chunk, requests)
                 return requests
             self._buffer += chunk
-            self._parse(requests, end_of_message)
-            self._update_buffered_bytes()
-            self.more = bool(self._buffer) and len(requests) >= self._most
+            self._parse(requests)
+            self.has_more = bool(self._buffer) and len(requests) >= self._max_requests
         except ProtocolError as error:
-            requests.append(self.refuse(error))
+            requests.append(self.protocol_error(error))
         return requests
 
-    def refuse(self, error: ProtocolError) -> Request:
-        """Give up what was read, and the request that ends in this error."""
+    def protocol_error(self, error: ProtocolError) -> Request:
+        """Discard the buffered input and return the request that carries this error."""
         self._buffer.clear()
-        self._arguments_left = self.held = 0
+        self._arguments_left = 0
         text_terminator = b"" if self._message_mode else b"\n"
-        return error, None if self._speaks_resp else text_terminator
+        return error, None if self._is_resp else text_terminator
 
-    def _update_buffered_bytes(self) -> None:
-        self.held = len(self._buffer) + (self._arguments_left > 0)
-        if self._arguments_left:
-            self.held += self._size + len(self._arguments) * ARGUMENT_OVERHEAD
-
-    def _split_pipeline(self, chunk: bytes, requests: list[Request]) -> bytes:
-        # The quick way for whole commands without line breaks in their arguments: one split at
-        # CRLF, then each argument's length is compared with the one stated before it. At the
-        # first command that does not fit, the rest is left to the exact parser.
-        self._speaks_resp = True
+    def _parse_pipeline(self, chunk: bytes, requests: list[Request]) -> bytes:
+        # The fast path for complete RESP commands with short arguments. Split the chunk at CRLF
+        # and compare each argument with the length that precedes it. At the first command that
+        # does not match, for example because of a CRLF in an argument, return the rest.
+        self._is_resp = True
         tokens = chunk.split(b"\r\n")
         position, last = 0, len(tokens) - 1
-        width = _ARRAY_TOKENS.get(tokens[0], last)
+        width = _TOKENS_PER_COMMAND.get(tokens[0], last)
         if width < last:
-            # Nearly every pipeline is of commands with as many arguments each: all their first
-            # arguments are compared at once, then all the second.
+            # The commands of a pipeline usually have equal numbers of arguments: compare all
+            # first arguments at once, then all second arguments, and so on.
             whole = last - last % width
             columns = [tokens[first:whole:width] for first in range(2, width, 2)]
             if tokens[:whole:width] == tokens[:1] * (whole // width) and all(
@@ -738,60 +676,57 @@ class RequestParser:
                 requests += [(list(arguments), None) for arguments in zip(*columns)]
                 position = whole
         while position < last:
-            end = position + _ARRAY_TOKENS.get(tokens[position], last + 1)
+            end = position + _TOKENS_PER_COMMAND.get(tokens[position], last + 1)
             if end > last:
                 break
             arguments = tokens[position + 2 : end : 2]
-            headers = [_BULK_HEADERS.get(len(argument)) for argument in arguments]
-            if headers != tokens[position + 1 : end : 2]:
+            if tokens[position + 1 : end : 2] != list(map(_BULK_HEADERS.get, map(len, arguments))):
                 break
             requests.append((arguments, None))
             position = end
         return tokens[-1] if position == last else b"\r\n".join(tokens[position:])
 
-    def _parse(self, requests: list[Request], end_of_message: bool, one: bool = False) -> None:
-        buffer = self._buffer
-        position = 0
+    def _parse(self, requests: list[Request], first_only: bool = False) -> None:
+        # Each method returns the end of what it parsed, or None if the input ends before that.
+        buffer, position = self._buffer, 0
+        most = 1 if first_only or self.unauthenticated else self._max_requests
         try:
-            while position < len(buffer) and not (
-                requests and (one or self.unauthenticated or len(requests) >= self._most)
-            ):
+            while position < len(buffer) and len(requests) < most:
                 if self._arguments_left:
-                    taken = self._parse_argument(position, requests)
+                    end = self._parse_argument(position, requests)
                 elif buffer.startswith(b"*", position):
-                    taken = self._parse_array_header(position)
+                    end = self._parse_array_header(position)
                 else:
-                    taken = self._parse_text(position, requests, end_of_message)
-                    if self._message_mode and taken is not None:
-                        position = taken
-                        break
-                if taken is None:
+                    end = self._parse_text(position, requests)
+                if end is None:
                     break
-                position = taken
+                position = end
         finally:
             del buffer[:position]
 
-    def _header(self, position: int, what: str) -> tuple[bytes, int] | None:
+    def _parse_header(self, position: int, kind: str) -> tuple[int | None, int] | None:
+        # Return the length in a header such as $3 (None if it is invalid) and the header's end.
         end = self._buffer.find(b"\r\n", position, position + MAX_HEADER + 2)
-        if end < 0:
-            if len(self._buffer) - position > MAX_HEADER:
-                raise ProtocolError(f"ERR Protocol error: too big {what} count string")
-            return None
-        return bytes(self._buffer[position + 1 : end]), end + 2
+        if end >= 0:
+            header = bytes(self._buffer[position + 1 : end])
+            return int(header) if _LENGTH.fullmatch(header) else None, end + 2
+        if len(self._buffer) - position > MAX_HEADER:
+            raise ProtocolError(f"ERR Protocol error: too big {kind} count string")
+        return None
 
     def _parse_array_header(self, position: int) -> int | None:
-        self._speaks_resp = True
-        header = self._header(position, "mbulk")
+        self._is_resp = True
+        header = self._parse_header(position, "mbulk")
         if header is None:
             return None
-        size = _parse_length(header[0])
+        size, end = header
         if size is None or size > self._limits.max_arguments:
             raise ProtocolError("ERR Protocol error: invalid multibulk length")
         if self.unauthenticated and size > MAX_UNAUTHENTICATED_ARGUMENTS:
             raise ProtocolError("ERR Protocol error: unauthenticated multibulk length")
-        self._arguments_left = max(size, 0)
-        self._arguments, self._size = [], 0
-        return header[1]
+        self._arguments_left = max(size, 0)  # Redis ignores an empty and a null array.
+        self._arguments, self._arguments_size = [], 0
+        return end
 
     def _parse_argument(self, position: int, requests: list[Request]) -> int | None:
         buffer = self._buffer
@@ -799,39 +734,38 @@ class RequestParser:
             if buffer[position] != ord("$"):
                 found = _printable(buffer[position : position + 1])
                 raise ProtocolError(f"ERR Protocol error: expected '$', got '{found}'")
-            header = self._header(position, "bulk")
+            header = self._parse_header(position, "bulk")
             if header is None:
                 return None
-            size = _parse_length(header[0])
+            size, end = header
             if size is None or not 0 <= size <= self._limits.max_message:
                 raise ProtocolError("ERR Protocol error: invalid bulk length")
-            if self._size + size > self._limits.max_command:
-                most = f"the limit of {self._limits.max_command} bytes"
-                raise ProtocolError(f"ERR Protocol error: the command is longer than {most}")
+            limit = self._limits.max_command
+            if self._arguments_size + size > limit:
+                reason = f"the command is longer than the limit of {limit} bytes"
+                raise ProtocolError(f"ERR Protocol error: {reason}")
             if self.unauthenticated and size > MAX_UNAUTHENTICATED_BYTES:
                 raise ProtocolError("ERR Protocol error: unauthenticated bulk length")
             self._bulk_length = size
-            return header[1]
+            return end
         end = position + self._bulk_length
         if len(buffer) < end + 2:
             return None
         if buffer[end : end + 2] != b"\r\n":
             raise ProtocolError("ERR Protocol error: expected CRLF after a bulk string")
-        with memoryview(buffer) as view:
+        with memoryview(buffer) as view:  # A slice of the buffer itself would be one more copy.
             self._arguments.append(bytes(view[position:end]))
-        self._size += self._bulk_length
+        self._arguments_size += self._bulk_length
         self._bulk_length = -1
         self._arguments_left -= 1
         if not self._arguments_left:
             requests.append((self._arguments, None))
         return end + 2
 
-    def _parse_text(
-        self, position: int, requests: list[Request], end_of_message: bool
-    ) -> int | None:
+    def _parse_text(self, position: int, requests: list[Request]) -> int | None:
         buffer = self._buffer
         if self._message_mode:
-            end, complete = len(buffer), end_of_message
+            end, complete = len(buffer), self._end_of_message
         else:
             end = buffer.find(b"\n", max(position, self._searched)) + 1
             complete = end > 0
@@ -839,60 +773,62 @@ class RequestParser:
             self._searched = 0 if complete else end - position
         limit = MAX_UNAUTHENTICATED_BYTES if self.unauthenticated else self._limits.max_message
         if end - position > limit + 2:
-            self._speaks_resp = False
+            self._is_resp = False
             raise ProtocolError(f"ERR the command is longer than the limit of {limit} bytes")
         if not complete:
             return None
         self._parse_line(bytes(buffer[position:end]), requests)
         return end
 
-    def _is_line(self, chunk: bytes, end_of_message: bool) -> bool:
-        # Whether a chunk is one whole text command, as nearly all of them come.
-        whole = end_of_message if self._message_mode else chunk.find(b"\n") == len(chunk) - 1 >= 0
-        return whole and len(chunk) <= self._limits.max_message and not self.unauthenticated
+    def _is_text_command(self, chunk: bytes) -> bool:
+        # Return True if the chunk is exactly one text command, which needs no buffer.
+        if self.unauthenticated or len(chunk) > self._limits.max_message:
+            return False
+        if self._message_mode:
+            return self._end_of_message
+        return 0 <= chunk.find(b"\n") == len(chunk) - 1
 
     def _parse_line(self, line: bytes, requests: list[Request]) -> None:
         terminator = b""
         if line.endswith(b"\n"):
             terminator = b"\r\n" if line.endswith(b"\r\n") else b"\n"
             line = line[: -len(terminator)]
-        if self._speaks_resp and not line:
-            return
-        self._speaks_resp = False
+        if self._is_resp and not line:
+            return  # Redis ignores empty lines between RESP commands.
+        self._is_resp = False
         try:
-            requests.append((split_text(line, self._limits.max_arguments), terminator))
+            requests.append((parse_text_command(line, self._limits.max_arguments), terminator))
         except CommandError as error:
+            # The traceback would keep the frames, and with them the line, in memory.
             requests.append((error.with_traceback(None), terminator))
 
 
 # ----------------------------------------------------------------------------
-# Values: what a key can hold, beside bytes
+# Values
 # ----------------------------------------------------------------------------
 
-# What CPython takes for things beside their bytes, to keep count of memory: a key with its place
-# in the dict, a time to live, a time of use, a bytes object. The collections say what they take
-# themselves, and each of their elements; and by which letter Redis tells of what happens to them.
-KEY_COST = 88
-DEADLINE_COST = 144
-ACCESS_TIME_COST = 80
-OWNER_COST = 200
-BYTES_COST = 40
-#: The same for a command in a transaction, a key that is watched or waited for, a subscription.
-QUEUED_COST = 200
-WATCH_COST = 450
-SUBSCRIPTION_COST = 350
+# Bytes of memory that CPython needs for an object besides its data, to account for max_memory.
+# The collections have their own numbers: COST for the collection and ELEMENT_COST for an element.
+KEY_COST = 88  #: A key and its entry in the dict.
+DEADLINE_COST = 144  #: A time to live.
+ACCESS_TIME_COST = 80  #: The time of the last access, which the LRU policies need.
+OWNER_COST = 200  #: The owner of a key (SET with OWNED).
+BYTES_COST = 40  #: A string value.
+QUEUED_COST = 200  #: A command in a transaction.
+WATCH_COST = 450  #: A key that a client watches or is blocked on.
+SUBSCRIPTION_COST = 350  #: A channel or pattern that a client is subscribed to.
 
 
 class ListValue(Deque[bytes]):
-    """A list; a push or a pop at either end costs the same however long it is."""
+    """A list; push and pop take constant time at both ends."""
 
     __slots__ = ("accounted", "data_bytes")
-    EVENT_CLASS = "l"
+    EVENT_CLASS = "l"  #: Here and below: the type's letter in EVENT_CLASSES.
     COST, ELEMENT_COST = 700, 45
 
     def __init__(self, elements: Iterable[bytes] = ()) -> None:
         super().__init__(elements)
-        #: Bytes of the elements, and the cost the store has counted for this value.
+        #: Bytes of all elements, and bytes that the keyspace has counted for this value.
         self.data_bytes = sum(map(len, self))
         self.accounted = 0
 
@@ -910,27 +846,26 @@ class ListValue(Deque[bytes]):
         return [self.pop_end(left) for _ in range(min(most, len(self)))]
 
     def shrink(self) -> None:
-        """Nothing is kept of what was taken away."""
+        """Do nothing: a deque releases the memory of removed elements itself."""
 
     def replace_elements(self, elements: Iterable[bytes]) -> None:
-        """Hold these elements instead."""
         elements = list(elements)
         self.clear()
         self.data_bytes = 0
         self.push(elements, left=False)
 
     def to_parts(self) -> list[bytes]:
-        """What of() makes the same value from."""
+        """Return the contents as a list for from_parts()."""
         return list(self)
 
     @classmethod
     def from_parts(cls, parts: list[bytes]) -> ListValue:
-        """The value of such parts; here and below, ValueError if there is none."""
+        """Return a value with these contents. All types raise ValueError for invalid parts."""
         return cls(parts)
 
 
 class ScannableDict(Dict[bytes, Any]):
-    """A dict that can be walked through in parts, and asked for any one of its keys."""
+    """A dict with the iteration of SCAN and a fast choice of a random key."""
 
     __slots__ = ("_peak_size", "_sample", "_sample_draws", "_scan_keys")
 
@@ -941,8 +876,7 @@ class ScannableDict(Dict[bytes, Any]):
         self._sample_draws = self._peak_size = 0
 
     def shrink(self) -> None:
-        """Give up the memory of what was taken away, if that is most of what there was: a dict
-        keeps its size however little is left in it."""
+        """Release unused memory after most keys were removed; a dict itself never shrinks."""
         if len(self) > self._peak_size:
             self._peak_size = len(self)
         elif 4 * len(self) < self._peak_size:
@@ -953,11 +887,11 @@ class ScannableDict(Dict[bytes, Any]):
             self._peak_size = len(self)
 
     def scan(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
-        """The next keys of a walk that begins and ends with cursor 0, and its next cursor.
+        """Return the next cursor, 0 at the end, and up to ``count`` keys from this cursor on.
 
-        A key that is there throughout is among them. The walk goes from the last place to the
-        first: a dict is in the order of insertion, so however often the places are numbered
-        anew, a key only moves towards those still to be visited, and only new keys are behind.
+        As in Redis, an iteration returns every key that exists from its start to its end. It
+        visits positions from last to first, because a removal moves later keys of a dict to lower
+        positions: when the list of keys is made again, no key moves out of the remaining part.
         """
         if self._scan_keys is None or not cursor:
             self._scan_keys = list(self)
@@ -969,9 +903,9 @@ class ScannableDict(Dict[bytes, Any]):
         return start, found
 
     def random_key(self) -> bytes:
-        """One of the keys, of which there must be one, by chance."""
+        """Return a random key; the dict must not be empty."""
         while True:
-            # A list of them serves for an eighth as many draws: so long a new one may wait.
+            # Listing all keys is slow, so one list serves for many calls.
             if not self._sample_draws:
                 self._sample, self._sample_draws = list(self), 1 + len(self) // 8
             self._sample_draws -= 1
@@ -981,7 +915,7 @@ class ScannableDict(Dict[bytes, Any]):
 
 
 class Hash(ScannableDict):
-    """A hash: values by their fields."""
+    """A hash: a dict from fields to values."""
 
     __slots__ = ("accounted", "data_bytes")
     EVENT_CLASS = "h"
@@ -992,14 +926,14 @@ class Hash(ScannableDict):
         self.data_bytes = self.accounted = 0
 
     def put(self, field: bytes, value: bytes = b"") -> bool:
-        """Set a field and tell whether it is new."""
+        """Set a field and return True if it is new."""
         old = self.get(field)
         self[field] = value
         self.data_bytes += len(value) + (len(field) if old is None else -len(old))
         return old is None
 
     def remove(self, field: bytes) -> bool:
-        """Take a field away and tell whether it was there."""
+        """Remove a field and return True if it existed."""
         value = self.pop(field, None)
         if value is None:
             return False
@@ -1007,26 +941,23 @@ class Hash(ScannableDict):
         return True
 
     def copy(self) -> Any:
-        duplicate = type(self)()
-        duplicate.update(self)
-        duplicate.data_bytes = self.data_bytes
-        return duplicate
+        return self.from_parts(self.to_parts())
 
     def to_parts(self) -> list[bytes]:
         return list(itertools.chain.from_iterable(self.items()))
 
     @classmethod
-    def from_parts(cls, parts: list[bytes]) -> Hash:
+    def from_parts(cls, parts: list[bytes]) -> Any:
         value = cls()
         value.update(zip(parts[::2], parts[1::2]))
         if 2 * len(value) != len(parts):
-            raise ValueError("a field twice, or without a value")
+            raise ValueError("duplicate element, or field without a value")
         value.data_bytes = sum(map(len, parts))
         return value
 
 
 class Set(Hash):
-    """A set: its members are fields without a value."""
+    """A set: a hash whose fields are the members and whose values are empty."""
 
     __slots__ = ()
     EVENT_CLASS = "s"
@@ -1036,29 +967,24 @@ class Set(Hash):
         return list(self)
 
     @classmethod
-    def from_parts(cls, parts: list[bytes]) -> Set:
-        value = cls()
-        value.update(dict.fromkeys(parts, b""))
-        if len(value) != len(parts):
-            raise ValueError("a member twice")
-        value.data_bytes = sum(map(len, parts))
-        return value
+    def from_parts(cls, parts: list[bytes]) -> Any:
+        return super().from_parts([part for member in parts for part in (member, b"")])
 
 
 def memory_cost(value: Any) -> int:
-    """The bytes that a value takes, without its key."""
+    """Return the bytes of memory that a value needs, without its key."""
     if value.__class__ is bytes:
         return BYTES_COST + len(value)
     return int(value.COST + value.data_bytes + len(value) * value.ELEMENT_COST)
 
 
 def event_class(value: Any) -> str:
-    """The letter by which Redis tells of what happens to values of this kind."""
+    """Return the letter of the value's type in EVENT_CLASSES."""
     return "$" if isinstance(value, bytes) else str(value.EVENT_CLASS)
 
 
 class _LastMember:
-    # Greater than anything it is compared with.
+    # Greater than every member, as the upper bound of a range of equal scores.
     def __gt__(self, other: object) -> bool:
         return True
 
@@ -1067,13 +993,12 @@ LAST_MEMBER = _LastMember()
 
 
 class SortedSet:
-    """Members in the order of their scores, and of their bytes where scores are equal."""
+    """A sorted set: members ordered by score, and members with equal scores by their bytes."""
 
     __slots__ = ("_chunks", "accounted", "data_bytes", "scores")
     EVENT_CLASS = "z"
     COST, ELEMENT_COST = 440, 160
-    #: Pairs in one part at most: to insert moves that many, to find a rank looks at each part.
-    MAX_CHUNK = 1000
+    MAX_CHUNK = 1000  #: Number of pairs in one chunk, which an insertion moves.
 
     def __init__(self) -> None:
         self.scores = ScannableDict()
@@ -1084,7 +1009,7 @@ class SortedSet:
         return len(self.scores)
 
     def put(self, member: bytes, score: float) -> None:
-        """Set the score of a member, which keeps its place in a walk."""
+        """Set the score of a member, which keeps its position in a scan."""
         old = self.scores.get(member)
         if old is None:
             self.data_bytes += len(member)
@@ -1092,14 +1017,14 @@ class SortedSet:
             self._discard((old, member))
         self.scores[member] = score
         index = self._find_chunk((score, member))
-        part = self._chunks[index]
-        bisect.insort(part, (score, member))
-        if len(part) > self.MAX_CHUNK:
-            self._chunks.insert(index + 1, part[self.MAX_CHUNK // 2 :])
-            del part[self.MAX_CHUNK // 2 :]
+        chunk = self._chunks[index]
+        bisect.insort(chunk, (score, member))
+        if len(chunk) > self.MAX_CHUNK:
+            self._chunks.insert(index + 1, chunk[self.MAX_CHUNK // 2 :])
+            del chunk[self.MAX_CHUNK // 2 :]
 
     def remove(self, member: bytes) -> bool:
-        """Take a member away and tell whether it was there."""
+        """Remove a member and return True if it existed."""
         score = self.scores.pop(member, None)
         if score is None:
             return False
@@ -1109,42 +1034,37 @@ class SortedSet:
 
     def _discard(self, pair: tuple[float, bytes]) -> None:
         index = self._find_chunk(pair)
-        part = self._chunks[index]
-        del part[bisect.bisect_left(part, pair)]
-        if not part and len(self._chunks) > 1:
+        chunk = self._chunks[index]
+        del chunk[bisect.bisect_left(chunk, pair)]
+        if not chunk and len(self._chunks) > 1:
             del self._chunks[index]
 
     def rank(self, pair: tuple[Any, ...]) -> int:
-        """How many pairs of score and member come before this one, or before this score."""
+        """Return the number of pairs before a pair of score and member, or before ``(score,)``."""
         index = self._find_chunk(pair)
         return sum(map(len, self._chunks[:index])) + bisect.bisect_left(self._chunks[index], pair)
 
     def slice(self, start: int, stop: int) -> list[tuple[float, bytes]]:
-        """The pairs of score and member whose ranks are from start to before stop."""
+        """Return the pairs of score and member with ranks from start to stop - 1."""
         found: list[tuple[float, bytes]] = []
-        for part in self._chunks:
+        for chunk in self._chunks:
             if stop <= 0:
                 break
-            if start < len(part):
-                found += part[max(start, 0) : stop]
-            start -= len(part)
-            stop -= len(part)
+            if start < len(chunk):
+                found += chunk[max(start, 0) : stop]
+            start -= len(chunk)
+            stop -= len(chunk)
         return found
 
     def members(self) -> list[bytes]:
-        """All of them, in their order."""
+        """Return all members in order."""
         return [member for _, member in self.slice(0, len(self))]
 
     def shrink(self) -> None:
-        """See :meth:`Table.slim`."""
         self.scores.shrink()
 
     def copy(self) -> SortedSet:
-        duplicate = SortedSet()
-        duplicate.scores.update(self.scores)
-        duplicate._chunks = [part[:] for part in self._chunks]
-        duplicate.data_bytes = self.data_bytes
-        return duplicate
+        return self.from_parts(self.to_parts())
 
     def to_parts(self) -> list[bytes]:
         return [*self.scores, struct.pack(f"<{len(self)}d", *self.scores.values())]
@@ -1156,14 +1076,14 @@ class SortedSet:
         value = cls()
         value.scores.update(zip(members, scores))
         if not len(value) == len(members) == len(scores) or any(map(math.isnan, scores)):
-            raise ValueError("a member twice, or without a score")
+            raise ValueError("duplicate member, or member without a score")
         pairs, half = sorted(zip(scores, members)), cls.MAX_CHUNK // 2
         value._chunks = [pairs[start : start + half] for start in range(0, len(pairs), half)]
         value.data_bytes = sum(map(len, members))
         return value
 
     def _find_chunk(self, pair: tuple[Any, ...]) -> int:
-        # The first part that does not end before the pair, or the last one.
+        # Return the first chunk whose last pair is not before this pair, else the last chunk.
         low, high = 0, len(self._chunks) - 1
         while low < high:
             middle = (low + high) // 2
@@ -1175,50 +1095,45 @@ class SortedSet:
 
 
 # ----------------------------------------------------------------------------
-# Store: the values, their expiry, one lock
+# Keyspace
 # ----------------------------------------------------------------------------
 
 Value = TypeVar("Value")
 
-# What a pattern of Redis is made of: a class such as [^a-z], or one character; and such a class.
+# An element of a Redis pattern: a class such as [^a-z] or one character; an element of a class.
 _GLOB = re.compile(rb"\[(?P<negated>\^?)(?P<members>(?:\\.|[^\]]-.|[^\]])*)\]?|\\?.", re.DOTALL)
 _GLOB_MEMBER = re.compile(rb"\\(.)|(.)-(.)|(.)", re.DOTALL)
 
 
 @functools.lru_cache(maxsize=256)
 def compile_glob(pattern: bytes) -> Callable[[bytes], object]:
-    r"""Compile a pattern of Redis (``*``, ``?``, ``[a-z]``, ``[^a]``, ``\x``) to a test of a key.
+    r"""Return a function that tests if a key matches a pattern of Redis (``*?[a-z][^a]\x``).
 
-    The time a test takes grows with the key's length and the pattern's, not faster: each ``*``
-    takes the first place where what follows it fits, and never looks for another.
-
-    :raises CommandError: for a pattern longer than MAX_PATTERN.
+    Each ``*`` takes the first match of the part behind it without backtracking, so that the time
+    grows linearly with the key and the pattern. A pattern over MAX_PATTERN raises CommandError.
     """
     if len(pattern) > MAX_PATTERN:
         raise CommandError(f"ERR the pattern is longer than {MAX_PATTERN} bytes")
-    # What stands between the stars, as regular expressions, and as it is while it is just that.
-    parts, literals = [b""], [b""]
-    literal = True
+    if not set(pattern) & set(b"?[\\"):
+        first_literal, *literals = re.split(rb"\*+", pattern)
+        if not literals:
+            return pattern.__eq__
+        return functools.partial(_match_literals, first_literal, literals[:-1], literals[-1])
+    parts = [b""]  # The regular expressions of the parts between the stars.
     for match in _GLOB.finditer(pattern):
         if match[0] == b"*":
-            if parts[-1] or len(parts) == 1:  # several are as one
+            if parts[-1] or len(parts) == 1:  # Adjacent stars match the same as one star.
                 parts.append(b"")
-                literals.append(b"")
         elif match[0] == b"?":
             parts[-1] += b"."
-            literal = False
         elif match["members"] is not None:
             parts[-1] += _glob_class(match["negated"], match["members"])
-            literal = False
         else:
             parts[-1] += re.escape(match[0][-1:])
-            literals[-1] += match[0][-1:]
     first, *others = parts
     if not others:
         return re.compile(first, re.DOTALL).fullmatch
-    if literal:
-        return functools.partial(_match_literals, literals[0], literals[1:-1], literals[-1])
-    # (?=(?P<x>...))(?P=x) is an atomic group, which re has only since Python 3.11.
+    # (?=(?P<x>...))(?P=x) is an atomic group, for which Python has (?>...) only since 3.11.
     middle = b"".join(
         b"(?=(?P<g%d>.*?%b))(?P=g%d)" % (number, part, number)
         for number, part in enumerate(others[:-1])
@@ -1227,7 +1142,6 @@ def compile_glob(pattern: bytes) -> Callable[[bytes], object]:
 
 
 def _match_literals(first: bytes, middle: list[bytes], last: bytes, key: bytes) -> bool:
-    # Whether a key is these, with anything in between.
     position, end = len(first), len(key) - len(last)
     if position > end or not (key.startswith(first) and key.endswith(last)):
         return False
