@@ -3287,10 +3287,11 @@ def add_decimal(value: bytes, error: str, increment: bytes) -> bytes:
     if any(b"i" in number.lower() for number in numbers):
         raise CommandError("ERR increment would produce NaN or Infinity")
     one, other = (_round_to_64_bits(fractions.Fraction(number.decode())) for number in numbers)
-    for number, what in ((one, error), (other, NOT_A_FLOAT), (one + other, NOT_A_FLOAT)):
+    total = _round_to_64_bits(one + other)
+    not_finite = "ERR increment would produce NaN or Infinity"
+    for number, what in ((one, error), (other, NOT_A_FLOAT), (total, not_finite)):
         if abs(number) >= 2**16384:  # which is infinite to Redis
             raise CommandError(what)
-    total = _round_to_64_bits(one + other)
     key_positions = round(abs(total) * 10**17)
     text = f"{_long_decimal(key_positions // 10**17)}.{key_positions % 10**17:017}".rstrip(
         "0"
@@ -3627,7 +3628,8 @@ def setrange(client: Client, key: bytes, offset: int, value: bytes) -> Reply:
     old = client.keyspace.read_for_write(key, bytes) or b""  # unless it had to give way
     before = old[:offset].ljust(offset, b"\0")
     after = old[offset + len(value) :]
-    return _write_checked(client, key, before + value + after, b"setrange")
+    client.keyspace.write(key, before + value + after, b"setrange")
+    return len(before + value + after)
 
 
 def _write_checked(client: Client, key: bytes, value: bytes, event: bytes) -> int:
