@@ -3141,42 +3141,42 @@ def abort_transaction(client: Client, error: CommandError) -> CommandError:
 
 
 # ----------------------------------------------------------------------------
-# Commands: what their arguments say
+# Commands: argument parsing
 # ----------------------------------------------------------------------------
 
+# The functions of this section raise CommandError for an invalid argument, with Redis's text. A
+# parameter ``error`` gives that text where it depends on the command.
+
+_NOT_FINITE = "ERR increment would produce NaN or Infinity"
 _INTEGER = re.compile(rb"0|-?[1-9][0-9]{0,18}")
 _FLOAT = re.compile(rb"[+-]?(?:(\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,4})?|inf(?:inity)?)", re.IGNORECASE)
 
 
-# Every function of this section raises CommandError for an argument that is not what it says,
-# with the text given where one is.
-
-
 def parse_integer(
     argument: bytes, error: str = NOT_AN_INTEGER, minimum: int = INTEGER_MIN,
-    most: int = INTEGER_MAX, beyond: str | None = None,
+    maximum: int = INTEGER_MAX, range_error: str | None = None,
 ) -> int:  # fmt: skip
-    """An integer as Redis accepts it: no blanks, no plus, no leading zeros, 64 bits.
+    """Return a 64-bit integer; as in Redis, blanks, a plus sign and leading zeros are errors.
 
-    :param beyond: the text for one that is not from ``least`` to ``most``, if another one.
+    :param range_error: the text if the integer is out of range; None: ``error``.
     """
     number = int(argument) if _INTEGER.fullmatch(argument) else None
     if number is None or not INTEGER_MIN <= number <= INTEGER_MAX:
         raise CommandError(error)
-    if not minimum <= number <= most:
-        raise CommandError(beyond or error)
+    if not minimum <= number <= maximum:
+        raise CommandError(range_error or error)
     return number
 
 
 def add_integer(number: int, increment: int) -> int:
-    """Their sum, which must fit 64 bits."""
+    """Return the sum; raise CommandError if it does not fit into 64 bits."""
     if not INTEGER_MIN <= number + increment <= INTEGER_MAX:
         raise CommandError(OVERFLOW)
     return number + increment
 
 
 def match_number(argument: bytes, error: str = NOT_A_FLOAT) -> re.Match[bytes]:
-    """A number in decimal, with or without an exponent; infinite ones too."""
+    """Return the match for a decimal number; its group 1 is None if the number is infinite."""
     match = _FLOAT.fullmatch(argument) if len(argument) <= MAX_NUMBER else None
     if match is None:
         raise CommandError(error)
@@ -3184,7 +3184,7 @@ def match_number(argument: bytes, error: str = NOT_A_FLOAT) -> re.Match[bytes]:
 
 
 def parse_float(argument: bytes) -> float:
-    """The same as a float, neither too great nor too small to be told from what it is not."""
+    """Return the argument as a float; overflow and underflow are errors, infinity is not."""
     digits, number = match_number(argument)[1], float(argument)
     if digits and (math.isinf(number) or (not number and digits.strip(b"0."))):
         raise CommandError(NOT_A_FLOAT)
@@ -3192,41 +3192,33 @@ def parse_float(argument: bytes) -> float:
 
 
 def add_decimal(value: bytes, error: str, increment: bytes) -> bytes:
-    """The sum of two numbers, with 17 places after the point at most, none of them a last 0.
+    """Return the sum of two decimal numbers, with at most 17 decimal places, as INCRBYFLOAT does.
 
-    Redis calculates with 64 significant bits, which are more than a Python float has. The error
-    is for the first.
+    Redis calculates with C's long double, which has 64 significant bits and is infinite from
+    2**16384; a Python float has 53 bits.
+
+    :param error: the text for an invalid ``value``; for an invalid increment it is NOT_A_FLOAT.
     """
     numbers = [match_number(value, error)[0], match_number(increment)[0]]
     if any(b"i" in number.lower() for number in numbers):
-        raise CommandError("ERR increment would produce NaN or Infinity")
-    one, other = (_round_to_64_bits(fractions.Fraction(number.decode())) for number in numbers)
-    for number, what in ((one, error), (other, NOT_A_FLOAT), (one + other, NOT_A_FLOAT)):
-        if abs(number) >= 2**16384:  # which is infinite to Redis
-            raise CommandError(what)
-    total = _round_to_64_bits(one + other)
-    key_positions = round(abs(total) * 10**17)
-    text = f"{_long_decimal(key_positions // 10**17)}.{key_positions % 10**17:017}".rstrip(
-        "0"
-    ).rstrip(".")
-    return f"-{text}".encode() if total < 0 and key_positions else text.encode()
+        raise CommandError(_NOT_FINITE)
+    first, second = (_round_to_64_bits(fractions.Fraction(number.decode())) for number in numbers)
+    total = _round_to_64_bits(first + second)
+    for number, text in ((first, error), (second, NOT_A_FLOAT), (total, _NOT_FINITE)):
+        if abs(number) >= 2**16384:
+            raise CommandError(text)
+    scaled = round(abs(total) * 10**17)
+    digits = f"{_format_integer(scaled // 10**17)}.{scaled % 10**17:017}".rstrip("0").rstrip(".")
+    return f"-{digits}".encode() if total < 0 and scaled else digits.encode()
 
 
-def _long_decimal(number: int) -> str:
-    # Python has a limit to what it writes in decimal, and needs long for much.
-    most = 10**MAX_NUMBER
-    return str(number) if number < most else f"{number // most}{number % most:0{MAX_NUMBER}}"
-
-
-def _parse_decimal(argument: bytes) -> bytes:
-    if b"i" in match_number(argument)[0].lower():
-        raise CommandError("ERR value is NaN or Infinity")
-    return argument
+def _format_integer(number: int) -> str:
+    # CPython refuses to format an integer of more than 4300 digits, so format it in two parts.
+    high, low = divmod(number, 10**MAX_NUMBER)
+    return f"{high}{low:0{MAX_NUMBER}}" if high else str(low)
 
 
 def _round_to_64_bits(number: fractions.Fraction) -> fractions.Fraction:
-    if not number:
-        return number
     bits = abs(number.numerator).bit_length() - number.denominator.bit_length()
     unit = fractions.Fraction(2) ** (bits - 64)
     if abs(number) >= unit * 2**64:
@@ -3234,212 +3226,215 @@ def _round_to_64_bits(number: fractions.Fraction) -> fractions.Fraction:
     return round(number / unit) * unit
 
 
-def _parse_bounded(argument: bytes, minimum: int, most: int) -> int:
-    beyond = f"ERR value is out of range, value must between {minimum} and {most}"
-    return parse_integer(argument, NOT_AN_INTEGER, minimum, most, beyond)
+def _parse_decimal(argument: bytes) -> bytes:
+    if match_number(argument)[1] is None:
+        raise CommandError("ERR value is NaN or Infinity")
+    return argument
 
 
-def _database(argument: bytes) -> int:
+def _parse_bounded(argument: bytes, minimum: int, maximum: int) -> int:
+    range_error = f"ERR value is out of range, value must between {minimum} and {maximum}"
+    return parse_integer(argument, NOT_AN_INTEGER, minimum, maximum, range_error)
+
+
+def _parse_database(argument: bytes) -> int:
     if _parse_bounded(argument, -(2**31), 2**31 - 1) != 0:
         raise CommandError("ERR DB index is out of range")
     return 0
 
 
-def _rank(argument: bytes) -> int:
+def _parse_rank(argument: bytes) -> int:
     rank = parse_integer(argument)
     if rank == 0:
         raise CommandError(
             "ERR RANK can't be zero: use 1 to start from the first match, 2 from the second ..."
             " or use negative to start from the end of the list"
         )
-    # The least integer has no opposite: Redis, until 7.2, takes it for -1.
+    # Redis before 7.2 cannot negate the smallest integer and treats this rank as -1.
     return -1 if rank == INTEGER_MIN else rank
 
 
 def parse_bound(argument: bytes) -> tuple[float, bool]:
-    """A score that bounds a range, and whether it is left out itself, as in ``(5``."""
+    """Return the score that bounds a range, and True if ``(`` before it excludes that score."""
     exclusive = argument.startswith(b"(")
     number = argument[exclusive:].lstrip() if argument[exclusive:] else b"0"
     return float(match_number(number, "ERR min or max is not a float")[0]), exclusive
 
 
-def _choice(words: str, argument: bytes) -> str:
-    word = argument.decode("latin-1").upper()
-    if word not in words.split("|"):
+def _parse_choice(choices: str, argument: bytes) -> str:
+    choice = argument.decode("latin-1").upper()
+    if choice not in choices.split("|"):
         raise CommandError(SYNTAX_ERROR)
-    return word
+    return choice
 
 
 for _name in ("LEFT|RIGHT", "BEFORE|AFTER", "ON|OFF|SKIP"):
-    PARSERS[_name] = functools.partial(_choice, _name)
+    PARSERS[_name] = functools.partial(_parse_choice, _name)
 for _name in ("decrement", "end", "increment", "occurrences", "offset", "size", "start", "stop"):
     PARSERS[_name] = parse_integer
 PARSERS.update(
     {
         "count": lambda word: parse_integer(word, "ERR value is out of range, must be positive", 0),
-        "database": _database,
+        "database": _parse_database,
         "decimal": _parse_decimal,
         "len": lambda word: parse_integer(word, "ERR MAXLEN can't be negative", 0),
         "limit": lambda word: parse_integer(word, "ERR LIMIT can't be negative", 0),
         "max": parse_bound,
         "min": parse_bound,
         "num-matches": lambda word: parse_integer(word, "ERR COUNT can't be negative", 0),
-        "page-size": lambda word: parse_integer(word, minimum=1, beyond=SYNTAX_ERROR),
-        "rank": _rank,
+        "page-size": lambda word: parse_integer(word, minimum=1, range_error=SYNTAX_ERROR),
+        "rank": _parse_rank,
         "signed-count": lambda word: _parse_bounded(word, -INTEGER_MAX, INTEGER_MAX),
     }
 )
 
 
 def slice_bounds(start: int, stop: int, length: int) -> tuple[int, int]:
-    """The range from ``start`` to ``stop`` of LRANGE and its like, as Python's slices have it."""
+    """Return the bounds of a Python slice for a range as in LRANGE, which includes ``stop``."""
     first = max(start + length, 0) if start < 0 else start
     last = stop + length if stop < 0 else min(stop, length - 1)
     return (first, last + 1) if first <= last else (0, 0)
 
 
 def parse_deadline(
-    client: Client, name: str, argument: bytes, unit: int, absolute: bool,
-    minimum: int = INTEGER_MIN,
-) -> int:  # fmt: skip
-    """The deadline so many units (of ``unit`` milliseconds) from now, or from 1970."""
-    number = parse_integer(argument)
-    duration = number * unit
+    client: Client, command: str, form: str, argument: bytes, minimum: int = INTEGER_MIN
+) -> int:
+    """Return the deadline of a key, in milliseconds of the keyspace's clock.
+
+    :param command: the name that the error text contains.
+    :param form: a name such as ``ex`` or ``pexpireat``. A leading ``p`` means milliseconds and
+        not seconds; a trailing ``at`` means since 1970 and not from now.
+    """
+    number, absolute = parse_integer(argument), form.endswith("at")
+    duration = number if form.startswith("p") else number * 1000
     now, epoch = client.keyspace.now(), client.keyspace.unix_time(0)
     latest = INTEGER_MAX if absolute else INTEGER_MAX - epoch - now
     if number < minimum or not INTEGER_MIN <= duration <= latest:
-        raise invalid_expire(name)
+        raise invalid_expire(command)
     return WallClockDeadline(duration - epoch) if absolute else duration + now
 
 
-#: The options for a time to live: the unit in milliseconds, and whether it counts from 1970.
-EXPIRY_OPTIONS = {"ex": (1000, False), "px": (1, False), "exat": (1000, True), "pxat": (1, True)}
-
-
-def parse_expiry(client: Client, name: str, options: dict[str, Any]) -> int | None:
-    """The deadline for a value yet to be set, by whichever of those options is given."""
-    for option, (unit, absolute) in EXPIRY_OPTIONS.items():
-        if option in options:
-            return parse_deadline(client, name, options[option], unit, absolute, minimum=1)
+def parse_expiry(client: Client, command: str, options: dict[str, Any]) -> int | None:
+    """Return the deadline that an option EX, PX, EXAT or PXAT gives, or None without one."""
+    for form in ("ex", "px", "exat", "pxat"):
+        if form in options:
+            return parse_deadline(client, command, form, options[form], minimum=1)
     return None
 
 
-def split_numkeys(numkeys: bytes, words: Sequence[bytes], many: str) -> tuple[Any, Sequence[bytes]]:
-    """The keys that a number stands before, and what comes after them; ``many``: the error."""
+def split_numkeys(numkeys: bytes, args: Sequence[bytes], error: str) -> tuple[Any, Sequence[bytes]]:
+    """Return the first ``numkeys`` arguments and the rest; ``error`` is the text if too few."""
     size = parse_integer(numkeys, "ERR numkeys should be greater than 0", 1)
-    if size > len(words):
-        raise CommandError(many)
-    return words[:size], words[size:]
-
-
-def parse_mpop_arguments(
-    numkeys: bytes, words: Sequence[bytes], sides: str
-) -> tuple[Sequence[bytes], str, int]:
-    """The keys, the side, and the count of LMPOP and its like."""
-    names, rest = split_numkeys(numkeys, words, SYNTAX_ERROR)
-    if not rest:
-        raise CommandError(SYNTAX_ERROR)
-    side = _choice(sides, rest[0])
-    options, more = Options("[COUNT number]").split(rest[1:3])
-    count = parse_integer(options.get("count", b"1"), "ERR count should be greater than 0", 1)
-    if more or len(rest) > 3:
-        raise CommandError(SYNTAX_ERROR)
-    return names, side, count
+    if size > len(args):
+        raise CommandError(error)
+    return args[:size], args[size:]
 
 
 def pop_or_block(
-    client: Client, names: Sequence[bytes], kind: type, attempt: Callable[[bytes], Reply],
-    timeout: bytes | None = None, nothing: Reply = NULL_ARRAY,
+    client: Client, keys: Sequence[bytes], value_type: type,
+    take: Callable[[Client, bytes], Reply], timeout: bytes | None = None,
+    empty_reply: Reply = NULL_ARRAY,
 ) -> Reply:  # fmt: skip
-    """Take something from the first of several keys that has it, or wait until one has.
+    """Return the reply of ``take`` for the first key that exists; if none does, block the client.
 
-    :param kind: what the keys hold.
-    :param attempt: takes it from a key that holds such a value.
-    :param timeout: the seconds to wait at most, 0 for no end; None: not to wait.
-    :param nothing: the reply where a client must not wait.
+    :param value_type: the type that the value of each key must have.
+    :param take: removes elements from an existing key and returns the reply. A blocked client
+        stores this function, which therefore must not capture the client.
+    :param timeout: the argument in seconds, 0 for no limit; None: do not block.
+    :param empty_reply: the reply if no key exists and the client may not block.
     """
-    seconds = None if timeout is None else _timeout(timeout)
-    for key in names:
-        if client.keyspace.read_for_write(key, kind) is not None:
-            return attempt(key)
+    seconds = None if timeout is None else _parse_timeout(timeout)
+    for key in keys:
+        if client.keyspace.read_for_write(key, value_type) is not None:
+            return take(client, key)
     if seconds is None or not client.can_block:
-        return nothing
+        return empty_reply
     deadline = time.monotonic() + seconds if seconds else None
-    ensure_memory(client, names, WATCH_COST)
-    return block_client(
-        client, BlockedClient(client.live.waiting, client.peer, kind, attempt, deadline), names
-    )
+    ensure_memory(client, keys, WATCH_COST)
+    return block_client(client, BlockedClient(client, value_type, take, deadline), keys)
 
 
-def block_client(client: Client, waiter: BlockedClient, names: Iterable[bytes]) -> Reply:
-    """Let a client wait for these keys: its reply is yet to come."""
-    client.waiter = waiter
-    client.live.waiting.add(waiter, names)
+def mpop(
+    client: Client, arguments: Sequence[bytes], blocks: bool, choices: str, value_type: type,
+    take: Callable[..., Reply],
+) -> Reply:  # fmt: skip
+    """Execute LMPOP, ZMPOP, BLMPOP or BZMPOP; ``take`` gets ``where`` and ``count`` as well."""
+    keys, rest = split_numkeys(arguments[blocks], arguments[blocks + 1 :], SYNTAX_ERROR)
+    where = _parse_choice(choices, rest[0] if rest else b"")
+    options, extra = Options("[COUNT number]").split(rest[1:3])
+    count = parse_integer(options.get("count", b"1"), "ERR count should be greater than 0", 1)
+    if extra or len(rest) > 3:
+        raise CommandError(SYNTAX_ERROR)
+    take_count = functools.partial(take, where=where, count=count)
+    return pop_or_block(client, keys, value_type, take_count, arguments[0] if blocks else None)
+
+
+def block_client(client: Client, blocked: BlockedClient, keys: Iterable[bytes]) -> Reply:
+    """Mark a client as blocked on these keys, and return NO_REPLY; the reply follows later."""
+    client.waiter = blocked
+    client.live.waiting.add(blocked, keys)
     client.halted = True
     return NO_REPLY
 
 
-def _timeout(argument: bytes) -> float:
+def _parse_timeout(argument: bytes) -> float:
     seconds = float(match_number(argument, "ERR timeout is not a float or out of range")[0])
-    # Beyond 64 bits Redis says so as well.
+    # Redis sends this text also for a timeout whose milliseconds do not fit into 64 bits.
     if not 0 <= seconds * 1000 <= INTEGER_MAX:
         raise CommandError("ERR timeout is negative")
     return seconds
 
 
 def parse_cursor(argument: bytes) -> int:
-    """The cursor of SCAN and its like."""
-    # What strtoul() takes, which Redis leaves it to.
-    fits = len(argument) <= 21 and re.fullmatch(rb"([+-]?\d+)?", argument)
-    cursor = int(argument or b"0") if fits else 2**64
+    """Return the cursor of SCAN, HSCAN, SSCAN or ZSCAN, as C's strtoul() reads it for Redis."""
+    cursor = int(argument or b"0") if re.fullmatch(rb"[+-]?\d{1,21}|", argument) else 2**64
     if abs(cursor) >= 2**64:
         raise CommandError("ERR invalid cursor")
     return cursor % 2**64
 
 
 def scan_page(
-    walk: Callable[[int, int], tuple[int, list[bytes]]], cursor: int, options: dict[str, Any]
+    scan: Callable[[int, int], tuple[int, list[bytes]]], cursor: int, options: dict[str, Any]
 ) -> tuple[bytes, list[bytes]]:
-    """The next cursor of a walk, and the keys that match the options of SCAN and its like."""
-    cursor, found = walk(cursor, min(options.get("count", 10), MAX_SCAN))
+    """Return the next cursor and the matching keys of one page of :meth:`ScannableDict.scan`."""
+    cursor, page = scan(cursor, min(options.get("count", 10), MAX_SCAN))
     pattern = options.get("match", b"*")
-    return b"%d" % cursor, found if pattern == b"*" else list(filter(compile_glob(pattern), found))
+    return b"%d" % cursor, page if pattern == b"*" else list(filter(compile_glob(pattern), page))
 
 
 def declare_scan(
-    family: Family, name: str, what: str, pending_clients: Callable[[Any, bytes], Any]
+    family: Family, name: str, contents: str, describe: Callable[[Any, bytes], tuple[bytes, ...]]
 ) -> None:
-    """Declare HSCAN, SSCAN or ZSCAN; ``told`` gives what is told of a member, as a tuple."""
+    """Declare HSCAN, SSCAN or ZSCAN; ``describe`` returns a member's elements in the reply."""
     usage = f"{name} key cursor [MATCH pattern] [COUNT page-size]"
     options = Options(usage)
 
-    @family.reads(usage, f"Some of the {what}, and the cursor for more.", raw=True)
-    def scan_value(client: Client, key: bytes, cursor: bytes, *words: bytes) -> Reply:
+    @family.reads(usage, f"Return some of the {contents}, and the next cursor.", raw=True)
+    def scan_value(client: Client, key: bytes, cursor: bytes, *arguments: bytes) -> Reply:
         start = parse_cursor(cursor)
         value: Any = client.keyspace.read(key, family.kind)
         if value is None:
             return [b"0", []]
-        chosen = options.parse(words)
-        table: Any = value
-        members: Any = list
-        if isinstance(value, SortedSet):
-            table, members = value.scores, SortedSet.members
-        # As Redis does it, a short one comes whole.
-        walk = table.scan if len(value) > SCAN_ALL_BELOW else lambda *_: (0, members(value))
-        following, found = scan_page(walk, start, chosen)
-        return [following, [each for member in found for each in pending_clients(value, member)]]
+        chosen = options.parse(arguments)
+        is_zset = isinstance(value, SortedSet)
+        table, members = (value.scores, value.members) if is_zset else (value, value.keys)
+        # Redis returns all members of a small value at once.
+        scan = table.scan if len(value) > SCAN_ALL_BELOW else lambda *_: (0, list(members()))
+        next_cursor, page = scan_page(scan, start, chosen)
+        return [next_cursor, [part for member in page for part in describe(value, member)]]
 
 
 def random_members(table: ScannableDict, count: int) -> list[bytes]:
-    """So many members by chance; of a negative number each may come more than once."""
+    """Return ``count`` different random members, or ``-count`` that may repeat."""
+    # Redis accepts counts down to -2**62, whose replies would exhaust the memory.
     if -count > LIMITS["max_arguments"].default:
         raise CommandError("ERR value is out of range")
-    if not table or 4 * abs(count) > len(table):
+    if 4 * abs(count) > len(table):
         members = list(table)
-        if count >= 0:
-            return random.sample(members, min(count, len(members)))
-        return random.choices(members, k=-count) if members else []
-    # Of many members few are drawn, or all would have to be listed for each.
+        if count < 0:
+            return random.choices(members, k=-count) if members else []
+        return random.sample(members, min(count, len(members)))
+    # Do not list all members of a large value to choose only a few of them.
     if count < 0:
         return [table.random_key() for _ in range(-count)]
     chosen: dict[bytes, None] = {}
@@ -3456,29 +3451,29 @@ strings = Family("string")
 _EXPIRY = "EX seconds|PX milliseconds|EXAT unix-time-seconds|PXAT unix-time-milliseconds"
 
 
-@strings.reads("GET key", "The value of a key.")
-@strings.reads("G key", "The value of a key.")
+@strings.reads("GET key", "Return the value of a key.")
+@strings.reads("G key", "Return the value of a key; short form of GET.")
 def get(client: Client, key: bytes) -> Reply:
     return client.keyspace.read(key, bytes)
 
 
 @strings.grows(f"SET key value [NX|XX|IFEQ comparison-value] [GET] [{_EXPIRY}|KEEPTTL] [OWNED]",
-               "Set a key; in text everything after the key is the value. OWNED: until this"
-               " connection ends.")  # fmt: skip
-@strings.grows("GETSET key value", "Set a key and return the value it had.", get=True)
+               "Set a key to a value (in text, the rest of the message); OWNED deletes the key when"
+               " the client disconnects.")  # fmt: skip
+@strings.grows("GETSET key value", "Set the value of a key and return its old value.", get=True)
 def set_(client: Client, key: bytes, value: bytes, **options: Any) -> Reply:
     keyspace = client.keyspace
     if not options:
         keyspace.replace(key, value)
         return OK
     deadline = parse_expiry(client, "set", options)
-    compared = "get" in options or "ifeq" in options
-    old = keyspace.read(key, bytes) if compared else keyspace.peek(key)
+    needs_string = "get" in options or "ifeq" in options
+    old = keyspace.read(key, bytes) if needs_string else keyspace.peek(key)
     if "ifeq" in options:
-        done = old == options["ifeq"]
+        allowed = old == options["ifeq"]
     else:
-        done = not (("nx" in options and old is not None) or ("xx" in options and old is None))
-    if done:
+        allowed = ("xx" if old is None else "nx") not in options
+    if allowed:
         if "keepttl" in options:
             keyspace.clear_owner(key)
             keyspace.write(key, value, b"set")
@@ -3488,30 +3483,34 @@ def set_(client: Client, key: bytes, value: bytes, **options: Any) -> Reply:
             keyspace.set_owner(key, client)
     if "get" in options:
         return old
-    return OK if done else None
+    return OK if allowed else None
 
 
-strings.grows("SETNX key value", "Set a key that does not exist: 1 if set, 0 if it exists.")(
+strings.reads("MGET key [key ...]", "Return the values of several keys.")(
+    lambda client, *keys: client.keyspace.read_strings(keys)
+)
+strings.views("STRLEN key", "Return the length of a value in bytes.")(len)
+strings.grows("SETNX key value", "Set a key that does not exist; return 1 if set, else 0.")(
     lambda client, key, value: int(set_(client, key, value, nx=True) is OK)
 )
 
 
-@strings.grows("SETEX key seconds value", "Set a key with a time to live.", unit="ex")
-@strings.grows("PSETEX key milliseconds value", "SETEX in milliseconds.", unit="px")
-def setex(client: Client, key: bytes, duration: bytes, value: bytes, unit: str) -> Reply:
-    name = "setex" if unit == "ex" else "psetex"
-    client.keyspace.replace(key, value, parse_expiry(client, name, {unit: duration}))
+@strings.grows("SETEX key seconds value", "Set a key and its time to live.", name="setex")
+@strings.grows("PSETEX key milliseconds value", "Set a key and its time to live.", name="psetex")
+def setex(client: Client, key: bytes, duration: bytes, value: bytes, name: str) -> Reply:
+    deadline = parse_deadline(client, name, name, duration, minimum=1)
+    client.keyspace.replace(key, value, deadline)
     return OK
 
 
-@strings.writes("GETDEL key", "Delete a key and return the value it had.")
+@strings.writes("GETDEL key", "Delete a key and return its value.")
 def getdel(client: Client, key: bytes) -> Reply:
     old = client.keyspace.read(key, bytes)
     client.keyspace.delete(key)
     return old
 
 
-@strings.writes(f"GETEX key [{_EXPIRY}|PERSIST]", "The value of a key; changes its time to live.")
+@strings.writes(f"GETEX key [{_EXPIRY}|PERSIST]", "Return a value and change its time to live.")
 def getex(client: Client, key: bytes, **options: Any) -> Reply:
     value = client.keyspace.read(key, bytes)
     if value is not None:
@@ -3523,77 +3522,57 @@ def getex(client: Client, key: bytes, **options: Any) -> Reply:
     return value
 
 
-@strings.grows("APPEND key value", "Add to the end of a value and return its new length.")
+@strings.grows("APPEND key value", "Append to the value of a key and return the new length.")
 def append(client: Client, key: bytes, value: bytes) -> Reply:
-    return _write_checked(
-        client, key, (client.keyspace.read_for_write(key, bytes) or b"") + value, b"append"
-    )
-
-
-@strings.grows("SETRANGE key offset value", "Overwrite part of a value; its new length.")
-def setrange(client: Client, key: bytes, offset: int, value: bytes) -> Reply:
-    if offset < 0:
-        raise CommandError("ERR offset is out of range")
-    length = len(client.keyspace.read_for_write(key, bytes) or b"")
-    if not value:
-        return length
-    _check_length(client, offset + len(value), length)
-    old = client.keyspace.read_for_write(key, bytes) or b""  # unless it had to give way
-    before = old[:offset].ljust(offset, b"\0")
-    after = old[offset + len(value) :]
-    return _write_checked(client, key, before + value + after, b"setrange")
-
-
-def _write_checked(client: Client, key: bytes, value: bytes, event: bytes) -> int:
-    _check_length(client, len(value), len(value))
-    client.keyspace.write(key, value, event)
+    value = (client.keyspace.read_for_write(key, bytes) or b"") + value
+    _check_string_length(client, len(value))
+    client.keyspace.write(key, value, b"append")
     return len(value)
 
 
-def _check_length(client: Client, length: int, old: int) -> None:
-    # No longer than a client could have sent it; and if much of it was not sent, which would have
-    # been counted, then than there is room for.
+@strings.grows("SETRANGE key offset value", "Overwrite part of a value; return the new length.")
+def setrange(client: Client, key: bytes, offset: int, value: bytes) -> Reply:
+    if offset < 0:
+        raise CommandError("ERR offset is out of range")
+    length, end = len(client.keyspace.read_for_write(key, bytes) or b""), offset + len(value)
+    if not value:
+        return length
+    _check_string_length(client, end)
+    # The padding can be much longer than the command, whose memory was counted on arrival.
+    ensure_memory(client, [key], end - length)
+    old = client.keyspace.read_for_write(key, bytes) or b""  # the key may have been evicted
+    value = old[:offset].ljust(offset, b"\0") + value + old[end:]
+    client.keyspace.write(key, value, b"setrange")
+    return len(value)
+
+
+def _check_string_length(client: Client, length: int) -> None:
     if length > client.settings.max_message:
         raise CommandError("ERR string exceeds maximum allowed size (proto-max-bulk-len)")
-    keyspace, more = client.keyspace, length - old
-    if more > MEMORY_CHECK_THRESHOLD and keyspace.used_memory + more > keyspace.memory_limit:
-        keyspace.free_memory(more)
 
 
-strings.views("STRLEN key", "The length of a value in bytes.")(len)
-
-
-@strings.views("GETRANGE key start end", "The part of a value between two positions.")
+@strings.views("GETRANGE key start end", "Return the part of a value between two positions.")
 def getrange(value: bytes, start: int, end: int) -> Reply:
     if end < 0 <= start or start <= end:
-        first, last = slice_bounds(start, max(end, -len(value)), len(value))
-        return value[first:last]
+        return value[slice(*slice_bounds(start, max(end, -len(value)), len(value)))]
     return b""
 
 
-strings.reads("MGET key [key ...]", "The values of several keys.")(
-    lambda client, *names: client.keyspace.read_strings(names)
-)
-
-
-@strings.grows("MSET key value [key value ...]", "Set several keys at once.")
-def mset(client: Client, *pairs: bytes) -> Reply:
+@strings.grows("MSET key value [key value ...]", "Set the values of several keys.")
+@strings.grows("MSETNX key value [key value ...]", "Set several keys and return 1, or set nothing"
+               " and return 0 if one of them exists.", only_new=True)  # fmt: skip
+def mset(client: Client, *pairs: bytes, only_new: bool = False) -> Reply:
+    if only_new and any(key in client.keyspace for key in pairs[::2]):
+        return 0
     for key, value in zip(pairs[::2], pairs[1::2]):
         client.keyspace.replace(key, value)
-    return OK
+    return 1 if only_new else OK
 
 
-@strings.grows("MSETNX key value [key value ...]", "MSET, if none of the keys exists.")
-def msetnx(client: Client, *pairs: bytes) -> Reply:
-    if any(key in client.keyspace for key in pairs[::2]):
-        return 0
-    return int(mset(client, *pairs) is OK)
-
-
-@strings.grows("INCR key", "Add 1 to a counter and return it.", sign=1)
-@strings.grows("DECR key", "Take 1 from a counter and return it.", sign=-1)
-@strings.grows("INCRBY key increment", "Add to a counter and return it.", sign=1)
-@strings.grows("DECRBY key decrement", "Take from a counter and return it.", sign=-1)
+@strings.grows("INCR key", "Add 1 to an integer and return the result.", sign=1)
+@strings.grows("DECR key", "Subtract 1 from an integer and return the result.", sign=-1)
+@strings.grows("INCRBY key increment", "Add to an integer and return the result.", sign=1)
+@strings.grows("DECRBY key decrement", "Subtract from an integer and return the result.", sign=-1)
 def incrby(client: Client, key: bytes, increment: int = 1, *, sign: int) -> Reply:
     if sign * increment > INTEGER_MAX:
         raise CommandError("ERR decrement would overflow")
@@ -3603,7 +3582,7 @@ def incrby(client: Client, key: bytes, increment: int = 1, *, sign: int) -> Repl
     return number
 
 
-@strings.grows("INCRBYFLOAT key number", "Add a decimal number to a value; the sum.")
+@strings.grows("INCRBYFLOAT key number", "Add a number to a decimal value and return the result.")
 def incrbyfloat(client: Client, key: bytes, increment: bytes) -> Reply:
     value = client.keyspace.read_for_write(key, bytes)
     total = add_decimal(b"0" if value is None else value, NOT_A_FLOAT, increment)
@@ -3615,16 +3594,22 @@ def incrbyfloat(client: Client, key: bytes, increment: bytes) -> Reply:
 # Commands: keys
 # ----------------------------------------------------------------------------
 
-keys = Family("generic")
+generic = Family("generic")
+_SCAN = "SCAN cursor [MATCH pattern] [COUNT page-size] [TYPE type]"
+_EXPIRE = "[NX] [XX] [GT] [LT]"
+_EXPIRE_OPTIONS = Options(_EXPIRE)
+TYPE_NAMES = {type(None): b"none", bytes: b"string", ListValue: b"list", Hash: b"hash",
+              Set: b"set", SortedSet: b"zset"}  # fmt: skip
 
 
-@keys.writes("DEL key [key ...]", "Delete keys and return how many there were.")
-@keys.writes("UNLINK key [key ...]", "DEL by another name.")
-def del_(client: Client, *names: bytes) -> Reply:
-    return sum(map(client.keyspace.delete, names))
+@generic.writes("DEL key [key ...]", "Delete keys and return how many existed.")
+@generic.writes("UNLINK key [key ...]", "Delete keys and return how many existed.")
+def del_(client: Client, *keys: bytes) -> Reply:
+    return sum(map(client.keyspace.delete, keys))
 
 
-@keys.writes("DELEX key [IFEQ value|IFNE value]", "Delete a key if its value is this, or is not.")
+@generic.writes("DELEX key [IFEQ value|IFNE value]", "Delete a key, optionally only if its value"
+                " is equal or not equal to another; return 1 if deleted, else 0.")  # fmt: skip
 def delex(client: Client, key: bytes, **options: bytes) -> Reply:
     value = client.keyspace.peek(key)
     if options and value is not None and not isinstance(value, bytes):
@@ -3634,35 +3619,29 @@ def delex(client: Client, key: bytes, **options: bytes) -> Reply:
     return int(value != options.get("ifne") and client.keyspace.delete(key))
 
 
-keys.reads("EXISTS key [key ...]", "How many of the keys exist.")(
-    lambda client, *names: sum(client.keyspace.lookup_no_touch(key) is not None for key in names)
-)
-keys.reads("TOUCH key [key ...]", "EXISTS that counts as a use of the keys.")(
-    lambda client, *names: sum(client.keyspace.lookup(key) is not None for key in names)
-)
-keys.reads("RANDOMKEY", "Any key.")(lambda client: client.keyspace.random_key())
-keys.writes("PERSIST key", "Take away a key's time to live: 1 if it had one.")(
-    lambda client, key: int(client.keyspace.persist(key))
-)
-keys.writes("DELIFEQ key value", "Delete a key if its value is this: 1 if deleted.")(
+generic.writes("DELIFEQ key value", "Delete a key with this value; return 1 if deleted, else 0.")(
     lambda client, key, value: int(
         client.keyspace.read_for_write(key, bytes) == value and client.keyspace.delete(key)
     )
 )
-
-# fmt: off
-TYPE_NAMES = {
-    type(None): b"none", bytes: b"string", ListValue: b"list",
-    Hash: b"hash", Set: b"set", SortedSet: b"zset",
-}
-# fmt: on
-keys.reads("TYPE key", "The kind of a key's value: string, list, hash, set, zset or none.")(
+generic.reads("EXISTS key [key ...]", "Return how many of the keys exist.")(
+    lambda client, *keys: sum(client.keyspace.lookup_no_touch(key) is not None for key in keys)
+)
+generic.reads("TOUCH key [key ...]", "Mark keys as used now and return how many exist.")(
+    lambda client, *keys: sum(client.keyspace.lookup(key) is not None for key in keys)
+)
+generic.reads("RANDOMKEY", "Return a random key.")(lambda client: client.keyspace.random_key())
+generic.writes("PERSIST key", "Remove the time to live of a key; return 1 if it had one, else 0.")(
+    lambda client, key: int(client.keyspace.persist(key))
+)
+generic.reads("TYPE key", "Return the type of a value: string, list, hash, set, zset or none.")(
     lambda client, key: Status(TYPE_NAMES[type(client.keyspace.lookup_no_touch(key))])
 )
 
 
-@keys.writes("RENAME key newkey", "Give a key another name.")
-@keys.writes("RENAMENX key newkey", "RENAME, if there is no key of that name.", only_new=True)
+@generic.writes("RENAME key newkey", "Rename a key and replace any key that has the new name.")
+@generic.writes("RENAMENX key newkey", "Rename a key if no key has the new name; return 1 if"
+                " renamed, else 0.", only_new=True)  # fmt: skip
 def rename(client: Client, key: bytes, newkey: bytes, *, only_new: bool = False) -> Reply:
     if key not in client.keyspace:
         raise CommandError("ERR no such key")
@@ -3672,121 +3651,105 @@ def rename(client: Client, key: bytes, newkey: bytes, *, only_new: bool = False)
     return 1 if only_new else OK
 
 
-@keys.grows("COPY source destination [DB database] [REPLACE]", "Copy a key: 1 if done.")
-def copy(
-    client: Client, source: bytes, target: bytes, *, db: int = 0, replace: bool = False
-) -> Reply:
+@generic.grows("COPY source destination [DB database] [REPLACE]", "Copy a key; return 1 if copied.")
+def copy(client: Client, source: bytes, target: bytes, **options: Any) -> Reply:
     if source == target:
         raise CommandError("ERR source and destination objects are the same")
-    if client.keyspace.lookup(source) is None or (target in client.keyspace and not replace):
+    keyspace = client.keyspace
+    if keyspace.lookup(source) is None or (target in keyspace and "replace" not in options):
         return 0
-    client.keyspace.copy(source, target)
+    keyspace.copy(source, target)
     return 1
 
 
-@keys.reads("KEYS pattern", "The keys that match a pattern such as user:*.")
+@generic.reads("KEYS pattern", "Return the keys that match a pattern such as user:*.")
 def keys_(client: Client, pattern: bytes) -> Reply:
-    everything = client.keyspace.keys()
-    return everything if pattern == b"*" else list(filter(compile_glob(pattern), everything))
+    keys = client.keyspace.keys()
+    return keys if pattern == b"*" else list(filter(compile_glob(pattern), keys))
 
 
-_SCAN = "SCAN cursor [MATCH pattern] [COUNT page-size] [TYPE type]"
-
-
-@keys.reads(_SCAN, "Some of the keys, and the cursor for more; 0 begins and ends.", raw=True)
-def scan(client: Client, cursor: bytes, *words: bytes) -> Reply:
-    start, options = parse_cursor(cursor), Options(_SCAN).parse(words)
-    following, found = scan_page(client.keyspace.scan, start, options)
+@generic.reads(_SCAN, "Return some of the keys and the next cursor; 0 starts and ends.", raw=True)
+def scan(client: Client, cursor: bytes, *arguments: bytes) -> Reply:
+    start, options = parse_cursor(cursor), Options(_SCAN).parse(arguments)
+    next_cursor, keys = scan_page(client.keyspace.scan, start, options)
     if "type" in options:
         wanted, peek = options["type"].lower(), client.keyspace.peek
-        found = [key for key in found if TYPE_NAMES[type(peek(key))] == wanted]
-    return [following, found]
+        keys = [key for key in keys if TYPE_NAMES[type(peek(key))] == wanted]
+    return [next_cursor, keys]
 
 
-_IF = "[NX] [XX] [GT] [LT]"
-
-
-@keys.writes(
-    f"EXPIRE key seconds {_IF}",
-    "Let a key expire after so long: 1 if done.",
-    raw=True,
-    name="expire",
-)
-@keys.writes(f"PEXPIRE key milliseconds {_IF}", "EXPIRE in milliseconds.", raw=True, name="pexpire")
-@keys.writes(f"EXPIREAT key unix-time-seconds {_IF}", "Let a key expire at a time, in seconds since"
-             " 1970: 1 if done.", raw=True, name="expireat")  # fmt: skip
-@keys.writes(f"PEXPIREAT key unix-time-milliseconds {_IF}", "EXPIREAT in milliseconds.",
-             raw=True, name="pexpireat")  # fmt: skip
-def expire(client: Client, key: bytes, time: bytes, *words: bytes, name: str) -> Reply:
-    conditions = {word.upper() for word in words}
-    for word in words:
-        if word.upper() not in (b"NX", b"XX", b"GT", b"LT"):
-            raise CommandError(f"ERR Unsupported option {_printable(word)}")
-    if b"NX" in conditions and len(conditions) > 1:
+@generic.writes(f"EXPIRE key seconds {_EXPIRE}", "Set the time to live of a key in seconds; return"
+                " 1 if set, else 0.", raw=True, name="expire")  # fmt: skip
+@generic.writes(f"PEXPIRE key milliseconds {_EXPIRE}", "Set the time to live of a key in"
+                " milliseconds; return 1 if set, else 0.", raw=True, name="pexpire")  # fmt: skip
+@generic.writes(f"EXPIREAT key unix-time-seconds {_EXPIRE}", "Set when a key expires, in seconds"
+                " since 1970; return 1 if set, else 0.", raw=True, name="expireat")  # fmt: skip
+@generic.writes(f"PEXPIREAT key unix-time-milliseconds {_EXPIRE}", "Set when a key expires, in"
+                " milliseconds since 1970, as EXPIREAT.", raw=True, name="pexpireat")  # fmt: skip
+def expire(client: Client, key: bytes, argument: bytes, *conditions: bytes, name: str) -> Reply:
+    options, rest = _EXPIRE_OPTIONS.split(conditions)
+    if rest:
+        raise CommandError(f"ERR Unsupported option {_printable(rest[0])}")
+    if "nx" in options and len(options) > 1:
         raise CommandError("ERR NX and XX, GT or LT options at the same time are not compatible")
-    if {b"GT", b"LT"} <= conditions:
+    if {"gt", "lt"} <= options.keys():
         raise CommandError("ERR GT and LT options at the same time are not compatible")
-    unit = 1 if name.startswith("p") else 1000
-    deadline = parse_deadline(client, name, time, unit, absolute=name.endswith("at"))
+    deadline = parse_deadline(client, name, name, argument)
     if key not in client.keyspace:
         return 0
-    # A key without a time to live has an endless one.
     current = client.keyspace.deadline(key)
-    end = math.inf if current is None else current
-    met = {
-        b"NX": current is None,
-        b"XX": current is not None,
-        b"GT": deadline > end,
-        b"LT": deadline < end,
-    }
-    if not all(met[condition] for condition in conditions):
+    # Redis compares a key without a time to live as if the key expired after every other key.
+    latest = math.inf if current is None else current
+    if (
+        ("nx" in options and current is not None)
+        or ("xx" in options and current is None)
+        or ("gt" in options and deadline <= latest)
+        or ("lt" in options and deadline >= latest)
+    ):
         return 0
     client.keyspace.expire(key, deadline)
     return 1
 
 
-@keys.reads("TTL key", "The seconds a key has left; -1: no end, -2: no key.", unit=1000)
-@keys.reads("PTTL key", "TTL in milliseconds.", unit=1)
-@keys.reads("EXPIRETIME key", "When a key expires, in seconds since 1970.", unit=1000, at=True)
-@keys.reads("PEXPIRETIME key", "EXPIRETIME in milliseconds.", unit=1, at=True)
+@generic.reads("TTL key", "Return the time to live in seconds; -1: none, -2: no key.", unit=1000)
+@generic.reads("PTTL key", "Return the time to live in milliseconds; -1: none, -2: no key.", unit=1)
+@generic.reads("EXPIRETIME key", "Return the Unix time of expiry, -1 or -2.", unit=1000, at=True)
+@generic.reads("PEXPIRETIME key", "Return EXPIRETIME in milliseconds.", unit=1, at=True)
 def ttl(client: Client, key: bytes, *, unit: int, at: bool = False) -> Reply:
     if client.keyspace.lookup_no_touch(key) is None:
         return -2
     deadline = client.keyspace.deadline(key)
     if deadline is None:
         return -1
-    left = client.keyspace.unix_time(deadline) if at else deadline - client.keyspace.now()
-    return (left + unit // 2) // unit
+    duration = client.keyspace.unix_time(deadline) if at else deadline - client.keyspace.now()
+    return (duration + unit // 2) // unit
 
 
-@keys.reads("OBJECT ENCODING key", "How Redis would hold a value such as this.")
+@generic.reads("OBJECT ENCODING key", "Return the encoding that Redis would choose for a value.")
 def object_encoding(client: Client, key: bytes) -> Reply:
     value = client.keyspace.peek(key)
     if isinstance(value, bytes):
-        number = _INTEGER.fullmatch(value) and INTEGER_MIN <= int(value) <= INTEGER_MAX
-        return b"int" if number else b"embstr" if len(value) <= 44 else b"raw"
+        integer = _INTEGER.fullmatch(value) and INTEGER_MIN <= int(value) <= INTEGER_MAX
+        return b"int" if integer else b"embstr" if len(value) <= 44 else b"raw"
     if isinstance(value, Set):
-        numbers = len(value) <= 512 and all(map(_INTEGER.fullmatch, value))
-        return b"intset" if numbers else b"hashtable"
+        integers = len(value) <= 512 and all(map(_INTEGER.fullmatch, value))
+        return b"intset" if integers else b"hashtable"
     if isinstance(value, (Hash, SortedSet)):
-        members = value if isinstance(value, Hash) else value.scores
-        most, long = (512, b"hashtable") if isinstance(value, Hash) else (128, b"skiplist")
-        texts = (each for pair in members.items() for each in pair if isinstance(each, bytes))
-        short = len(members) <= most and all(len(each) <= 64 for each in texts)
-        return b"listpack" if short else long
+        table = value if isinstance(value, Hash) else value.scores
+        limit, large = (512, b"hashtable") if isinstance(value, Hash) else (128, b"skiplist")
+        texts = (each for pair in table.items() for each in pair if isinstance(each, bytes))
+        small = len(table) <= limit and all(len(text) <= 64 for text in texts)
+        return b"listpack" if small else large
     return None if value is None else b"quicklist"
 
 
-@keys.reads("OBJECT IDLETIME key", "The seconds since a key was used, under an LRU policy.")
+@generic.reads("OBJECT IDLETIME key", "Return the seconds since the last use, under an LRU policy.")
 def object_idletime(client: Client, key: bytes) -> Reply:
     if key not in client.keyspace:
         return None
     idle = client.keyspace.idle_time(key)
     if idle is None:
-        raise CommandError(
-            "ERR the time of use is kept under an LRU policy only, as after"
-            " CONFIG SET maxmemory-policy allkeys-lru"
-        )
+        raise CommandError("ERR idle times are recorded only under an LRU maxmemory-policy")
     return idle // 1000
 
 
@@ -3795,61 +3758,60 @@ def object_idletime(client: Client, key: bytes) -> Reply:
 # ----------------------------------------------------------------------------
 
 lists = Family("list", ListValue)
+_LMOVE = "source destination LEFT|RIGHT LEFT|RIGHT"
+_LMPOP = "numkeys key [key ...] LEFT|RIGHT [COUNT count]"
 
 
-@lists.edits("LPUSH key element [element ...]", "Add at the head; the length.", left=True)
-@lists.edits("RPUSH key element [element ...]", "Add at the tail; the length.", left=False)
-@lists.edits("LPUSHX key element [element ...]", "LPUSH to a list there is.", event="lpush",
-             left=True, any=False)  # fmt: skip
-@lists.edits("RPUSHX key element [element ...]", "RPUSH to a list there is.", event="rpush",
-             left=False, any=False)  # fmt: skip
-def push(value: ListValue, *elements: bytes, left: bool, any: bool = True) -> Reply:
-    if value or any:
+@lists.edits("LPUSH key element [element ...]", "Prepend elements; return the length.", left=True)
+@lists.edits("RPUSH key element [element ...]", "Append elements; return the length of the list.")
+@lists.edits("LPUSHX key element [element ...]", "Prepend elements to an existing list; return its"
+             " length, or 0.", event="lpush", left=True, create=False)  # fmt: skip
+@lists.edits("RPUSHX key element [element ...]", "Append elements to an existing list; return its"
+             " length, or 0.", event="rpush", create=False)  # fmt: skip
+def push(value: ListValue, *elements: bytes, left: bool = False, create: bool = True) -> Reply:
+    if value or create:
         value.push(elements, left)
     return len(value)
 
 
-@lists.edits("LPOP key [count]", "Take from the head.", "writes", left=True)
-@lists.edits("RPOP key [count]", "Take from the tail.", "writes", left=False)
-def pop(value: ListValue, count: int | None = None, *, left: bool) -> Reply:
+@lists.edits("LPOP key [count]", "Remove and return elements at the head.", "writes", left=True)
+@lists.edits("RPOP key [count]", "Remove and return elements at the tail.", "writes")
+def pop(value: ListValue, count: int | None = None, *, left: bool = False) -> Reply:
     if not value:
         return None if count is None else NULL_ARRAY
-    taken = value.pop_many(left, 1 if count is None else count)
-    return taken[0] if count is None else taken
+    elements = value.pop_many(left, 1 if count is None else count)
+    return elements[0] if count is None else elements
 
 
-lists.views("LLEN key", "The length of a list.")(len)
-
-
-lists.views("LRANGE key start stop", "The elements between two positions.")(
+lists.views("LLEN key", "Return the length of a list.")(len)
+lists.views("LRANGE key start stop", "Return the elements of a list between two positions.")(
     lambda value, start, stop: list(itertools.islice(value, *slice_bounds(start, stop, len(value))))
 )
 
 
-def _position(value: ListValue, index: bytes) -> int | None:
-    position = parse_integer(index)
-    return position if -len(value) <= position < len(value) else None
-
-
-@lists.views("LINDEX key index", "The element at a position.")
+@lists.views("LINDEX key index", "Return the element of a list at a position.")
 def lindex(value: ListValue, index: bytes) -> Reply:
-    position = _position(value, index) if value else None
-    return None if position is None else value[position]
+    try:
+        return value[parse_integer(index)] if value else None
+    except IndexError:
+        return None
 
 
-@lists.edits("LSET key index element", "Replace the element at a position.")
+@lists.edits("LSET key index element", "Replace the element of a list at a position.")
 def lset(value: ListValue, index: bytes, element: bytes) -> Reply:
     if not value:
         raise CommandError("ERR no such key")
-    position = _position(value, index)
-    if position is None:
-        raise CommandError("ERR index out of range")
-    value.data_bytes += len(element) - len(value[position])
+    position = parse_integer(index)
+    try:
+        value.data_bytes += len(element) - len(value[position])
+    except IndexError:
+        raise CommandError("ERR index out of range") from None
     value[position] = element
     return OK
 
 
-@lists.grows("LINSERT key BEFORE|AFTER pivot element", "Add beside a pivot; the length, or -1.")
+@lists.grows("LINSERT key BEFORE|AFTER pivot element", "Insert an element before or after another;"
+             " return the length, or -1 if there is no pivot.")  # fmt: skip
 def linsert(client: Client, key: bytes, where: str, pivot: bytes, element: bytes) -> Reply:
     value = client.keyspace.read_for_write(key, ListValue)
     if value is None or pivot not in value:
@@ -3860,101 +3822,93 @@ def linsert(client: Client, key: bytes, where: str, pivot: bytes, element: bytes
     return len(value)
 
 
-@lists.edits("LREM key occurrences element", "Delete equal ones; below 0: from the tail.", "writes")
+@lists.edits("LREM key occurrences element", "Remove equal elements, from the tail if occurrences"
+             " is negative, and return how many.", "writes")  # fmt: skip
 def lrem(value: ListValue, count: int, element: bytes) -> Reply:
-    before = len(value)
-    most = abs(count) or before
+    length = len(value)
+    limit = abs(count) or length
     remaining = []
     for each in reversed(value) if count < 0 else value:
-        if most and each == element:
-            most -= 1
+        if limit and each == element:
+            limit -= 1
         else:
             remaining.append(each)
-    if len(remaining) < before:
+    if len(remaining) < length:
         value.replace_elements(reversed(remaining) if count < 0 else remaining)
-    return before - len(remaining)
+    return length - len(remaining)
 
 
 @lists.edits("LTRIM key start stop", "Keep only the elements between two positions.", "writes")
 def ltrim(value: ListValue, start: int, stop: int) -> Reply:
     first, last = slice_bounds(start, stop, len(value))
-    # From the ends, so that to keep a list short by this after each push costs no more.
+    # Pop at both ends, so that LTRIM after each push to a long list takes constant time.
     value.pop_many(False, len(value) - last)
     value.pop_many(True, first)
     return OK
 
 
 @lists.views("LPOS key element [RANK rank] [COUNT num-matches] [MAXLEN len]",
-             "The position of the first equal element, or of several with COUNT.")  # fmt: skip
+             "Return the position of the first equal element, or several with COUNT.")  # fmt: skip
 def lpos(
     value: ListValue, element: bytes, rank: int = 1, count: int | None = None, maxlen: int = 0
 ) -> Reply:
-    walk = enumerate(value) if rank > 0 else zip(range(len(value) - 1, -1, -1), reversed(value))
-    first_ones = itertools.islice(walk, min(maxlen, len(value)) or None)
-    matches = (position for position, each in first_ones if each == element)
-    most = 1 if count is None else count or len(value)
-    skipped = min(abs(rank) - 1, len(value))
-    found = list(itertools.islice(matches, skipped, skipped + min(most, len(value))))
-    return found if count is not None else found[0] if found else None
+    length = len(value)
+    pairs = enumerate(value) if rank > 0 else zip(range(length - 1, -1, -1), reversed(value))
+    compared = itertools.islice(pairs, min(maxlen, length) or None)
+    matches = (position for position, each in compared if each == element)
+    skipped = min(abs(rank) - 1, length)
+    limit = 1 if count is None else min(count or length, length)
+    positions = list(itertools.islice(matches, skipped, skipped + limit))
+    return positions if count is not None else positions[0] if positions else None
 
 
-_MOVE = "source destination LEFT|RIGHT LEFT|RIGHT"
+@lists.grows(f"LMOVE {_LMOVE}", "Move an element between the ends of two lists and return it.")
+@lists.grows("RPOPLPUSH source destination", "Move an element from the tail of one list to the head"
+             " of another and return it.")  # fmt: skip
+@lists.grows(f"BLMOVE {_LMOVE} timeout", "Block until LMOVE can move an element.", blocks=True)
+@lists.grows("BRPOPLPUSH source destination timeout", "Block until RPOPLPUSH can move an element.",
+             blocks=True)  # fmt: skip
+def lmove(client: Client, source: bytes, target: bytes, *rest: Any, blocks: bool = False) -> Reply:
+    ends, timeout = (rest[:-1], rest[-1]) if blocks else (rest, None)
+    from_end, to_end = ends or ("RIGHT", "LEFT")
+    move = functools.partial(_move, target=target, from_end=from_end, to_end=to_end)
+    return pop_or_block(client, [source], ListValue, move, timeout, empty_reply=None)
 
 
-@lists.grows(f"LMOVE {_MOVE}", "Take from one list, add to another.", waits=False)
-@lists.grows("RPOPLPUSH source destination", "LMOVE source destination RIGHT LEFT.", waits=False)
-@lists.grows(f"BLMOVE {_MOVE} timeout", "LMOVE that waits.", waits=True)
-@lists.grows("BRPOPLPUSH source destination timeout", "RPOPLPUSH that waits.", waits=True)
-def lmove(client: Client, source: bytes, target: bytes, *words: Any, waits: bool) -> Reply:
-    sides, timeout = (words[:-1], words[-1]) if waits else (words, None)
-    taken, put = sides or ("RIGHT", "LEFT")
-
-    def move(source: bytes) -> Reply:
-        value: Any = client.keyspace.read_for_write(source, ListValue)
-        other = (
-            value
-            if source == target
-            else client.keyspace.read_for_write(target, ListValue) or ListValue()
-        )
-        element = value.pop_end(taken == "LEFT")
-        other.push([element], put == "LEFT")
-        client.keyspace.write(target, other, b"lpush" if put == "LEFT" else b"rpush")
-        client.keyspace.write(source, value, b"lpop" if taken == "LEFT" else b"rpop")
-        return element  # type: ignore[no-any-return]
-
-    return pop_or_block(client, [source], ListValue, move, timeout, nothing=None)
+def _move(client: Client, source: bytes, target: bytes, from_end: str, to_end: str) -> Reply:
+    keyspace = client.keyspace
+    value: Any = keyspace.read_for_write(source, ListValue)
+    other = value
+    if source != target:
+        other = keyspace.read_for_write(target, ListValue) or ListValue()
+    element: bytes = value.pop_end(from_end == "LEFT")
+    other.push([element], to_end == "LEFT")
+    keyspace.write(target, other, b"lpush" if to_end == "LEFT" else b"rpush")
+    keyspace.write(source, value, b"lpop" if from_end == "LEFT" else b"rpop")
+    return element
 
 
-@lists.writes("BLPOP key [key ...] timeout", "LPOP from the first list that has something, waits"
-              " for that; its key and the element.", left=True)  # fmt: skip
-@lists.writes("BRPOP key [key ...] timeout", "BLPOP from the tail.", left=False)
-def blpop(client: Client, *words: bytes, left: bool) -> Reply:
-    def take(key: bytes) -> Reply:
-        return [key, *_pop_elements(client, key, left, 1)]
-
-    return pop_or_block(client, words[:-1], ListValue, take, words[-1])
-
-
-_MPOP = "numkeys key [key ...] LEFT|RIGHT [COUNT count]"
+@lists.writes("BLPOP key [key ...] timeout", "Block until LPOP can remove an element from one of"
+              " the lists; return the key and the element.", where="LEFT")  # fmt: skip
+@lists.writes("BRPOP key [key ...] timeout", "Block until RPOP can remove an element from one of"
+              " the lists; return the key and the element.", where="RIGHT")  # fmt: skip
+def blpop(client: Client, *arguments: bytes, where: str) -> Reply:
+    take = functools.partial(_take_elements, where=where)
+    return pop_or_block(client, arguments[:-1], ListValue, take, arguments[-1])
 
 
-@lists.writes(f"LMPOP {_MPOP}", "LPOP from the first list that has something; its key and the"
-              " elements.", waits=False)  # fmt: skip
-@lists.writes(f"BLMPOP timeout {_MPOP}", "LMPOP that waits.", waits=True)
-def lmpop(client: Client, *words: bytes, waits: bool) -> Reply:
-    names, side, count = parse_mpop_arguments(words[waits], words[waits + 1 :], "LEFT|RIGHT")
-
-    def take(key: bytes) -> Reply:
-        return [key, _pop_elements(client, key, side == "LEFT", count)]
-
-    return pop_or_block(client, names, ListValue, take, words[0] if waits else None)
+@lists.writes(f"LMPOP {_LMPOP}", "Remove elements from the first list that has some; return the key"
+              " and the elements.")  # fmt: skip
+@lists.writes(f"BLMPOP timeout {_LMPOP}", "Block until LMPOP can remove elements.", blocks=True)
+def lmpop(client: Client, *arguments: bytes, blocks: bool = False) -> Reply:
+    return mpop(client, arguments, blocks, "LEFT|RIGHT", ListValue, _take_elements)
 
 
-def _pop_elements(client: Client, key: bytes, left: bool, most: int) -> list[bytes]:
+def _take_elements(client: Client, key: bytes, where: str, count: int | None = None) -> Reply:
     value: Any = client.keyspace.read_for_write(key, ListValue)
-    taken = value.pop_many(left, most)
-    client.keyspace.write(key, value, b"lpop" if left else b"rpop")
-    return taken  # type: ignore[no-any-return]
+    elements = value.pop_many(where == "LEFT", count or 1)
+    client.keyspace.write(key, value, b"lpop" if where == "LEFT" else b"rpop")
+    return [key, elements[0] if count is None else elements]
 
 
 # ----------------------------------------------------------------------------
@@ -3964,68 +3918,63 @@ def _pop_elements(client: Client, key: bytes, left: bool, most: int) -> list[byt
 hashes = Family("hash", Hash)
 
 
-@hashes.edits("HSET key field value [field value ...]", "Set fields: how many new.", always=True)
-def hset(value: Hash, *pairs: bytes) -> Reply:
-    return sum(map(value.put, pairs[::2], pairs[1::2]))
+@hashes.edits("HSET key field value [field value ...]", "Set fields and return how many are new.",
+              always=True)  # fmt: skip
+@hashes.edits("HMSET key field value [field value ...]", "Set fields.", event="hset", reply=OK)
+def hset(value: Hash, *pairs: bytes, reply: Reply = None) -> Reply:
+    added = sum(map(value.put, pairs[::2], pairs[1::2]))
+    return added if reply is None else reply
 
 
-@hashes.edits("HMSET key field value [field value ...]", "HSET that answers OK.", event="hset")
-def hmset(value: Hash, *pairs: bytes) -> Reply:
-    hset(value, *pairs)
-    return OK
-
-
-hashes.edits("HSETNX key field value", "Set a field that does not exist: 1 if set.", event="hset")(
+hashes.edits("HSETNX key field value", "Set a new field; return 1 if set, else 0.", event="hset")(
     lambda value, field, content: int(field not in value and value.put(field, content))
 )
-hashes.views("HGET key field", "The value of a field.")(lambda value, field: value.get(field))
-hashes.views("HMGET key field [field ...]", "The values of several fields.")(
+hashes.views("HGET key field", "Return a field's value.")(lambda value, field: value.get(field))
+hashes.views("HMGET key field [field ...]", "Return the values of several fields.")(
     lambda value, *fields: list(map(value.get, fields))
 )
-hashes.views("HGETALL key", "Every field and its value.")(dict)
-hashes.views("HKEYS key", "Every field.")(list)
-hashes.views("HVALS key", "The value of every field.")(lambda value: list(value.values()))
-hashes.views("HLEN key", "How many fields there are.")(len)
-hashes.views("HEXISTS key field", "1 if it exists.")(lambda value, field: int(field in value))
-hashes.views("HSTRLEN key field", "The length of a field's value in bytes.")(
+hashes.views("HGETALL key", "Return all fields of a hash and their values.")(dict)
+hashes.views("HKEYS key", "Return all fields of a hash.")(list)
+hashes.views("HVALS key", "Return the values of all fields.")(lambda value: list(value.values()))
+hashes.views("HLEN key", "Return the number of fields of a hash.")(len)
+hashes.views("HEXISTS key field", "Return 1 if a field exists, else 0.")(operator.contains)
+hashes.views("HSTRLEN key field", "Return the length of the value of a field in bytes.")(
     lambda value, field: len(value.get(field, b""))
 )
-hashes.edits("HDEL key field [field ...]", "Delete fields; how many there were.", "writes")(
+hashes.edits("HDEL key field [field ...]", "Delete fields; return how many existed.", "writes")(
     lambda value, *fields: sum(map(value.remove, fields))
 )
 
 
-@hashes.edits("HINCRBY key field increment", "Add to a counter in a field.", always=True)
+@hashes.edits("HINCRBY key field increment", "Add to an integer; return the result.", always=True)
 def hincrby(value: Hash, field: bytes, increment: int) -> Reply:
     number = add_integer(parse_integer(value.get(field, b"0"), BAD_HASH_INTEGER), increment)
     value.put(field, b"%d" % number)
     return number
 
 
-@hashes.edits("HINCRBYFLOAT key field decimal", "Add a decimal number to a field; the sum.")
+@hashes.edits("HINCRBYFLOAT key field decimal", "Add to a decimal value and return the result.")
 def hincrbyfloat(value: Hash, field: bytes, increment: bytes) -> Reply:
     total = add_decimal(value.get(field, b"0"), "ERR hash value is not a float", increment)
     value.put(field, total)
     return total
 
 
-@hashes.reads("HRANDFIELD key [count] [WITHVALUES]", "A field by chance, or several; different"
-              " ones if the count is above 0.", raw=True)  # fmt: skip
-def hrandfield(client: Client, key: bytes, *words: bytes) -> Reply:
-    count = PARSERS["signed-count"](words[0]) if words else 1
-    options = Options("[WITHVALUES]").parse(words[1:])
+@hashes.reads("HRANDFIELD key [count] [WITHVALUES]", "Return a random field, or several, which are"
+              " different unless the count is negative.", raw=True)  # fmt: skip
+def hrandfield(client: Client, key: bytes, *arguments: bytes) -> Reply:
+    count = PARSERS["signed-count"](arguments[0]) if arguments else 1
+    options = Options("[WITHVALUES]").parse(arguments[1:])
     if options and abs(count) > INTEGER_MAX // 2:
         raise CommandError("ERR value is out of range")
     value = client.keyspace.read(key, Hash) or Hash()
-    if not words:
+    if not arguments:
         return value.random_key() if value else None
     fields = random_members(value, count)
     return PairsReply((field, value[field]) for field in fields) if options else fields
 
 
-declare_scan(
-    hashes, "HSCAN", "fields with their values", lambda value, field: (field, value[field])
-)
+declare_scan(hashes, "HSCAN", "fields and values", lambda value, field: (field, value[field]))
 
 
 # ----------------------------------------------------------------------------
@@ -4034,21 +3983,21 @@ declare_scan(
 
 sets = Family("set", Set)
 
-sets.edits("SADD key member [member ...]", "Add members; how many are new.")(
+sets.edits("SADD key member [member ...]", "Add members to a set and return how many are new.")(
     lambda value, *members: sum(map(value.put, members))
 )
-sets.edits("SREM key member [member ...]", "Delete members; how many there were.", "writes")(
+sets.edits("SREM key member [member ...]", "Remove members; return how many existed.", "writes")(
     lambda value, *members: sum(map(value.remove, members))
 )
-sets.views("SCARD key", "How many members there are.")(len)
-sets.views("SISMEMBER key member", "1 if it is one.")(lambda value, member: int(member in value))
-sets.views("SMISMEMBER key member [member ...]", "For each: 1 if it is a member.")(
+sets.views("SCARD key", "Return the number of members of a set.")(len)
+sets.views("SISMEMBER key member", "Return 1 if a set has a member, else 0.")(operator.contains)
+sets.views("SMISMEMBER key member [member ...]", "Return for each member 1 if it exists, else 0.")(
     lambda value, *members: [int(member in value) for member in members]
 )
-sets.views("SMEMBERS key", "Every member.")(SetReply)
+sets.views("SMEMBERS key", "Return all members of a set.")(SetReply)
 
 
-@sets.writes("SMOVE source destination member", "Move a member to another set: 1 if it was there.")
+@sets.writes("SMOVE source destination member", "Move a member; return 1 if it existed, else 0.")
 def smove(client: Client, source: bytes, target: bytes, member: bytes) -> Reply:
     value = client.keyspace.read_for_write(source, Set)
     if value is None:
@@ -4063,50 +4012,42 @@ def smove(client: Client, source: bytes, target: bytes, member: bytes) -> Reply:
     return 1
 
 
-@sets.edits(
-    "SPOP key [count]",
-    "Take a member, or several, by chance.",
-    "writes",
-    extra_is_syntax_error=True,
-)
+@sets.edits("SPOP key [count]", "Remove and return random members.", "writes",
+            extra_is_syntax_error=True)  # fmt: skip
 def spop(value: Set, count: int | None = None) -> Reply:
     if not value:
         return None if count is None else SetReply()
-    taken = [value.random_key()] if count in (None, 1) else random_members(value, count or 0)
-    for member in taken:
+    members = [value.random_key()] if count in (None, 1) else random_members(value, count or 0)
+    for member in members:
         value.remove(member)
-    return taken[0] if count is None else SetReply(taken)
+    return members[0] if count is None else SetReply(members)
 
 
-@sets.views("SRANDMEMBER key [signed-count]", "A member by chance, or several; different ones if"
-            " the count is above 0.", extra_is_syntax_error=True)  # fmt: skip
+@sets.views("SRANDMEMBER key [signed-count]", "Return a random member, or several, which are"
+            " different unless the count is negative.", extra_is_syntax_error=True)  # fmt: skip
 def srandmember(value: Set, count: int | None = None) -> Reply:
     if count is None:
         return value.random_key() if value else None
     return random_members(value, count)
 
 
-@sets.reads("SINTER key [key ...]", "The members common to all sets.", operation=operator.and_)
-@sets.reads("SUNION key [key ...]", "The members of any of the sets.", operation=operator.or_)
-@sets.reads("SDIFF key [key ...]", "The members of the first set alone.", operation=operator.sub)
-def sinter(client: Client, *names: bytes, operation: Callable[[Any, Any], Any]) -> SetReply:
-    values = [client.keyspace.read(key, Set) or Set() for key in names]
-    return SetReply(functools.reduce(operation, (value.keys() for value in values)))
+@sets.reads("SINTER key [key ...]", "Return the members common to all sets.", combine=operator.and_)
+@sets.reads("SUNION key [key ...]", "Return the members of any of the sets.", combine=operator.or_)
+@sets.reads("SDIFF key [key ...]", "Return members of only the first set.", combine=operator.sub)
+def sinter(client: Client, *keys: bytes, combine: Callable[[Any, Any], Any]) -> Reply:
+    values = [client.keyspace.read(key, Set) or Set() for key in keys]
+    return SetReply(functools.reduce(combine, (value.keys() for value in values)))
 
 
-@sets.grows("SINTERSTORE destination key [key ...]", "Store SINTER.", operation=operator.and_,
-            event=b"sinterstore")  # fmt: skip
-@sets.grows("SUNIONSTORE destination key [key ...]", "Store SUNION.", operation=operator.or_,
-            event=b"sunionstore")  # fmt: skip
-@sets.grows("SDIFFSTORE destination key [key ...]", "Store SDIFF.", operation=operator.sub,
-            event=b"sdiffstore")  # fmt: skip
-def sinterstore(
-    client: Client, target: bytes, *names: bytes, operation: Any, event: bytes
-) -> Reply:
-    value = Set()
-    members: Any = sinter(client, *names, operation=operation)
-    for member in members:
-        value.put(member)
+@sets.grows("SINTERSTORE destination key [key ...]", "Store the result of SINTER and return its"
+            " size.", combine=operator.and_, event=b"sinterstore")  # fmt: skip
+@sets.grows("SUNIONSTORE destination key [key ...]", "Store the result of SUNION and return its"
+            " size.", combine=operator.or_, event=b"sunionstore")  # fmt: skip
+@sets.grows("SDIFFSTORE destination key [key ...]", "Store the result of SDIFF and return its"
+            " size.", combine=operator.sub, event=b"sdiffstore")  # fmt: skip
+def sinterstore(client: Client, target: bytes, *keys: bytes, combine: Any, event: bytes) -> Reply:
+    members: Any = sinter(client, *keys, combine=combine)
+    value = Set.from_parts(members)
     if value:
         client.keyspace.replace(target, value, event=event)
     else:
@@ -4114,13 +4055,14 @@ def sinterstore(
     return len(value)
 
 
-@sets.reads("SINTERCARD numkeys key [key ...] [LIMIT limit]", "How many SINTER has, to a limit.")
-def sintercard(client: Client, numkeys: bytes, *words: bytes) -> Reply:
-    many = "ERR Number of keys can't be greater than number of args"
-    names, rest = split_numkeys(numkeys, words, many)
+@sets.reads("SINTERCARD numkeys key [key ...] [LIMIT limit]", "Return the number of members common"
+            " to all sets, at most the limit.")  # fmt: skip
+def sintercard(client: Client, numkeys: bytes, *arguments: bytes) -> Reply:
+    error = "ERR Number of keys can't be greater than number of args"
+    keys, rest = split_numkeys(numkeys, arguments, error)
     options = Options("[LIMIT limit]").parse(rest)
-    common: Any = sinter(client, *names, operation=operator.and_)
-    return min(len(common), options.get("limit") or len(common))
+    members: Any = sinter(client, *keys, combine=operator.and_)
+    return min(len(members), options.get("limit") or len(members))
 
 
 declare_scan(sets, "SSCAN", "members", lambda value, member: (member,))
@@ -4133,12 +4075,13 @@ declare_scan(sets, "SSCAN", "members", lambda value, member: (member,))
 zsets = Family("sorted-set", SortedSet)
 _ZADD = "[NX] [XX] [GT] [LT] [CH] [INCR]"
 _ZADD_OPTIONS = Options(_ZADD)
+_ZMPOP = "numkeys key [key ...] MIN|MAX [COUNT count]"
 
 
-@zsets.grows(f"ZADD key {_ZADD} score member [score member ...]", "Set scores; how many"
-              " members are new, or with CH new or changed.")  # fmt: skip
-def zadd(client: Client, key: bytes, *words: bytes) -> Reply:
-    options, pairs = _ZADD_OPTIONS.split(words)
+@zsets.grows(f"ZADD key {_ZADD} score member [score member ...]", "Set the scores of members;"
+             " return how many members are new, or with CH new or changed.")  # fmt: skip
+def zadd(client: Client, key: bytes, *arguments: bytes) -> Reply:
+    options, pairs = _ZADD_OPTIONS.split(arguments)
     if not pairs or len(pairs) % 2:
         raise CommandError(SYNTAX_ERROR)
     if {"nx", "xx"} <= options.keys():
@@ -4152,44 +4095,43 @@ def zadd(client: Client, key: bytes, *words: bytes) -> Reply:
     added = changed = 0
     for score, member in zip(scores, pairs[1::2]):
         old = value.scores.get(member)
-        new = score + old if "incr" in options and old is not None else score
-        if ("nx" in options and old is not None) or ("xx" in options and old is None):
-            new = None
-        elif math.isnan(new):
+        if old is None:
+            new, skipped = score, "xx" in options
+        else:
+            new = score + old if "incr" in options else score
+            lower, higher = "gt" in options and new <= old, "lt" in options and new >= old
+            skipped = "nx" in options or lower or higher
+        if not skipped and math.isnan(new):
             raise CommandError("ERR resulting score is not a number (NaN)")
-        elif old is not None and (
-            ("gt" in options and new <= old) or ("lt" in options and new >= old)
-        ):
-            new = None
-        if new is not None and new != old:
-            value.put(member, new + 0.0)  # not -0
+        if not skipped and new != old:
+            value.put(member, new + 0.0)  # the sum turns -0.0 into 0.0
             added += old is None
             changed += 1
     if changed:
         client.keyspace.write(key, value, b"zincr" if "incr" in options else b"zadd")
     if "incr" in options:
-        return new
+        return None if skipped else new
     return changed if "ch" in options else added
 
 
-zsets.grows("ZINCRBY key number member", "Add to a member's score and return it.")(
+zsets.grows("ZINCRBY key number member", "Add to the score of a member and return the result.")(
     lambda client, key, number, member: zadd(client, key, b"INCR", number, member)
 )
-zsets.views("ZSCORE key member", "The score of a member.")(
+zsets.views("ZSCORE key member", "Return the score of a member.")(
     lambda value, member: value.scores.get(member)
 )
-zsets.views("ZMSCORE key member [member ...]", "The scores of several members.")(
+zsets.views("ZMSCORE key member [member ...]", "Return the scores of several members.")(
     lambda value, *members: list(map(value.scores.get, members))
 )
-zsets.views("ZCARD key", "How many members there are.")(len)
-zsets.edits("ZREM key member [member ...]", "Delete members; how many there were.", "writes")(
+zsets.views("ZCARD key", "Return the number of members of a sorted set.")(len)
+zsets.edits("ZREM key member [member ...]", "Remove members; return how many existed.", "writes")(
     lambda value, *members: sum(map(value.remove, members))
 )
 
 
-@zsets.views("ZRANK key member", "A member's place; 0 has the lowest score.", reverse=False)
-@zsets.views("ZREVRANK key member", "A member's place; 0 has the highest score.", reverse=True)
-def zrank(value: SortedSet, member: bytes, *, reverse: bool) -> Reply:
+@zsets.views("ZRANK key member", "Return the rank of a member; the lowest is 0.")
+@zsets.views("ZREVRANK key member", "Return the rank of a member; the highest is 0.", reverse=True)
+def zrank(value: SortedSet, member: bytes, *, reverse: bool = False) -> Reply:
     score = value.scores.get(member)
     if score is None:
         return None
@@ -4198,32 +4140,30 @@ def zrank(value: SortedSet, member: bytes, *, reverse: bool) -> Reply:
 
 
 def _score_ranks(value: SortedSet, low: Any, high: Any) -> tuple[int, int]:
-    # The ranks from the first score not below low to before the first one above high.
+    # Return the first rank and the rank after the last one; low and high: see parse_bound().
     first = value.rank((low[0], LAST_MEMBER) if low[1] else low[:1])
     return first, max(value.rank(high[:1] if high[1] else (high[0], LAST_MEMBER)), first)
 
 
-@zsets.views("ZCOUNT key min max", "How many members have scores between these.")
+@zsets.views("ZCOUNT key min max", "Return the number of members between two scores.")
 def zcount(value: SortedSet, low: Any, high: Any) -> Reply:
     first, last = _score_ranks(value, low, high)
     return last - first
 
 
 @zsets.reads("ZRANGE key low high [BYSCORE] [REV] [LIMIT offset size] [WITHSCORES]",
-             "The members between two places, or between two scores.")  # fmt: skip
-@zsets.reads("ZREVRANGE key low high [WITHSCORES]", "ZRANGE with REV.", rev=True)
+             "Return the members between two ranks, or with BYSCORE two scores.")  # fmt: skip
+@zsets.reads("ZREVRANGE key low high [WITHSCORES]", "Return the members between two ranks, from the"
+             " highest score down.", rev=True)  # fmt: skip
 @zsets.reads("ZRANGEBYSCORE key low high [WITHSCORES] [LIMIT offset size]",
-             "ZRANGE with BYSCORE.", byscore=True)  # fmt: skip
-@zsets.reads("ZREVRANGEBYSCORE key high low [WITHSCORES] [LIMIT offset size]",
-             "ZRANGE with BYSCORE and REV.", byscore=True, rev=True)  # fmt: skip
-def zrange(
-    client: Client, key: bytes, start: bytes, stop: bytes, byscore: bool = False,
-    rev: bool = False, limit: Sequence[int] | None = None, withscores: bool = False,
-) -> Reply:  # fmt: skip
+             "Return the members between two scores.", byscore=True)  # fmt: skip
+@zsets.reads("ZREVRANGEBYSCORE key high low [WITHSCORES] [LIMIT offset size]", "Return the members"
+             " between two scores, from the highest down.", byscore=True, rev=True)  # fmt: skip
+def zrange(client: Client, key: bytes, start: bytes, stop: bytes, **options: Any) -> Reply:
+    byscore, rev, limit = "byscore" in options, "rev" in options, options.get("limit")
     if limit is not None and limit[1] != -1 and not byscore:
-        raise CommandError(
-            "ERR syntax error, LIMIT is only supported in combination with either BYSCORE or BYLEX"
-        )
+        reason = "LIMIT is only supported in combination with either BYSCORE or BYLEX"
+        raise CommandError(f"{SYNTAX_ERROR}, {reason}")
     low, high = (stop, start) if rev and byscore else (start, stop)
     bounds: Any = list(map(parse_bound if byscore else parse_integer, (low, high)))
     value = client.keyspace.read(key, SortedSet) or SortedSet()
@@ -4237,75 +4177,64 @@ def zrange(
     size = max(last - first - offset, 0) if offset >= 0 else 0
     size = size if count < 0 else min(size, count)
     first = last - offset - size if rev else first + offset
-    found = value.slice(first, first + size)
+    pairs = value.slice(first, first + size)
     if rev:
-        found.reverse()
-    if withscores:
-        return PairsReply((member, score) for score, member in found)
-    return [member for _, member in found]
+        pairs.reverse()
+    if "withscores" in options:
+        return PairsReply((member, score) for score, member in pairs)
+    return [member for _, member in pairs]
 
 
-def _remove(value: SortedSet, first: int, last: int) -> list[tuple[bytes, float]]:
-    found = [(member, score) for score, member in value.slice(first, last)]
-    for member, _ in found:
+def _remove_range(value: SortedSet, first: int, last: int) -> list[tuple[bytes, float]]:
+    pairs = [(member, score) for score, member in value.slice(first, last)]
+    for member, _ in pairs:
         value.remove(member)
-    return found
+    return pairs
 
 
-def pop_by_score(value: SortedSet, most: int, highest: bool) -> list[tuple[bytes, float]]:
-    """Take so many of the highest or lowest away, with their scores."""
-    if highest:
-        return _remove(value, max(len(value) - most, 0), len(value))[::-1]
-    return _remove(value, 0, most)
+def _pop_by_score(value: SortedSet, count: int, highest: bool) -> list[tuple[bytes, float]]:
+    first = max(len(value) - count, 0) if highest else 0
+    pairs = _remove_range(value, first, first + count)
+    return pairs[::-1] if highest else pairs
 
 
-@zsets.edits("ZPOPMIN key [count]", "Take the members with the lowest scores.", "writes",
-             extra_is_syntax_error=True, highest=False)  # fmt: skip
-@zsets.edits("ZPOPMAX key [count]", "Take the members with the highest scores.", "writes",
+@zsets.edits("ZPOPMIN key [count]", "Remove and return members with the lowest scores.", "writes",
+             extra_is_syntax_error=True)  # fmt: skip
+@zsets.edits("ZPOPMAX key [count]", "Remove and return members with the highest scores.", "writes",
              extra_is_syntax_error=True, highest=True)  # fmt: skip
-def zpopmin(value: SortedSet, count: int | None = None, *, highest: bool) -> Reply:
-    found = pop_by_score(value, 1 if count is None else count, highest)
-    return list(itertools.chain.from_iterable(found)) if count is None else PairsReply(found)
+def zpopmin(value: SortedSet, count: int | None = None, *, highest: bool = False) -> Reply:
+    pairs = _pop_by_score(value, 1 if count is None else count, highest)
+    return list(itertools.chain.from_iterable(pairs)) if count is None else PairsReply(pairs)
 
 
-def _pop_from_zset(client: Client, key: bytes, highest: bool, most: int) -> list[Any]:
+@zsets.writes("BZPOPMIN key [key ...] timeout", "Block until ZPOPMIN can remove a member from one"
+              " of the keys; return the key, the member and its score.", where="MIN")  # fmt: skip
+@zsets.writes("BZPOPMAX key [key ...] timeout", "Block until ZPOPMAX can remove a member from one"
+              " of the keys; return the key, the member and its score.", where="MAX")  # fmt: skip
+def bzpopmin(client: Client, *arguments: bytes, where: str) -> Reply:
+    take = functools.partial(_take_members, where=where)
+    return pop_or_block(client, arguments[:-1], SortedSet, take, arguments[-1])
+
+
+@zsets.writes(f"ZMPOP {_ZMPOP}", "Remove members from the first sorted set that has some; return"
+              " the key and the members with their scores.")  # fmt: skip
+@zsets.writes(f"BZMPOP timeout {_ZMPOP}", "Block until ZMPOP can remove members.", blocks=True)
+def zmpop(client: Client, *arguments: bytes, blocks: bool = False) -> Reply:
+    return mpop(client, arguments, blocks, "MIN|MAX", SortedSet, _take_members)
+
+
+def _take_members(client: Client, key: bytes, where: str, count: int | None = None) -> Reply:
     value: Any = client.keyspace.read_for_write(key, SortedSet)
-    found = pop_by_score(value, most, highest)
-    client.keyspace.write(key, value, b"zpopmax" if highest else b"zpopmin")
-    return found
+    pairs = _pop_by_score(value, count or 1, where == "MAX")
+    client.keyspace.write(key, value, b"zpopmax" if where == "MAX" else b"zpopmin")
+    return [key, *pairs[0]] if count is None else [key, list(map(list, pairs))]
 
 
-@zsets.writes("BZPOPMIN key [key ...] timeout", "ZPOPMIN from the first sorted set that has"
-              " something, waits for that; its key, the member, the score.",
-              highest=False)  # fmt: skip
-@zsets.writes("BZPOPMAX key [key ...] timeout", "BZPOPMIN for the highest score.", highest=True)
-def bzpopmin(client: Client, *words: bytes, highest: bool) -> Reply:
-    def take(key: bytes) -> Reply:
-        return [key, *_pop_from_zset(client, key, highest, 1)[0]]
-
-    return pop_or_block(client, words[:-1], SortedSet, take, words[-1])
-
-
-_ZMPOP = "numkeys key [key ...] MIN|MAX [COUNT count]"
-
-
-@zsets.writes(f"ZMPOP {_ZMPOP}", "ZPOPMIN or ZPOPMAX from the first sorted set that has something;"
-              " its key, and the members with their scores.", waits=False)  # fmt: skip
-@zsets.writes(f"BZMPOP timeout {_ZMPOP}", "ZMPOP that waits.", waits=True)
-def zmpop(client: Client, *words: bytes, waits: bool) -> Reply:
-    names, side, count = parse_mpop_arguments(words[waits], words[waits + 1 :], "MIN|MAX")
-
-    def take(key: bytes) -> Reply:
-        return [key, list(map(list, _pop_from_zset(client, key, side == "MAX", count)))]
-
-    return pop_or_block(client, names, SortedSet, take, words[0] if waits else None)
-
-
-zsets.edits("ZREMRANGEBYRANK key start stop", "Delete members between two places.", "writes")(
-    lambda value, start, stop: len(_remove(value, *slice_bounds(start, stop, len(value))))
+zsets.edits("ZREMRANGEBYRANK key start stop", "Remove members by rank; return how many.", "writes")(
+    lambda value, start, stop: len(_remove_range(value, *slice_bounds(start, stop, len(value))))
 )
-zsets.edits("ZREMRANGEBYSCORE key min max", "Delete members between two scores.", "writes")(
-    lambda value, low, high: len(_remove(value, *_score_ranks(value, low, high)))
+zsets.edits("ZREMRANGEBYSCORE key min max", "Remove members by score; return how many.", "writes")(
+    lambda value, low, high: len(_remove_range(value, *_score_ranks(value, low, high)))
 )
 declare_scan(zsets, "ZSCAN", "members with their scores", lambda value, member: (
     member, encode_double(value.scores[member])
