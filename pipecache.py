@@ -1768,7 +1768,7 @@ class Client:
     def __init__(self, state: State, password: bytes | None = None) -> None:
         self.state, self.keyspace, self.settings = state, state.keyspace, state.settings
         #: The number that CLIENT ID returns; 0 before :meth:`State.add_client`.
-        self.id = 0
+        self.id: int = 0
         #: The names that CLIENT SETNAME ("name") and SETINFO ("lib-name", "lib-ver") have set.
         self.names: dict[str, str] = {}
         #: The RESP version that HELLO has chosen.
@@ -2881,7 +2881,7 @@ class Family:
                 if name not in CONTAINERS:
                     CONTAINERS.add(name)
                     help_usage = f"{name.decode()} HELP"
-                    self.reads(help_usage, "Return the subcommands and how to use them.")(
+                    self.reads(help_usage, "Return the subcommands and their usage.")(
                         lambda client: help_(client, name)
                     )
                 SUBCOMMANDS[name, b"".join(subcommand)] = entry
@@ -3351,7 +3351,8 @@ def pop_or_block(
         return empty_reply
     deadline = time.monotonic() + seconds if seconds else None
     ensure_memory(client, keys, WATCH_COST)
-    return block_client(client, BlockedClient(client, value_type, take, deadline), keys)
+    blocked = BlockedClient(client, value_type, take, deadline)
+    return client.state.blocked.block(blocked, keys)
 
 
 def mpop(
@@ -3367,14 +3368,6 @@ def mpop(
         raise CommandError(SYNTAX_ERROR)
     take_count = functools.partial(take, where=where, count=count)
     return pop_or_block(client, keys, value_type, take_count, arguments[0] if blocks else None)
-
-
-def block_client(client: Client, blocked: BlockedClient, keys: Iterable[bytes]) -> Reply:
-    """Mark a client as blocked on these keys, and return NO_REPLY; the reply follows later."""
-    client.waiter = blocked
-    client.live.waiting.add(blocked, keys)
-    client.halted = True
-    return NO_REPLY
 
 
 def _parse_timeout(argument: bytes) -> float:
@@ -3412,7 +3405,7 @@ def declare_scan(
     @family.reads(usage, f"Return some of the {contents}, and the next cursor.", raw=True)
     def scan_value(client: Client, key: bytes, cursor: bytes, *arguments: bytes) -> Reply:
         start = parse_cursor(cursor)
-        value: Any = client.keyspace.read(key, family.kind)
+        value: Any = client.keyspace.read(key, family.value_type)
         if value is None:
             return [b"0", []]
         chosen = options.parse(arguments)
