@@ -6272,7 +6272,6 @@ class Session(Client):
         self._buffered_bytes = 0
 
     def _execute_requests(self, requests: list[Request]) -> None:
-        self.last_command_at = time.monotonic()
         state, connection = self.state, self.connection
         ready_keys, pending_output = state.blocked.ready_keys, self.pending_output
         unexecuted = iter(requests)
@@ -6283,7 +6282,7 @@ class Session(Client):
             more = stop = False
             # Acquire the lock once per turn, not once per command, and write all replies at once.
             with state.keyspace.lock:
-                end = time.monotonic() + TURN_TIME
+                now = self.last_command_at = time.monotonic()
                 for arguments, terminator in unexecuted:
                     self.terminator = terminator
                     reply = execute(self, arguments)
@@ -6305,7 +6304,7 @@ class Session(Client):
                         state.blocked.serve_ready_keys()
                     size += len(data) + TURN_COMMAND_BYTES
                     if stop or size > next_clock_check:
-                        if stop or size > TURN_BYTES or time.monotonic() > end:
+                        if stop or size > TURN_BYTES or time.monotonic() > now + TURN_TIME:
                             more = True
                             break
                         next_clock_check += TURN_CLOCK_BYTES
