@@ -6233,9 +6233,10 @@ class Session(Client):
             requests = feed(chunk, connection.end_of_message)
             if requests:
                 started = None
-            if parser.buffered_bytes + connection.inbox_bytes != self._buffered_bytes:
+            incomplete = parser.buffered_bytes
+            if incomplete + connection.inbox_bytes != self._buffered_bytes:
                 enough = self.may_buffer(connection.inbox_bytes)
-                if not enough and parser.buffered_bytes > MEMORY_CHECK_THRESHOLD:
+                if not enough and incomplete > MEMORY_CHECK_THRESHOLD:
                     requests.append(parser.protocol_error(ProtocolError(OUT_OF_MEMORY)))
             while requests and not self.close_reason:
                 if self._reject_http and any(map(_is_http, requests)):
@@ -6247,7 +6248,8 @@ class Session(Client):
                     # Parse the rest only now, because AUTH may just have changed its limits.
                     parser.unauthenticated = not self.authenticated
                     requests = feed(b"")
-            if parser.buffered_bytes:
+                    incomplete = parser.buffered_bytes
+            if incomplete:
                 self.command_started = started or time.monotonic()
 
     def may_buffer(self, inbox_bytes: int) -> bool:
