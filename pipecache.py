@@ -2141,62 +2141,59 @@ class State:
 # Persistence: the values in a SQLite file
 # ----------------------------------------------------------------------------
 
-#: SQLite's application_id of our files, by which SQLite and file(1) tell them from other databases.
+#: The application_id in the header of the SQLite file: it marks a pipecache file.
 APPLICATION_ID = int.from_bytes(b"pipc", "big")
-#: SQLite's user_version of our files: the newest row format that this program can read.
+#: The user_version in the header of the SQLite file: the newest row format known to this program.
 FILE_FORMAT = 1
 
-# One row per key. kind is the key's event_class(); value is a string as it is, or pack_parts() of a
-# collection; expires is in Unix milliseconds, NULL for never; by_clock is 1 if expires follows the
-# wall clock (EXPIREAT) and 0 if it follows elapsed time (EXPIRE).
+# One row per key. kind is the event_class() of the value; value has the bytes of a string, or the
+# pack_parts() of a collection; expires is in Unix milliseconds, or NULL for never; by_clock is 1 if
+# the deadline follows the wall clock (EXPIREAT), and 0 if it follows elapsed time (EXPIRE).
 _SCHEMA = """CREATE TABLE keys (key BLOB PRIMARY KEY, kind TEXT NOT NULL, value BLOB NOT NULL,
     expires INTEGER, by_clock INTEGER NOT NULL) WITHOUT ROWID"""
-# SQLite stores any type in any column, so _load() compares the types of key, value and expires.
+# SQLite stores any type in any column, so _load() checks the types of key, value and expires.
 _ROW_TYPES = {(bytes, bytes, type(None)), (bytes, bytes, int)}
 _VALUE_TYPES: dict[str, Any] = {"l": ListValue, "h": Hash, "s": Set, "z": SortedSet}
 
-# Advice by a pattern of the errno's name or of SQLite's message. "malformed" is first, because its
-# message has a key in it, and the key can contain the words of the other patterns.
+# Advice for the user, by a regular expression for the errno's name or for SQLite's message.
+# "malformed" is first, because its message contains a key that can match another expression.
 _ADVICE = {
     "malformed": "the file is damaged and is left as it is: restore a copy or move the file away",
     "locked": "a program such as a second server uses the file: stop it or choose another file",
-    "not a database": "the file of another program is left as it is: choose another file",
+    "not a database": "the file belongs to another program and is unchanged: choose another file",
     "EACCES|EPERM|EROFS|readonly|unable to open": "make the file and its folder writable",
-    "ENOENT|ENOTDIR": "its folder does not exist: create the folder or choose another file",
+    "ENOENT|ENOTDIR": "the folder of the file does not exist: create it or choose another file",
     "ENAMETOOLONG": "choose a shorter name",
-    "ENOSPC|full": "make room on the disk",
-    "disk I/O": "check whether the disk is full or failing",
-    "too big": "a value is longer than this build of SQLite allows: delete or split it",
-    "MemoryError": "end other programs, or start the server with a lower --max-memory",
+    "ENOSPC|full|disk I/O": "make room on the disk, or replace the disk if it fails",
+    "too big": "a value is longer than this build of SQLite allows: delete or split the value",
+    "MemoryError": "close other programs, or start the server with a lower --max-memory",
 }
 
-#: (device, inode) of each file that this process has open. POSIX locks belong to the process: the
-#: lock does not stop a second Server of this process, which would release it by closing the file.
+#: (device, inode) of each file that this process has open. _check_header() must not open the file
+#: again: when a process closes a file, POSIX releases all its locks on the file, SQLite's too.
 _OPEN_FILES: set[tuple[int, int] | None] = set()
 
 
 def pack_parts(parts: list[bytes]) -> bytes:
-    """Return one value: the number of parts, their lengths (32-bit little-endian), the parts."""
+    """Return parts as one value: their count and lengths (32-bit little-endian), then the parts."""
     return struct.pack(f"<{1 + len(parts)}I", len(parts), *map(len, parts)) + b"".join(parts)
 
 
 def unpack_value(kind: str, data: bytes) -> Any:
-    """Return the value whose event class and bytes are given: the reverse of :func:`pack_parts`.
+    """Return the collection that :func:`pack_parts` encoded; ``kind`` is its event class.
 
-    :raises ValueError: if the bytes are not a value of this kind.
+    :raises ValueError: if the bytes are not a collection of this kind.
     """
-    if kind == "$":
-        return data
     try:
-        value_type = _VALUE_TYPES[kind]
         (count,) = struct.unpack_from("<I", data)
         lengths = struct.unpack_from(f"<{count}I", data, 4)
         ends = list(itertools.accumulate(lengths, initial=4 + 4 * count))
-        value = value_type.from_parts([data[start:end] for start, end in zip(ends, ends[1:])])
+        parts = [data[start:end] for start, end in zip(ends, ends[1:])]
+        value = _VALUE_TYPES[kind].from_parts(parts)
     except (KeyError, struct.error) as error:
-        raise ValueError(f"the bytes are not a value of kind {kind!r}") from error
+        raise ValueError(f"the bytes are not a collection of kind {kind!r}") from error
     if ends[-1] != len(data) or not value:
-        raise ValueError("the collection is empty or has a wrong length")
+        raise ValueError("the collection is empty or has the wrong length")
     return value
 
 
@@ -2208,12 +2205,13 @@ class Persistence:
     lock and then writes them without the lock. Commands therefore never wait for the disk.
 
     Promises: A change is in the file about one second after it was made, unless keys change faster
-    than the disk can write. Each save is one transaction: after a crash the file has all of its
-    changes or none. EXEC holds the keyspace lock, so a MULTI is in the file whole or not at all. If
-    a save fails, the next one writes its changes. A file that cannot be used is left as it is.
+    than the disk can write. Each save is one transaction (WAL mode, synchronous=FULL): after a
+    crash, the file has all changes of a save or none. EXEC holds the keyspace lock, so a MULTI is
+    in the file whole or not at all. If a save fails, the next save writes its changes. A file that
+    cannot be used is left as it is.
 
     Locks: The keyspace lock guards the changes and ``_requests``. Only the saver writes the other
-    attributes, apart from :meth:`open`, :meth:`start` and :meth:`stop`; INFO reads the public ones.
+    attributes, except in :meth:`open`, :meth:`start` and :meth:`stop`; INFO reads the public ones.
 
     :raises PersistenceError: if the path is relative and the working directory does not exist.
     """
@@ -2222,7 +2220,7 @@ class Persistence:
         try:
             self.path = os.path.realpath(path)
         except OSError as error:
-            text = f"Cannot find {path!r}: {error.strerror} (give the whole path of the file)"
+            text = f"Cannot find {path!r}: {error.strerror} (give the absolute path of the file)"
             raise PersistenceError(text) from error
         self._keyspace = keyspace
         self._database: Any = None  # the sqlite3.Connection while the file is open
@@ -2231,20 +2229,19 @@ class Persistence:
         self._wal_inode: tuple[int, int] | None = None
         #: The error of the last save, or "" if it succeeded.
         self.error = ""
-        #: Bytes of key and value together, by key, for the keys that are too long for the file.
+        #: Bytes of key and value, by key, of the keys that are not saved because they are too long.
         self.refused: dict[bytes, int] = {}
-        #: Numbers of keys that open() loaded, of keys that had expired by then, and of saves.
+        #: Keys that open() loaded, keys that open() found expired, and saves that wrote changes.
         self.loaded = self.expired = self.saves = 0
         self.size = 0  #: Bytes of the file and the WAL file together.
-        #: Unix time in seconds of the last save, and seconds that this save, or else open(), took.
+        #: Unix time in seconds of the last save, and seconds that the last save or open() took.
         self.saved_at, self.duration = time.time(), 0.0
-        #: Values of time.monotonic(): when all changes were last in the file, and when the current
-        #: save began (None between saves).
+        #: time.monotonic() when the file last had all changes, and when the current save began.
         self.synced_at = time.monotonic()
         self.began: float | None = None
-        # Changes in the transaction that is being written, and statements executed in all saves.
+        # Changed keys in the current transaction, and statements executed in all transactions.
         self._saving_count = self._written = 0
-        self._requests: list[Callable[[str], None]] = []
+        self._requests: list[Callable[[str], None]] = []  # callbacks for the end of the next save
         self._save_requested, self._ending = threading.Event(), False
         self._thread: threading.Thread | None = None
 
@@ -2254,9 +2251,9 @@ class Persistence:
         return self._keyspace.dirty_keys + self._saving_count
 
     def open(self) -> None:
-        """Open or create the file and load its keys into the keyspace, before clients are served.
+        """Open or create the file and load its keys; call this before clients are served.
 
-        Wait up to FILE_LOCK_TIMEOUT seconds for a locked file: a server may be stopping.
+        If the file is locked, wait up to FILE_LOCK_TIMEOUT seconds: another server may be stopping.
 
         :raises PersistenceError: if the file cannot be used; the keyspace is empty then.
         """
@@ -2269,8 +2266,8 @@ class Persistence:
                 if self.expired:
                     self._database.execute("DELETE FROM keys WHERE expires <= ?", (load_time,))
                 self._keyspace.track_changes()
-                facts = self.display_path(), self.loaded, self.duration
-                log.info("Opened %s to keep all keys: %d keys loaded in %.1f s", *facts)
+                details = self.display_path(), self.loaded, self.duration
+                log.info("Opened %s: %d keys loaded in %.1f s, changes will be saved", *details)
                 return
             except BaseException as error:
                 self._disconnect()
@@ -2291,8 +2288,8 @@ class Persistence:
             cached_statements=CACHED_STATEMENTS,
         )  # fmt: skip
         _OPEN_FILES.add(self._inode)
-        # SQLite then holds its lock until the file is closed, so no second server can use the file,
-        # and needs no shared memory for the WAL file, which network drives do not support.
+        # In this mode SQLite keeps its lock until the file is closed, so that no second server uses
+        # the file. SQLite then needs no shared memory, which network drives do not support.
         database.execute("PRAGMA locking_mode=EXCLUSIVE")
         (application_id,) = database.execute("PRAGMA application_id").fetchone()
         (version,) = database.execute("PRAGMA user_version").fetchone()
@@ -2307,11 +2304,11 @@ class Persistence:
             database.execute("COMMIT")
 
     def _prepare_for_writing(self) -> None:
-        # Only after the rows were read without an error, because this writes to the file.
+        # Call this only for a file that was loaded or created, because this writes to the file.
         execute = self._database.execute
         execute("PRAGMA journal_mode=WAL")
         execute("PRAGMA synchronous=FULL")
-        # SQLite would copy pages to a temporary file in a folder that other users may read.
+        # By default, SQLite may copy values to a temporary file in a folder that all users share.
         execute("PRAGMA temp_store=MEMORY")
         execute(f"PRAGMA wal_autocheckpoint={WAL_CHECKPOINT_PAGES}")
         execute(f"PRAGMA journal_size_limit={64 << 20}")
@@ -2320,12 +2317,12 @@ class Persistence:
         self._update_size()
 
     def _check_header(self) -> None:
-        # Check the file before SQLite opens it: even a query writes to a file with a hot journal.
+        # Check before SQLite opens the file: even a query writes to a file that has a hot journal.
         if not os.path.exists(self.path):
             # Create the file here, because other users can read a file that SQLite creates.
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         if not os.path.isfile(self.path):
-            raise OSError("it is not a file (choose another name)")
+            raise OSError("not a regular file (choose another name)")
         inode = _inode_of(self.path)
         if inode in _OPEN_FILES:
             raise sqlite3.OperationalError("database is locked")
@@ -2334,7 +2331,7 @@ class Persistence:
             header = file.read(100)
         if header and (len(header) < 100 or not header.startswith(b"SQLite format 3\0")):
             raise sqlite3.DatabaseError("file is not a database")
-        # The header has 0 in both fields while only the WAL file has their values; see _connect().
+        # Both fields are 0 while only the WAL file has their values; _connect() checks them again.
         application_id = int.from_bytes(header[68:72], "big")
         if application_id:
             self._check_format(application_id, int.from_bytes(header[60:64], "big"))
@@ -2344,13 +2341,13 @@ class Persistence:
         if application_id != APPLICATION_ID:
             raise sqlite3.DatabaseError("file is not a database of pipecache")
         if version > FILE_FORMAT:
-            reason = f"its format {version} is newer than {FILE_FORMAT}, the newest one known"
-            raise sqlite3.DatabaseError(f"{reason} (update pipecache or choose another file)")
+            newer = f"the file has format {version}, and this program knows format {FILE_FORMAT}"
+            raise sqlite3.DatabaseError(f"{newer} (update pipecache or choose another file)")
 
     def _load(self) -> int:
-        # Load the keys and return the Unix time in milliseconds by which some of them had expired.
+        # Load the keys. Return the Unix time in milliseconds that decided which keys have expired.
         self.loaded = self.expired = 0
-        started = reported = time.monotonic()
+        started = last_report = time.monotonic()
         keyspace = self._keyspace
         with keyspace.lock, contextlib.closing(self._database.cursor()) as rows:
             epoch, load = keyspace.unix_time(0), keyspace.load
@@ -2366,12 +2363,11 @@ class Persistence:
                     if kind != "$":
                         value = unpack_value(kind, value)  # noqa: PLW2901
                 except ValueError as error:
-                    text = f"malformed: key {repr(key)[:ERROR_EXCERPT]}: {error}"
-                    raise ValueError(text) from error
+                    raise ValueError(f"malformed key {key!r:.{ERROR_EXCERPT}}: {error}") from error
                 if (number % 1000 == 0 or len(value) > SHORT_VALUE) and (
-                    time.monotonic() > reported + PROGRESS_INTERVAL
+                    time.monotonic() > last_report + PROGRESS_INTERVAL
                 ):
-                    reported = time.monotonic()
+                    last_report = time.monotonic()
                     log.info("Loading %s: %d of %d keys", self.display_path(), number, count)
                 if expires is None:
                     load(key, value, None)
@@ -2384,7 +2380,7 @@ class Persistence:
         return load_time
 
     def start(self) -> None:
-        """Start the saver thread, or close the file and raise RuntimeError if no thread is left."""
+        """Start the saver. If there is no thread left, close the file and raise RuntimeError."""
         thread = threading.Thread(target=self._run, name="pipecache-saver", daemon=True)
         try:
             thread.start()
@@ -2393,8 +2389,8 @@ class Persistence:
             raise
         self._thread = thread
         if hasattr(os, "register_at_fork"):
-            this = weakref.ref(self)  # CPython keeps a registered function for ever
-            os.register_at_fork(after_in_child=lambda: _leak_in_child(this()))
+            reference = weakref.ref(self)  # CPython never releases the registered function
+            os.register_at_fork(after_in_child=lambda: _leak_in_child(reference()))
 
     def stop(self, timeout: float) -> bool:
         """Save all changes, end the saver and close the file; return True if all were saved.
@@ -2406,25 +2402,25 @@ class Persistence:
         if self._thread is None:
             self._disconnect()
             return not self.unsaved_changes
-        written, progress = self._written, time.monotonic()
+        written, last_progress = self._written, time.monotonic()
         while True:
             self._thread.join(PROGRESS_INTERVAL)
             if not self._thread.is_alive():
                 return not self.unsaved_changes
-            facts = self.display_path(), self.unsaved_changes
+            details = self.display_path(), self.unsaved_changes
             if self._written != written:
-                written, progress = self._written, time.monotonic()
-                log.info("Saving to %s: %d keys to be written", *facts)
-            elif time.monotonic() > progress + timeout:
+                written, last_progress = self._written, time.monotonic()
+                log.info("Saving to %s: %d keys to be written", *details)
+            elif time.monotonic() > last_progress + timeout:
                 text = "Stopped before everything was saved to %s (%d keys left): check the disk"
-                log.error(text, *facts)
+                log.error(text, *details)
                 return False
 
     def request(self, callback: Callable[[str], None]) -> None:
-        """Save all changes now and checkpoint, so that the file is complete without the WAL file.
+        """Start a save with a checkpoint, so that the file is complete without the WAL file.
 
-        The caller holds the keyspace lock. The saver calls ``callback`` under this lock when the
-        save has ended, with "" or the text of the error.
+        The caller holds the keyspace lock. After the save, the saver calls ``callback`` under this
+        lock with the text of the error, or with "" if the save succeeded.
         """
         self._requests.append(callback)
         self._save_requested.set()
@@ -2448,18 +2444,17 @@ class Persistence:
             delay = retry_delay if self.error else SAVE_INTERVAL
         self._save(retry_delay=0)
         if self.unsaved_changes:
-            text = "%d changed keys were not saved to %s and are lost (see the errors above)"
+            text = "%d changed keys were not saved to %s and are lost (see the error logged before)"
             log.error(text, self.unsaved_changes, self.display_path())
         self._disconnect()
 
     def _wait(self, deadline: float) -> None:
-        # Block until the deadline, a request, or so many changes that a later copy of them would
-        # hold the keyspace lock for long.
-        left = deadline - time.monotonic()
-        while left > 0 and not self._save_requested.wait(min(left, DIRTY_CHECK_INTERVAL)):
+        # Block until the deadline, a request, or (while saving works) SAVE_AT_DIRTY_KEYS changes.
+        remaining = deadline - time.monotonic()
+        while remaining > 0 and not self._save_requested.wait(min(remaining, DIRTY_CHECK_INTERVAL)):
             if self._keyspace.dirty_keys >= SAVE_AT_DIRTY_KEYS and not self.error:
                 break
-            left = deadline - time.monotonic()
+            remaining = deadline - time.monotonic()
         self._save_requested.clear()
 
     def _save(self, retry_delay: float = SAVE_INTERVAL) -> None:
@@ -2473,14 +2468,14 @@ class Persistence:
                 self.began = started
                 self._write_changes(checkpoint=bool(requests))
             self.synced_at = started
-        except Exception as failure:  # without this thread, nothing would be saved any more
+        except Exception as failure:  # no exception may end the saver thread
             error = self._describe_failure("save to", failure)
             if not isinstance(failure, (sqlite3.Error, OSError, PersistenceError, MemoryError)):
                 log.exception("Internal error while saving to %s", self.display_path())
         self.began = None
         if error and error != self.error:
-            outlook = f"Keeping changes in memory; will retry in {retry_delay:g} s"
-            log.error("%s. %s", error, outlook if retry_delay else "This was the last attempt")
+            next_step = f"Keeping changes in memory; will retry in {retry_delay:g} s"
+            log.error("%s. %s", error, next_step if retry_delay else "This was the last attempt")
         elif self.error and not error:
             log.info("Saving to %s works again", self.display_path())
         self.error = error
@@ -2489,13 +2484,12 @@ class Persistence:
                 callback(error)
 
     def _reopen_if_replaced(self) -> None:
-        # Reopen the file if it or its WAL file was removed, or if an error closed it.
+        # Reopen the file if an error closed it or one of its files was removed; fail if replaced.
         inode = _inode_of(self.path)
         if inode not in (None, self._inode):
-            choice = "move that file away to save again, or restart the server to load that file"
-            raise PersistenceError(f"another file was put in its place: {choice}")
-        wal_inode = _inode_of(self.path + "-wal")
-        if self._database is not None and inode is not None and wal_inode == self._wal_inode:
+            advice = "move that file away to save again, or restart the server to load that file"
+            raise PersistenceError(f"another file was put in its place: {advice}")
+        if self._database and inode and _inode_of(self.path + "-wal") == self._wal_inode:
             return
         self._disconnect()
         try:
@@ -2512,7 +2506,7 @@ class Persistence:
     def _write_changes(self, checkpoint: bool) -> None:
         execute, started = self._database.execute, time.monotonic()
         with self._keyspace.lock:
-            now, changes = time.time(), self._keyspace.take_changes()
+            save_time, changes = time.time(), self._keyspace.take_changes()
             self._saving_count = len(changes.keys) + changes.cleared
         try:
             execute("BEGIN IMMEDIATE")
@@ -2520,8 +2514,8 @@ class Persistence:
                 execute("DELETE FROM keys")
                 self.refused.clear()
             deleted: list[bytes] = []
-            for row, batch in self._batches(changes, deleted):
-                rows = ", ".join([row] * (len(batch) // row.count("?")))
+            for placeholders, batch in self._batches(changes, deleted):
+                rows = ", ".join([placeholders] * (len(batch) // placeholders.count("?")))
                 execute(f"INSERT OR REPLACE INTO keys VALUES {rows}", batch)
                 self._written += 1
             keys = iter(deleted)
@@ -2540,9 +2534,9 @@ class Persistence:
         finally:
             self._saving_count = 0
         self.saves += 1
-        self.saved_at, self.duration = now, time.monotonic() - started
-        # CPython's prepared statement cache also holds the parameters, which can be as long as the
-        # values in the keyspace. Other statements take their places in the cache.
+        self.saved_at, self.duration = save_time, time.monotonic() - started
+        # CPython's prepared statement cache keeps the parameters of each statement in memory. Short
+        # statements replace them in the cache.
         for number in range(CACHED_STATEMENTS):
             execute(f"SELECT {number}")
         if checkpoint:
@@ -2552,8 +2546,8 @@ class Persistence:
     def _batches(self, changes: Changes, deleted: list[bytes]) -> Iterator[tuple[str, list[Any]]]:
         # Yield the placeholders of one row and the parameters of many rows. One statement has many
         # rows, because CPython releases and acquires the GIL for each statement, but not more than
-        # BATCH_BYTES, because the parameters are copies. Append the keys without a row to deleted.
-        if (  # the usual case, without a loop in Python
+        # BATCH_BYTES, because SQLite copies the parameters. Append keys without a row to deleted.
+        if (  # the usual case, which needs no Python loop
             not self.refused
             and set(map(type, changes.values)) <= {bytes}
             and changes.deadlines.count(None) == len(changes.deadlines)
@@ -2564,7 +2558,7 @@ class Persistence:
             while batch := list(itertools.islice(parameters, MAX_SQL_PARAMETERS // 2 * 2)):
                 yield "(?, '$', ?, NULL, 0)", batch
             return
-        row, batch, size = "(?, ?, ?, ?, ?)", [], 0
+        placeholders, batch, size = "(?, ?, ?, ?, ?)", [], 0
         deadlines = changes.deadlines or itertools.repeat(None)
         for key, value, deadline in zip(changes.keys, changes.values, deadlines):
             kind, data = "$", value
@@ -2575,8 +2569,8 @@ class Persistence:
                 self.refused[key] = len(key) + len(data)
                 if refused_before is None:
                     text = "Key %r takes %d bytes, more than the file can hold, and is not saved:"
-                    facts = key[:ERROR_EXCERPT], self.refused[key]
-                    log.error(text + " divide its value among several keys", *facts)
+                    details = key[:ERROR_EXCERPT], self.refused[key]
+                    log.error(text + " divide its value among several keys", *details)
                 data = None
             if data is None:
                 deleted.append(key)
@@ -2585,10 +2579,10 @@ class Persistence:
             batch += key, kind, data, expires, deadline.__class__ is WallClockDeadline
             size += len(data)
             if size > BATCH_BYTES or len(batch) + 5 > MAX_SQL_PARAMETERS:
-                yield row, batch
+                yield placeholders, batch
                 batch, size = [], 0
         if batch:
-            yield row, batch
+            yield placeholders, batch
 
     def _update_size(self) -> None:
         paths = self.path, self.path + "-wal"
@@ -2602,11 +2596,12 @@ class Persistence:
         text = cause = str(error) or type(error).__name__
         if isinstance(error, OSError):
             text, cause = error.strerror or text, errno.errorcode.get(error.errno or 0, "")
-        advice = next((advice for words, advice in _ADVICE.items() if re.search(words, cause)), "")
+        advice = next((hint for pattern, hint in _ADVICE.items() if re.search(pattern, cause)), "")
         return f"Cannot {action} {self.display_path()}: {text}" + (f" ({advice})" if advice else "")
 
 
 def _inode_of(path: str) -> tuple[int, int] | None:
+    # Return the (device, inode) of a file, or None if the file does not exist.
     with contextlib.suppress(FileNotFoundError):
         status = os.stat(path)
         return status.st_dev, status.st_ino
@@ -2614,8 +2609,8 @@ def _inode_of(path: str) -> tuple[int, int] | None:
 
 
 def _leak_in_child(persistence: Persistence | None) -> None:
-    # A forked child must not close the database: SQLite would remove the WAL file that the parent
-    # writes. A reference that is never released keeps CPython from closing it.
+    # A forked child must not close the database, because SQLite would remove the WAL file that the
+    # parent writes. A reference that is never released keeps CPython from closing the database.
     if persistence is not None and persistence._database is not None:
         import ctypes
 
