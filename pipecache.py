@@ -2172,151 +2172,144 @@ class State:
 # Persistence: the values in a SQLite file
 # ----------------------------------------------------------------------------
 
-#: What marks a file as ours ("pipc" to SQLite and file(1)), and how its rows are to be read.
+#: The application_id in the header of the SQLite file: it marks a pipecache file.
 APPLICATION_ID = int.from_bytes(b"pipc", "big")
+#: The user_version in the header of the SQLite file: the newest row format known to this program.
 FILE_FORMAT = 1
 
-# One row a key; kind is Redis's letter for it, value pack()'s bytes, expires in milliseconds since
-# 1970, and by_clock whether the wall clock was what said so.
+# One row per key. kind is the event_class() of the value; value has the bytes of a string, or the
+# pack_parts() of a collection; expires is in Unix milliseconds, or NULL for never; by_clock is 1 if
+# the deadline follows the wall clock (EXPIREAT), and 0 if it follows elapsed time (EXPIRE).
 _SCHEMA = """CREATE TABLE keys (key BLOB PRIMARY KEY, kind TEXT NOT NULL, value BLOB NOT NULL,
     expires INTEGER, by_clock INTEGER NOT NULL) WITHOUT ROWID"""
+# SQLite stores any type in any column, so _load() checks the types of key, value and expires.
 _ROW_TYPES = {(bytes, bytes, type(None)), (bytes, bytes, int)}
-_VALUE_TYPES: dict[str, Any] = {
-    kind.EVENT_CLASS: kind for kind in (ListValue, Hash, Set, SortedSet)
+_VALUE_TYPES: dict[str, Any] = {"l": ListValue, "h": Hash, "s": Set, "z": SortedSet}
+
+# Advice for the user, by a regular expression for the errno's name or for SQLite's message.
+# "malformed" is first, because its message contains a key that can match another expression.
+_ADVICE = {
+    "malformed": "the file is damaged and is left as it is: restore a copy or move the file away",
+    "locked": "a program such as a second server uses the file: stop it or choose another file",
+    "not a database": "the file belongs to another program and is unchanged: choose another file",
+    "EACCES|EPERM|EROFS|readonly|unable to open": "make the file and its folder writable",
+    "ENOENT|ENOTDIR": "the folder of the file does not exist: create it or choose another file",
+    "ENAMETOOLONG": "choose a shorter name",
+    "ENOSPC|full|disk I/O": "make room on the disk, or replace the disk if it fails",
+    "too big": "a value is longer than this build of SQLite allows: delete or split the value",
+    "MemoryError": "close other programs, or start the server with a lower --max-memory",
 }
 
-#: What to do about what SQLite says, and about the system's errors.
-_SQLITE_ADVICE = {
-    "locked": "another program uses it, such as a second server: stop that one or choose another"
-    " file",
-    "readonly": "it, or its folder, may not be written: change that or choose another file",
-    "unable to open": "it, or its folder, may not be written: change that or choose another file",
-    "full": "make room on the disk",
-    "too big": "make room, or use another disk",
-    "not a database": "it is another program's, and is left as it is: choose another file",
-    "malformed": "it is damaged, and is left as it is: put a copy of it in its place, or move it"
-    " away to begin anew",
-    "disk I/O": "look whether the disk is full or failing",
-}
-_SYSTEM_ADVICE = {
-    errno.ENOENT: "its folder does not exist: make it, or choose another file",
-    errno.ENOTDIR: "its folder is none: choose another file",
-    errno.EACCES: "it may not be read and written: change that or choose another file",
-    errno.EPERM: "it may not be read and written: change that or choose another file",
-    errno.EROFS: "nothing can be written to this disk: choose another file",
-    errno.ENOSPC: "make room on the disk",
-    errno.ENAMETOOLONG: "choose a shorter name",
-}
-
-#: The files that this process has open, by their inodes. Off Windows locks are the process's: a
-#: second one that opened a file would not be refused, and would give up the first one's lock.
+#: (device, inode) of each file that this process has open. _check_header() must not open the file
+#: again: when a process closes a file, POSIX releases all its locks on the file, SQLite's too.
 _OPEN_FILES: set[tuple[int, int] | None] = set()
 
 
-def pack_value(value: Any) -> bytes:
-    """A value as bytes: a string as it is; else the number of its parts, their lengths, all of 32
-    bits, the least byte first, and the parts."""
-    return value if value.__class__ is bytes else _pack_parts(value.to_parts())
-
-
-def _pack_parts(parts: list[bytes]) -> bytes:
+def pack_parts(parts: list[bytes]) -> bytes:
+    """Return parts as one value: their count and lengths (32-bit little-endian), then the parts."""
     return struct.pack(f"<{1 + len(parts)}I", len(parts), *map(len, parts)) + b"".join(parts)
 
 
-def unpack_value(letter: str, data: bytes) -> Any:
-    """The value that was packed so.
+def unpack_value(kind: str, data: bytes) -> Any:
+    """Return the collection that :func:`pack_parts` encoded; ``kind`` is its event class.
 
-    :raises ValueError: if there is no such value.
+    :raises ValueError: if the bytes are not a collection of this kind.
     """
-    if letter == "$":
-        return data
     try:
-        kind = _VALUE_TYPES[letter]
         (count,) = struct.unpack_from("<I", data)
         lengths = struct.unpack_from(f"<{count}I", data, 4)
         ends = list(itertools.accumulate(lengths, initial=4 + 4 * count))
-        value = kind.from_parts([data[start:end] for start, end in zip(ends, ends[1:])])
+        parts = [data[start:end] for start, end in zip(ends, ends[1:])]
+        value = _VALUE_TYPES[kind].from_parts(parts)
     except (KeyError, struct.error) as error:
-        raise ValueError(f"no value of kind {letter!r}") from error
+        raise ValueError(f"the bytes are not a collection of kind {kind!r}") from error
     if ends[-1] != len(data) or not value:
-        raise ValueError("bytes too many or too few")
+        raise ValueError("the collection is empty or has the wrong length")
     return value
 
 
 class Persistence:
-    """Keeps what a store holds in a file, written by a thread of its own.
+    """A copy of the keyspace in a SQLite file, written by one background thread, the saver.
 
-    What was changed is written in one transaction, SAVE_INTERVAL seconds after the last, or sooner
-    if it is much. While the file cannot be written, the changes are kept and tried again.
+    The keyspace records which keys change. Every SAVE_INTERVAL seconds, and earlier after
+    SAVE_AT_DIRTY_KEYS changes or a :meth:`request`, the saver copies the changes under the keyspace
+    lock and then writes them without the lock. Commands therefore never wait for the disk.
 
-    :raises PersistenceError: if the path leads nowhere.
+    Promises: A change is in the file about one second after it was made, unless keys change faster
+    than the disk can write. Each save is one transaction (WAL mode, synchronous=FULL): after a
+    crash, the file has all changes of a save or none. EXEC holds the keyspace lock, so a MULTI is
+    in the file whole or not at all. If a save fails, the next save writes its changes. A file that
+    cannot be used is left as it is.
+
+    Locks: The keyspace lock guards the changes and ``_requests``. Only the saver writes the other
+    attributes, except in :meth:`open`, :meth:`start` and :meth:`stop`; INFO reads the public ones.
+
+    :raises PersistenceError: if the path is relative and the working directory does not exist.
     """
 
     def __init__(self, path: str, keyspace: Keyspace) -> None:
         try:
             self.path = os.path.realpath(path)
         except OSError as error:
-            raise PersistenceError(f"Cannot find {path!r}: {error.strerror}") from error
+            text = f"Cannot find {path!r}: {error.strerror} (give the absolute path of the file)"
+            raise PersistenceError(text) from error
         self._keyspace = keyspace
-        self._database: Any = None
-        # Which file is in use; which file, and which log beside it, are ours, whoever comes.
-        self._locked_inode: tuple[int, int] | None = None
+        self._database: Any = None  # the sqlite3.Connection while the file is open
+        # (device, inode) of the file, and of the WAL file while the file is open.
         self._inode: tuple[int, int] | None = None
         self._wal_inode: tuple[int, int] | None = None
-        #: Why the last attempt to write failed, "" if it did not.
+        #: The error of the last save, or "" if it succeeded.
         self.error = ""
-        #: Keys that the file cannot take, because of their size.
+        #: Bytes of key and value, by key, of the keys that are not saved because they are too long.
         self.refused: dict[bytes, int] = {}
+        #: Keys that open() loaded, keys that open() found expired, and saves that wrote changes.
         self.loaded = self.expired = self.saves = 0
-        #: The bytes of the file and of the log.
-        self.size = 0
-        #: When the file last was made to hold everything, and how long that took, or loading it.
+        self.size = 0  #: Bytes of the file and the WAL file together.
+        #: Unix time in seconds of the last save, and seconds that the last save or open() took.
         self.saved_at, self.duration = time.time(), 0.0
-        #: When it did, and when the attempt under way began, if there is one, as time.monotonic().
+        #: time.monotonic() when the file last had all changes, and when the current save began.
         self.synced_at = time.monotonic()
         self.began: float | None = None
-        # The changes that are being written, and how many of them, of all that were, are.
+        # Changed keys in the current transaction, and statements executed in all transactions.
         self._saving_count = self._written = 0
-        # Who wants to know when everything up to now is in the file.
-        self._requests: list[Callable[[str], None]] = []
+        self._requests: list[Callable[[str], None]] = []  # callbacks for the end of the next save
         self._save_requested, self._ending = threading.Event(), False
         self._thread: threading.Thread | None = None
 
     @property
     def unsaved_changes(self) -> int:
-        """The number of changes that are not in the file."""
+        """Return the number of changed keys that are not in the file yet."""
         return self._keyspace.dirty_keys + self._saving_count
 
     def open(self) -> None:
-        """Open the file, or begin one, and put what it holds into the store.
+        """Open or create the file and load its keys; call this before clients are served.
 
-        One that another program has is waited for, up to HANDOVER seconds: that may be a server
-        that was just told to stop.
+        If the file is locked, wait up to FILE_LOCK_TIMEOUT seconds: another server may be stopping.
 
-        :raises PersistenceError: if it cannot be read and written, or is not ours; it is left as
-            it is.
+        :raises PersistenceError: if the file cannot be used; the keyspace is empty then.
         """
-        deadline, pending_clients = time.monotonic() + FILE_LOCK_TIMEOUT, False
+        deadline, waiting = time.monotonic() + FILE_LOCK_TIMEOUT, False
         while True:
             try:
                 self._connect()
-                self._load()
+                load_time = self._load()
                 self._prepare_for_writing()
+                if self.expired:
+                    self._database.execute("DELETE FROM keys WHERE expires <= ?", (load_time,))
                 self._keyspace.track_changes()
-                facts = self.display_path(), self.loaded, self.duration
-                log.info("Keeping everything in %s: %d keys loaded in %.1f s", *facts)
+                details = self.display_path(), self.loaded, self.duration
+                log.info("Opened %s: %d keys loaded in %.1f s, changes will be saved", *details)
                 return
             except BaseException as error:
                 self._disconnect()
                 self._keyspace.clear()
                 if not isinstance(error, (sqlite3.Error, OSError, ValueError)):
                     raise
-                locked = isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
-                if not locked or time.monotonic() > deadline:
+                if str(error) != "database is locked" or time.monotonic() > deadline:
                     raise PersistenceError(self._describe_failure("use", error)) from error
-            if not pending_clients:
-                log.info("Waiting for %s, which another program uses", self.display_path())
-                pending_clients = True
+            if not waiting:
+                log.info("Waiting for %s: another program uses it", self.display_path())
+                waiting = True
             time.sleep(0.1)
 
     def _connect(self) -> None:
@@ -2325,16 +2318,15 @@ class Persistence:
             self.path, timeout=0, isolation_level=None, check_same_thread=False,
             cached_statements=CACHED_STATEMENTS,
         )  # fmt: skip
-        # The lock is kept, so that no second server comes to use it; that also spares the shared
-        # memory, which not every disk has.
+        _OPEN_FILES.add(self._inode)
+        # In this mode SQLite keeps its lock until the file is closed, so that no second server uses
+        # the file. SQLite then needs no shared memory, which network drives do not support.
         database.execute("PRAGMA locking_mode=EXCLUSIVE")
-        (mark,), (tables,) = (
-            database.execute(query).fetchone()
-            for query in ("PRAGMA application_id", "SELECT count(*) FROM sqlite_master")
-        )
+        (application_id,) = database.execute("PRAGMA application_id").fetchone()
         (version,) = database.execute("PRAGMA user_version").fetchone()
-        if mark or tables:
-            self._check(mark, version)
+        (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if application_id or tables:
+            self._check_format(application_id, version)
         if not tables:
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("BEGIN IMMEDIATE")
@@ -2343,344 +2335,313 @@ class Persistence:
             database.execute("COMMIT")
 
     def _prepare_for_writing(self) -> None:
-        # What has been read is to be relied on, so it may be written, and has to be.
+        # Call this only for a file that was loaded or created, because this writes to the file.
         execute = self._database.execute
         execute("PRAGMA journal_mode=WAL")
         execute("PRAGMA synchronous=FULL")
-        # What was there before a statement is not to lie in a folder for everybody's files.
+        # By default, SQLite may copy values to a temporary file in a folder that all users share.
         execute("PRAGMA temp_store=MEMORY")
         execute(f"PRAGMA wal_autocheckpoint={WAL_CHECKPOINT_PAGES}")
         execute(f"PRAGMA journal_size_limit={64 << 20}")
-        execute("BEGIN IMMEDIATE")
         execute(f"PRAGMA user_version={FILE_FORMAT}")
-        if self.expired:
-            execute("DELETE FROM keys WHERE expires <= ?", (int(time.time() * 1000),))
-        execute("COMMIT")
-        self._inode, self._wal_inode = self._locked_inode, _inode_of(self.path + "-wal")
+        self._wal_inode = _inode_of(self.path + "-wal")
         self._update_size()
 
     def _check_header(self) -> None:
-        # Before SQLite, which may write to what it only reads: a journal that was left beside it.
+        # Check before SQLite opens the file: even a query writes to a file that has a hot journal.
         if not os.path.exists(self.path):
-            # As what it will be: nobody else's to read.
+            # Create the file here, because other users can read a file that SQLite creates.
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-            self._inode = _inode_of(self.path)
         if not os.path.isfile(self.path):
-            raise OSError("it is not a file: choose another name")
+            raise OSError("not a regular file (choose another name)")
         inode = _inode_of(self.path)
         if inode in _OPEN_FILES:
             raise sqlite3.OperationalError("database is locked")
-        self._locked_inode = inode
-        _OPEN_FILES.add(inode)
-        with open(self.path, "r+b") as file:  # to read it alone will not do
+        self._inode = inode
+        with open(self.path, "r+b") as file:  # "r+b" fails if the file is read-only
             header = file.read(100)
-        if not header:
-            return
-        if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
+        if header and (len(header) < 100 or not header.startswith(b"SQLite format 3\0")):
             raise sqlite3.DatabaseError("file is not a database")
-        mark, version = (int.from_bytes(header[at : at + 4], "big") for at in (68, 60))
-        if mark:  # or what is ours may be in the log alone
-            self._check(mark, version)
+        # Both fields are 0 while only the WAL file has their values; _connect() checks them again.
+        application_id = int.from_bytes(header[68:72], "big")
+        if application_id:
+            self._check_format(application_id, int.from_bytes(header[60:64], "big"))
 
     @staticmethod
-    def _check(mark: int, version: int) -> None:
-        if mark != APPLICATION_ID:
+    def _check_format(application_id: int, version: int) -> None:
+        if application_id != APPLICATION_ID:
             raise sqlite3.DatabaseError("file is not a database of pipecache")
         if version > FILE_FORMAT:
-            raise sqlite3.DatabaseError(
-                f"a newer pipecache has written it, in format {version}, of which this one knows"
-                f" {FILE_FORMAT}: use that one, or choose another file"
-            )
+            newer = f"the file has format {version}, and this program knows format {FILE_FORMAT}"
+            raise sqlite3.DatabaseError(f"{newer} (update pipecache or choose another file)")
 
-    def _load(self) -> None:
+    def _load(self) -> int:
+        # Load the keys. Return the Unix time in milliseconds that decided which keys have expired.
         self.loaded = self.expired = 0
-        started = pending_clients = time.monotonic()
+        started = last_report = time.monotonic()
         keyspace = self._keyspace
         with keyspace.lock, contextlib.closing(self._database.cursor()) as rows:
-            epoch, now, load = keyspace.unix_time(0), keyspace.now(), keyspace.load
+            epoch, load = keyspace.unix_time(0), keyspace.load
+            load_time = epoch + keyspace.now()
             (count,) = rows.execute("SELECT count(*) FROM keys").fetchone()
-            # A row at a time: it is in memory twice meanwhile.
+            # Fetch row by row: fetchall() would hold all keys in memory a second time.
             rows.execute("SELECT key, kind, value, expires, by_clock FROM keys")
-            for done, (key, kind, value, expires, by_clock) in enumerate(rows, 1):
-                types = type(key), type(value), type(expires)
-                if types not in _ROW_TYPES:
-                    raise ValueError(f"malformed: the types of a row, {types}")
-                if (done % 1000 == 0 or len(value) > SHORT_VALUE) and (
-                    time.monotonic() > pending_clients + PROGRESS_INTERVAL
-                ):
-                    pending_clients = time.monotonic()
-                    log.info("Loading %s: %d of %d keys", self.display_path(), done, count)
-                if kind != "$":
-                    try:
+            for number, (key, kind, value, expires, by_clock) in enumerate(rows, 1):
+                try:
+                    types = type(key), type(value), type(expires)
+                    if types not in _ROW_TYPES:
+                        raise ValueError(f"the types of key, value and expires are {types}")
+                    if kind != "$":
                         value = unpack_value(kind, value)  # noqa: PLW2901
-                    except ValueError as error:
-                        what = f"malformed: key {key[:ERROR_EXCERPT]!r}: {error}"
-                        raise ValueError(what) from error
+                except ValueError as error:
+                    raise ValueError(f"malformed key {key!r:.{ERROR_EXCERPT}}: {error}") from error
+                if (number % 1000 == 0 or len(value) > SHORT_VALUE) and (
+                    time.monotonic() > last_report + PROGRESS_INTERVAL
+                ):
+                    last_report = time.monotonic()
+                    log.info("Loading %s: %d of %d keys", self.display_path(), number, count)
                 if expires is None:
                     load(key, value, None)
-                elif expires - epoch > now:
-                    deadline = expires - epoch
-                    load(key, value, WallClockDeadline(deadline) if by_clock else deadline)
+                elif expires > load_time:
+                    load(key, value, (WallClockDeadline if by_clock else int)(expires - epoch))
                 else:
                     self.expired += 1
         self.loaded = len(keyspace)
         self.duration = time.monotonic() - started
+        return load_time
 
     def start(self) -> None:
-        """Let the thread write from now on."""
-        self._thread = threading.Thread(target=self._run, name="pipecache-saver", daemon=True)
-        self._thread.start()
+        """Start the saver. If there is no thread left, close the file and raise RuntimeError."""
+        thread = threading.Thread(target=self._run, name="pipecache-saver", daemon=True)
+        try:
+            thread.start()
+        except BaseException:
+            self._disconnect()
+            raise
+        self._thread = thread
         if hasattr(os, "register_at_fork"):
-            this = weakref.ref(self)
-            os.register_at_fork(after_in_child=lambda: _leak_in_child(this()))
+            reference = weakref.ref(self)  # CPython never releases the registered function
+            os.register_at_fork(after_in_child=lambda: _leak_in_child(reference()))
 
-    def stop(self, patience: float) -> bool:
-        """Write what is left, end the thread and close the file; False if the file does not take
-        it.
+    def stop(self, timeout: float) -> bool:
+        """Save all changes, end the saver and close the file; return True if all were saved.
 
-        :param patience: the seconds after which to give up when nothing more is written.
+        :param timeout: seconds without progress after which to give up.
         """
         self._ending = True
         self._save_requested.set()
         if self._thread is None:
             self._disconnect()
-        else:
-            written, progress = self._written, time.monotonic()
+            return not self.unsaved_changes
+        written, last_progress = self._written, time.monotonic()
+        while True:
             self._thread.join(PROGRESS_INTERVAL)
-            while self._thread.is_alive():
-                if self._written != written:
-                    written, progress = self._written, time.monotonic()
-                    log.info(
-                        "Saving to %s: %d keys to be written",
-                        self.display_path(),
-                        self.unsaved_changes,
-                    )
-                elif time.monotonic() > progress + patience:
-                    log.error("Stopped before everything was saved to %s", self.display_path())
-                    return False
-                self._thread.join(PROGRESS_INTERVAL)
-        return not self.unsaved_changes
+            if not self._thread.is_alive():
+                return not self.unsaved_changes
+            details = self.display_path(), self.unsaved_changes
+            if self._written != written:
+                written, last_progress = self._written, time.monotonic()
+                log.info("Saving to %s: %d keys to be written", *details)
+            elif time.monotonic() > last_progress + timeout:
+                text = "Stopped before everything was saved to %s (%d keys left): check the disk"
+                log.error(text, *details)
+                return False
 
-    def request(self, done: Callable[[str], None]) -> None:
-        """Let the file hold everything up to now, under the store's lock; ``done`` hears, under it
-        too, what went wrong, or "" when that is so."""
-        self._requests.append(done)
+    def request(self, callback: Callable[[str], None]) -> None:
+        """Start a save with a checkpoint, so that the file is complete without the WAL file.
+
+        The caller holds the keyspace lock. After the save, the saver calls ``callback`` under this
+        lock with the text of the error, or with "" if the save succeeded.
+        """
+        self._requests.append(callback)
         self._save_requested.set()
 
     def _disconnect(self) -> None:
-        # The last one to close the file takes the log into it.
-        database, self._database = self._database, None
-        if database is not None:
+        # SQLite checkpoints and removes the WAL file when the database is closed.
+        if self._database is not None:
             with contextlib.suppress(sqlite3.Error):
-                database.close()
-        _OPEN_FILES.discard(self._locked_inode)
-        self._locked_inode = None
+                self._database.close()
+            self._database = None
+            _OPEN_FILES.discard(self._inode)
 
     def _run(self) -> None:
-        started, pause = time.monotonic(), SAVE_INTERVAL
+        started, delay = time.monotonic(), SAVE_INTERVAL
         while not self._ending:
-            self._wait(started + pause)
+            self._wait(started + delay)
             started = time.monotonic()
-            self._save()
-            # What has failed will do so again for a while, and to take all of it takes time.
-            pause = min(2 * pause, MAX_RETRY_DELAY) if self.error else SAVE_INTERVAL
-        self._save()
+            # Each attempt copies all changes under the keyspace lock, so retry less and less often.
+            retry_delay = min(2 * delay, MAX_RETRY_DELAY)
+            self._save(retry_delay)
+            delay = retry_delay if self.error else SAVE_INTERVAL
+        self._save(retry_delay=0)
         if self.unsaved_changes:
-            log.error(
-                "%d changed keys were not saved to %s", self.unsaved_changes, self.display_path()
-            )
+            text = "%d changed keys were not saved to %s and are lost (see the error logged before)"
+            log.error(text, self.unsaved_changes, self.display_path())
         self._disconnect()
 
-    def _wait(self, until: float) -> None:
-        # Until then, or somebody asks, or there is so much that to take it will hold up the others.
-        left = until - time.monotonic()
-        while left > 0 and not self._save_requested.wait(min(left, DIRTY_CHECK_INTERVAL)):
+    def _wait(self, deadline: float) -> None:
+        # Block until the deadline, a request, or (while saving works) SAVE_AT_DIRTY_KEYS changes.
+        remaining = deadline - time.monotonic()
+        while remaining > 0 and not self._save_requested.wait(min(remaining, DIRTY_CHECK_INTERVAL)):
             if self._keyspace.dirty_keys >= SAVE_AT_DIRTY_KEYS and not self.error:
                 break
-            left = until - time.monotonic()
+            remaining = deadline - time.monotonic()
         self._save_requested.clear()
 
-    def _save(self) -> None:
-        keyspace = self._keyspace
-        with keyspace.lock:
+    def _save(self, retry_delay: float = SAVE_INTERVAL) -> None:
+        with self._keyspace.lock:
             requests, self._requests = self._requests, []
         error = ""
         try:
             self._reopen_if_replaced()
             started = time.monotonic()
-            if keyspace.dirty_keys or requests:
+            if self._keyspace.dirty_keys or requests:
                 self.began = started
                 self._write_changes(checkpoint=bool(requests))
             self.synced_at = started
-        except Exception as failure:  # this thread must not end: nothing would be saved any more
+        except Exception as failure:  # no exception may end the saver thread
             error = self._describe_failure("save to", failure)
             if not isinstance(failure, (sqlite3.Error, OSError, PersistenceError, MemoryError)):
-                log.exception("A fault of this program while saving")
+                log.exception("Internal error while saving to %s", self.display_path())
         self.began = None
-        self._update_size()
         if error and error != self.error:
-            log.error("%s. Going on from memory, and trying again", error)
+            next_step = f"Keeping changes in memory; will retry in {retry_delay:g} s"
+            log.error("%s. %s", error, next_step if retry_delay else "This was the last attempt")
         elif self.error and not error:
             log.info("Saving to %s works again", self.display_path())
         self.error = error
-        with keyspace.lock:
-            for done in requests:
-                done(error)
+        with self._keyspace.lock:
+            for callback in requests:
+                callback(error)
 
     def _reopen_if_replaced(self) -> None:
-        # Whether the file and its log are there still, and ours.
-        ours, found = self._database is not None, _inode_of(self.path)
-        same_file = found == self._inode
-        if ours and same_file and _inode_of(self.path + "-wal") == self._wal_inode:
+        # Reopen the file if an error closed it or one of its files was removed; fail if replaced.
+        inode = _inode_of(self.path)
+        if inode not in (None, self._inode):
+            advice = "move that file away to save again, or restart the server to load that file"
+            raise PersistenceError(f"another file was put in its place: {advice}")
+        if self._database and inode and _inode_of(self.path + "-wal") == self._wal_inode:
             return
-        replaced = "another file was put in its place: move that away, or start the server anew"
-        if ours and not same_file and found is not None:
-            raise PersistenceError(replaced)
         self._disconnect()
         try:
             self._connect()
-            (foreign,) = self._database.execute("SELECT EXISTS (SELECT 1 FROM keys)").fetchone()
-            if foreign and not same_file:
-                raise PersistenceError(replaced)
             self._prepare_for_writing()
         except BaseException:
             self._disconnect()
             raise
-        log.warning("%s, or its log, was taken away, and is begun anew", self.display_path())
+        reason = "the file or its WAL file was removed, or an earlier save failed"
+        log.warning("Opened %s again and saving all keys: %s", self.display_path(), reason)
         with self._keyspace.lock:
             self._keyspace.mark_all_changed()
 
     def _write_changes(self, checkpoint: bool) -> None:
         execute, started = self._database.execute, time.monotonic()
-        changes = None
-        execute("BEGIN IMMEDIATE")
+        with self._keyspace.lock:
+            save_time, changes = time.time(), self._keyspace.take_changes()
+            self._saving_count = len(changes.keys) + changes.cleared
         try:
-            with self._keyspace.lock:
-                now, changes = time.time(), self._keyspace.take_changes()
-                self._saving_count = len(changes.keys) + changes.cleared
+            execute("BEGIN IMMEDIATE")
             if changes.cleared:
                 execute("DELETE FROM keys")
                 self.refused.clear()
-            gone: list[bytes] = []
-            for row, batch in self._batches(changes, gone):
-                count = len(batch) // row.count("?")
-                execute(f"INSERT OR REPLACE INTO keys VALUES {', '.join([row] * count)}", batch)
-                self._written += count
-            for batch in _batched(gone, MAX_SQL_PARAMETERS):
-                marks = ", ".join("?" * len(batch))
-                execute(f"DELETE FROM keys WHERE key IN ({marks})", batch)
-                self._written += len(batch)
+            deleted: list[bytes] = []
+            for placeholders, batch in self._batches(changes, deleted):
+                rows = ", ".join([placeholders] * (len(batch) // placeholders.count("?")))
+                execute(f"INSERT OR REPLACE INTO keys VALUES {rows}", batch)
+                self._written += 1
+            keys = iter(deleted)
+            while batch := list(itertools.islice(keys, MAX_SQL_PARAMETERS)):
+                execute(f"DELETE FROM keys WHERE key IN ({', '.join('?' * len(batch))})", batch)
+                self._written += 1
             execute("COMMIT")
         except BaseException:
-            with contextlib.suppress(sqlite3.Error):
-                if self._database.in_transaction:
-                    execute("ROLLBACK")
+            with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back by itself
+                execute("ROLLBACK")
             if self._database.in_transaction:
                 self._disconnect()
-            if changes is not None:
-                with self._keyspace.lock:
-                    self._keyspace.restore_changes(changes)
+            with self._keyspace.lock:
+                self._keyspace.restore_changes(changes)
             raise
         finally:
             self._saving_count = 0
         self.saves += 1
-        self.saved_at, self.duration = now, time.monotonic() - started
-        # Statements are kept for the next time, with what they were given: let others come.
+        self.saved_at, self.duration = save_time, time.monotonic() - started
+        # CPython's prepared statement cache keeps the parameters of each statement in memory. Short
+        # statements replace them in the cache.
         for number in range(CACHED_STATEMENTS):
             execute(f"SELECT {number}")
         if checkpoint:
             execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self._update_size()
 
-    def _batches(self, changes: Changes, gone: list[bytes]) -> Iterator[tuple[str, list[Any]]]:
-        # What is to be in the file, cut for statements: a row of each, and the values for so many
-        # of them as can be. For each statement the interpreter is given up and has to be got back;
-        # but all that it is given is in memory twice.
-        if self._all_short_strings(changes):
-            values = itertools.chain.from_iterable(zip(changes.keys, changes.values))
-            for batch in _batched(values, MAX_SQL_PARAMETERS // 2 * 2):
-                yield "(?, '$', ?, NULL, 0)", batch
-            return
-        row, batch, size = "(?, ?, ?, ?, ?)", [], 0
-        for each in self._rows(changes, gone):
-            batch += each
-            size += len(each[2])
-            if size > BATCH_BYTES or len(batch) + 5 > MAX_SQL_PARAMETERS:
-                yield row, batch
-                batch, size = [], 0
-        if batch:
-            yield row, batch
-
-    def _all_short_strings(self, changes: Changes) -> bool:
-        # Whether all are short strings without end, as is usual.
-        return (
+    def _batches(self, changes: Changes, deleted: list[bytes]) -> Iterator[tuple[str, list[Any]]]:
+        # Yield the placeholders of one row and the parameters of many rows. One statement has many
+        # rows, because CPython releases and acquires the GIL for each statement, but not more than
+        # BATCH_BYTES, because SQLite copies the parameters. Append keys without a row to deleted.
+        if (  # the usual case, which needs no Python loop
             not self.refused
             and set(map(type, changes.values)) <= {bytes}
             and changes.deadlines.count(None) == len(changes.deadlines)
             and max(map(len, changes.values), default=0) <= SHORT_VALUE
             and max(map(len, changes.keys), default=0) <= SHORT_VALUE
-        )
-
-    def _rows(self, changes: Changes, gone: list[bytes]) -> Iterator[tuple[Any, ...]]:
-        # What is to be taken away goes into the list.
+        ):
+            parameters = itertools.chain.from_iterable(zip(changes.keys, changes.values))
+            while batch := list(itertools.islice(parameters, MAX_SQL_PARAMETERS // 2 * 2)):
+                yield "(?, '$', ?, NULL, 0)", batch
+            return
+        placeholders, batch, size = "(?, ?, ?, ?, ?)", [], 0
         deadlines = changes.deadlines or itertools.repeat(None)
         for key, value, deadline in zip(changes.keys, changes.values, deadlines):
             kind, data = "$", value
             if value.__class__ is tuple:
-                kind, data = value[0], _pack_parts(value[1])
-            if data is None or len(key) + len(data) > MAX_ROW:
-                gone.append(key)
-                self._refuse(key, data)
-            else:
-                self.refused.pop(key, None)
-                expires = None if deadline is None else min(deadline + changes.epoch, INTEGER_MAX)
-                yield key, kind, data, expires, deadline.__class__ is WallClockDeadline
-
-    def _refuse(self, key: bytes, value: bytes | None) -> None:
-        if value is None:
-            self.refused.pop(key, None)
-            return
-        size = len(key) + len(value)
-        if key not in self.refused:
-            what = "Key %r takes %d bytes, more than the file can have: it is not kept"
-            log.error(what, key[:ERROR_EXCERPT], size)
-        self.refused[key] = size
+                kind, data = value[0], pack_parts(value[1])
+            refused_before = self.refused.pop(key, None)
+            if data is not None and len(key) + len(data) > MAX_ROW:
+                self.refused[key] = len(key) + len(data)
+                if refused_before is None:
+                    text = "Key %r takes %d bytes, more than the file can hold, and is not saved:"
+                    details = key[:ERROR_EXCERPT], self.refused[key]
+                    log.error(text + " divide its value among several keys", *details)
+                data = None
+            if data is None:
+                deleted.append(key)
+                continue
+            expires = None if deadline is None else min(deadline + changes.epoch, INTEGER_MAX)
+            batch += key, kind, data, expires, deadline.__class__ is WallClockDeadline
+            size += len(data)
+            if size > BATCH_BYTES or len(batch) + 5 > MAX_SQL_PARAMETERS:
+                yield placeholders, batch
+                batch, size = [], 0
+        if batch:
+            yield placeholders, batch
 
     def _update_size(self) -> None:
-        self.size = 0
-        for path in (self.path, self.path + "-wal"):
-            with contextlib.suppress(OSError):
-                self.size += os.path.getsize(path)
+        paths = self.path, self.path + "-wal"
+        self.size = sum(os.path.getsize(path) for path in paths if os.path.exists(path))
 
     def display_path(self) -> str:
-        """The path, in one line."""
+        """Return the path as text without line breaks, for log lines and INFO."""
         return self.path if self.path.isprintable() else repr(self.path)
 
-    def _describe_failure(self, what: str, error: BaseException) -> str:
+    def _describe_failure(self, action: str, error: BaseException) -> str:
+        text = cause = str(error) or type(error).__name__
         if isinstance(error, OSError):
-            text = error.strerror or str(error)
-            advice = _SYSTEM_ADVICE.get(error.errno or 0, "")
-        else:
-            text = str(error)
-            advice = next((advice for word, advice in _SQLITE_ADVICE.items() if word in text), "")
-        return f"Cannot {what} {self.display_path()}: {text}" + (f" ({advice})" if advice else "")
+            text, cause = error.strerror or text, errno.errorcode.get(error.errno or 0, "")
+        advice = next((hint for pattern, hint in _ADVICE.items() if re.search(pattern, cause)), "")
+        return f"Cannot {action} {self.display_path()}: {text}" + (f" ({advice})" if advice else "")
 
 
 def _inode_of(path: str) -> tuple[int, int] | None:
-    # Which file this is, or None if there is none.
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _batched(items: Iterable[Value], most: int) -> Iterator[list[Value]]:
-    rest = iter(items)
-    return iter(lambda: list(itertools.islice(rest, most)), [])
+    # Return the (device, inode) of a file, or None if the file does not exist.
+    with contextlib.suppress(FileNotFoundError):
+        status = os.stat(path)
+        return status.st_dev, status.st_ino
+    return None
 
 
 def _leak_in_child(persistence: Persistence | None) -> None:
-    # In a forked child: to close the file there would take the log away that the parent writes.
+    # A forked child must not close the database, because SQLite would remove the WAL file that the
+    # parent writes. A reference that is never released keeps CPython from closing the database.
     if persistence is not None and persistence._database is not None:
         import ctypes
 
