@@ -2362,7 +2362,7 @@ class Persistence:
             header = file.read(100)
         if header and (len(header) < 100 or not header.startswith(b"SQLite format 3\0")):
             raise sqlite3.DatabaseError("file is not a database")
-        # Both fields are 0 while only the WAL file has their values; _connect() checks them again.
+        # application_id (byte 68) and user_version (byte 60) are 0 if only the WAL file has them.
         application_id = int.from_bytes(header[68:72], "big")
         if application_id:
             self._check_format(application_id, int.from_bytes(header[60:64], "big"))
