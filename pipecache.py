@@ -2516,15 +2516,19 @@ class Persistence:
 
     def _reopen_if_replaced(self) -> None:
         # Reopen the file if an error closed it or one of its files was removed; fail if replaced.
+        advice = "move that file away to save again, or restart the server to load that file"
+        replaced = PersistenceError(f"another file was put in its place: {advice}")
         inode = _inode_of(self.path)
         if inode not in (None, self._inode):
-            advice = "move that file away to save again, or restart the server to load that file"
-            raise PersistenceError(f"another file was put in its place: {advice}")
+            raise replaced
         if self._database and inode and _inode_of(self.path + "-wal") == self._wal_inode:
             return
         self._disconnect()
         try:
             self._connect()
+            (has_keys,) = self._database.execute("SELECT EXISTS (SELECT 1 FROM keys)").fetchone()
+            if inode is None and has_keys:  # another program was faster to create the file
+                raise replaced
             self._prepare_for_writing()
         except BaseException:
             self._disconnect()
@@ -6426,6 +6430,8 @@ class Server:
                     keyspace.free_memory()
                 persistence.start()
         except BaseException:
+            if persistence is not None:
+                persistence.stop(0)
             for endpoint in endpoints:
                 endpoint.listener.close()
             raise
