@@ -36,6 +36,8 @@ from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
 from tests.tools import provision
 
 ROOT = Path(__file__).resolve().parent.parent
+CLIENTS = ROOT / "tests" / "clients"
+CSHARP = CLIENTS / "csharp.cs"
 
 #: Seconds that one test may take, and one run of the suite.
 TEST_LIMIT = 120
@@ -283,13 +285,14 @@ def clients(python: str, path: Callable[[Path], str]) -> Iterator[tuple[str, str
 
     `path` turns a path of this system into one of the system the tests run on.
     """
-    sources = ROOT / "tests" / "clients"
     wanted: Mapping[str, Callable[[], Path]] = {
         "PIPECACHE_PYWIN32": lambda: provision.pywin32(python),
         "PIPECACHE_NODE": provision.windows_node,
-        "PIPECACHE_C_CLIENT": lambda: provision.c_program(sources / "pipe.c"),
-        "PIPECACHE_GO_CLIENT": lambda: provision.go_program(sources / "pipe.go"),
-        "PIPECACHE_GO_REDIS": lambda: provision.go_program(sources / "redis_client.go", GO_REDIS),
+        "PIPECACHE_C_CLIENT": lambda: provision.c_program(CLIENTS / "pipe.c"),
+        "PIPECACHE_GO_CLIENT": lambda: provision.go_program(CLIENTS / "pipe.go"),
+        "PIPECACHE_GO_REDIS": lambda: provision.go_program(CLIENTS / "redis_client.go", GO_REDIS),
+        "PIPECACHE_DOTNET": lambda: provision.dotnet(windows=True),
+        "PIPECACHE_CSHARP_CLIENT": lambda: provision.csharp_program(CSHARP, windows=True),
         "PIPECACHE_NODE_MODULES": node_modules,
         "PIPECACHE_HYPOTHESIS": lambda: provision.hypothesis(python),
         "PIPECACHE_REDIS_PY": lambda: provision.redis_py(python),
@@ -325,7 +328,9 @@ class NativeRun(Run):
         if sys.platform == "win32":
             extra = dict(clients(version, str))
         else:
-            wanted = {
+            wanted: Mapping[str, Callable[[], Path]] = {
+                "PIPECACHE_CSHARP_CLIENT": lambda: provision.csharp_program(CSHARP),
+                "PIPECACHE_DOTNET": provision.dotnet,
                 "PIPECACHE_HYPOTHESIS": lambda: provision.hypothesis(version),
                 "PIPECACHE_NODE_MODULES": node_modules,
                 "PIPECACHE_REDIS_BENCHMARK": lambda: Path(provision.redis_benchmark()),
