@@ -234,6 +234,15 @@ class ProgramTests(RealClientCase):
         self.assertEqual(done.returncode, 0, done)
         self.check(run_program([program, self.server.name]))
 
+    def test_csharp_of_dotnet_core(self) -> None:
+        try:
+            command = [given("PIPECACHE_DOTNET"), given("PIPECACHE_CSHARP_CLIENT")]
+        except Unavailable as error:
+            if sys.platform == "linux" or running_under_wine():
+                skip(error)
+            self.skipTest(".NET Core 3.1 runs on Linux and under Wine; here the .NET SDK is used")
+        self.check(run_program([*command, self.server.name]))
+
     def test_csharp_of_dotnet(self) -> None:
         dotnet = on_path("dotnet")
         folder = self.temporary_folder()

@@ -14,20 +14,21 @@ from pipecache import (
     NOTHING,
     CommandError,
     Connection,
-    Context,
-    Live,
-    Session,
-    Settings,
-    Statistics,
-    Store,
 )
 from tests.support import (
     WINDOWS,
-    ContextCase,
     ConversationCase,
     RawConnection,
     redis_address,
     wait_until,
+)
+from tests.support.cases import ClientCase
+from tests.support.internals import (
+    is_blocked,
+    run_session,
+    seconds_left,
+    take_blocked_reply,
+    takes_slow_path,
 )
 from tests.support.wire import command
 
@@ -517,9 +518,7 @@ class MessageTests(unittest.TestCase):
 
     def sent(self, *messages: bytes) -> list[bytes]:
         connection = RecordedConnection(*messages)
-        store = Store()
-        context = Context(store, Settings(), Statistics("address"), Live(store))
-        Session(connection, context.settings, "", False).run(context)
+        run_session(connection)
         return connection.sent
 
     def test_no_reply_is_no_message(self) -> None:
@@ -535,7 +534,7 @@ class MessageTests(unittest.TestCase):
         self.assertEqual(self.sent(b"GET none", b"PING"), [b"", b"PONG"])
 
 
-class InformationTests(ContextCase):
+class InformationTests(ClientCase):
     SECTIONS = (
         *("Server", "Clients", "Limits", "Memory", "Persistence", "Stats", "Replication"),
         *("CPU", "Cluster", "Keyspace"),
@@ -581,7 +580,7 @@ class InformationTests(ContextCase):
                 self.assertEqual(facts[name], value)
         for name in ("process_id", "uptime_in_seconds", "used_memory", "total_commands_processed"):
             self.assertTrue(facts[name].isdigit())
-        self.connect()
+        self.state.connect()
         self.assertEqual(self.info(b"clients")["Clients"]["connected_clients"], "2")
 
     def test_time(self) -> None:
@@ -593,18 +592,13 @@ class InformationTests(ContextCase):
     def test_sleep(self) -> None:
         for words, expected in ((b"0", 0.0), (b"0.5", 0.5), (b"1e-3", 0.001)):
             self.ask(b"DEBUG SLEEP " + words)
-            waiter = self.context.waiter
-            assert waiter is not None
-            left = waiter.left()
-            assert left is not None
-            self.assertTrue(expected - 60 < left < expected + 1e-6)
-            self.assertIs(waiter.reply, pipecache.OK)
-            self.live.waiting.end(waiter, OK)
-            self.context.waiter, self.context.halted = None, False
+            self.assertTrue(expected - 60 < seconds_left(self.client) < expected + 1e-6)
+            self.state.end_block(self.client)
+            self.assertIs(take_blocked_reply(self.client), pipecache.OK)
         for words in (b"-1", b"nan", b"inf", b"1e9", b"x", b"1 2", b""):
             with self.subTest(words=words):
                 self.assertRegex(self.ask(b"DEBUG SLEEP " + words), b"^-ERR ")
-        self.assertIsNone(self.context.waiter)
+        self.assertFalse(is_blocked(self.client))
         self.ask(b"MULTI")
         self.ask(b"DEBUG SLEEP 1000")
         self.assertIn(b"not for transactions", self.ask(b"EXEC"))
@@ -621,8 +615,8 @@ class InformationTests(ContextCase):
         for line in (b"HELLO 3", b"CLIENT SETNAME me", b"WATCH k", b"MULTI", b"SET k v"):
             self.ask(line)
         self.assertEqual(self.ask(b"RESET"), b"+RESET\r\n")
-        self.assertEqual(self.context.protocol, 2)
-        self.assertEqual(self.store._watches, {})
+        self.assertEqual(self.client.protocol, 2)
+        self.assertEqual(self.state.leftovers(), [])
         self.check(
             (b"CLIENT GETNAME", NIL),
             (b"EXEC", b"-ERR EXEC without MULTI\r\n"),
@@ -630,7 +624,7 @@ class InformationTests(ContextCase):
         )
         self.assertIs(self.run_command(b"CLIENT", b"REPLY", b"OFF"), NOTHING)
         self.assertEqual(self.run_command(b"RESET"), b"RESET")
-        self.assertFalse(self.context.guarded)
+        self.assertFalse(takes_slow_path(self.client))
         self.assertIs(self.run_command(b"LPOP", b"none", b"1"), NO_LIST)
         self.assertIsInstance(self.run_command(b"NOSUCH"), CommandError)
 

@@ -12,7 +12,6 @@ from pipecache import NO_LIST, WATCH_COST, Server, Watch
 from tests.support import (
     DEADLINE,
     WINDOWS,
-    ContextCase,
     Conversation,
     ConversationCase,
     RawConnection,
@@ -21,6 +20,8 @@ from tests.support import (
     unique_name,
     wait_until,
 )
+from tests.support.cases import ClientCase
+from tests.support.internals import store_of, watched_keys
 from tests.support.wire import command
 
 OK = b"+OK\r\n"
@@ -441,12 +442,12 @@ class RedisConversationTests(ConversationTests):
         return redis_address(self)
 
 
-class WatchTests(ContextCase):
+class WatchTests(ClientCase):
     """What a server process would show only now and then."""
 
     def setUp(self) -> None:
         super().setUp()
-        self.other = self.connect()
+        self.other = self.state.connect()
 
     def broken(self) -> bool:
         """Whether EXEC does nothing; in any case the watch is over."""
@@ -517,29 +518,25 @@ class WatchTests(ContextCase):
                 if end != b"UNWATCH":
                     self.ask(b"MULTI")
                 self.ask(end)
-                self.assertEqual(self.watched(), {b"b": 1})
+                self.assertEqual(watched_keys(self.store), {b"b": 1})
                 self.ask(b"UNWATCH", self.other)
-                self.assertEqual(self.watched(), {})
-
-    def watched(self) -> dict[bytes, int]:
-        """How many watch each key."""
-        return {key: len(watches) for key, watches in self.store._watches.items()}
+                self.assertEqual(watched_keys(self.store), {})
 
     def test_one_that_leaves_watches_no_more(self) -> None:
         self.ask(b"WATCH a b")
         self.ask(b"MULTI")
         self.ask(b"SET a v")
-        self.context.leave()
-        self.assertEqual(self.watched(), {})
+        self.client.leave()
+        self.assertEqual(watched_keys(self.store), {})
 
     def test_two_that_watch_one_key(self) -> None:
-        third = self.connect()
-        for context in (self.context, self.other):
-            self.ask(b"WATCH k", context)
-            self.ask(b"MULTI", context)
-            self.ask(b"SET k v", context)
+        third = self.state.connect()
+        for client in (self.client, self.other):
+            self.ask(b"WATCH k", client)
+            self.ask(b"MULTI", client)
+            self.ask(b"SET k v", client)
         self.assertEqual(self.ask(b"EXEC", self.other), b"*1\r\n" + OK)
-        self.assertEqual(self.ask(b"EXEC", self.context), BROKEN)
+        self.assertEqual(self.ask(b"EXEC", self.client), BROKEN)
         self.assertEqual(self.ask(b"GET k", third), b"$1\r\nv\r\n")
 
     def test_the_store_s_own(self) -> None:
@@ -548,7 +545,7 @@ class WatchTests(ContextCase):
         self.store.watch(b"k", watch)
         self.store.unwatch(watch)
         self.assertFalse(watch.broken)
-        self.assertEqual(self.store._watches, {})
+        self.assertEqual(watched_keys(self.store), {})
 
 
 class LeavingTests(unittest.TestCase):
@@ -567,7 +564,7 @@ class LeavingTests(unittest.TestCase):
                 begin += command(b"SET", b"a", b"v")
                 raw.send(begin)
                 self.assertEqual(raw.read(len(OK + OK + QUEUED)), OK + OK + QUEUED)
-                self.assertEqual(set(self.server._store._watches), {b"a", b"b"})
+                self.assertEqual(watched_keys(store_of(self.server)).keys(), {b"a", b"b"})
                 if last:
                     raw.send(last)
                     while raw.receive():
@@ -576,7 +573,7 @@ class LeavingTests(unittest.TestCase):
         with self.assertLogs("pipecache", "WARNING"):
             for last in (b"", command(b"QUIT"), b"*1\r\nfoo\r\n"):
                 leave(last)
-                wait_until(lambda: not self.server._store._watches, "its watches are gone")
+                wait_until(lambda: not watched_keys(store_of(self.server)), "its watches are gone")
         with new_client(self.name) as cache:
             self.assertEqual(cache.dbsize(), 0)
 

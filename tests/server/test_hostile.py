@@ -16,7 +16,6 @@ import client
 import pipecache
 from pipecache import (
     CommandError,
-    Context,
     ListValue,
     RequestParser,
     Set,
@@ -28,15 +27,24 @@ from pipecache import (
 from tests.support import (
     WINDOWS,
     Background,
-    ContextCase,
-    LiveCase,
     ServerCase,
     new_client,
     wait_until,
 )
+from tests.support.cases import ClientCase, PushCase
+from tests.support.internals import (
+    ServedClient,
+    client_count,
+    peak_size,
+    set_last_command,
+    store_of,
+)
 from tests.support.wire import command
 
 MEGABYTE = 1024 * 1024
+
+#: The class of the server's connections.
+TRANSPORT: Any = getattr(pipecache, "PipeConnection" if WINDOWS else "SocketConnection")
 
 
 def peak_of(work: Callable[[], object]) -> int:
@@ -50,7 +58,7 @@ def peak_of(work: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
-class ProcessorTests(ContextCase):
+class ProcessorTests(ClientCase):
     """What costs the one who asks nothing, and held up everybody else."""
 
     def test_the_same_option_again_and_again(self) -> None:
@@ -61,7 +69,7 @@ class ProcessorTests(ContextCase):
             [b"SET", b"k", b"v"] + [b"NX"] * 100_000,
             [b"SCAN", b"0"] + [b"COUNT", b"1"] * 50_000,
         ):
-            execute(self.context, words)
+            execute(self.client, words)
         self.assertLess(time.process_time() - started, 2)
 
     def test_a_pattern_of_stars(self) -> None:
@@ -73,22 +81,22 @@ class ProcessorTests(ContextCase):
 
     def test_one_of_many_members_by_chance(self) -> None:
         members = [b"%d" % number for number in range(20_000)]
-        execute(self.context, [b"SADD", b"s", *members])
-        execute(self.context, [b"HSET", b"h", *itertools.chain(*zip(members, members))])
+        execute(self.client, [b"SADD", b"s", *members])
+        execute(self.client, [b"HSET", b"h", *itertools.chain(*zip(members, members))])
         with mock.patch("random.sample", side_effect=AssertionError("all were listed")):
             for words in (
                 b"SRANDMEMBER s 3", b"SRANDMEMBER s -3", b"HRANDFIELD h 3 WITHVALUES", b"SPOP s 2"
             ):  # fmt: skip
-                reply: Any = execute(self.context, words.split())
+                reply: Any = execute(self.client, words.split())
                 self.assertIn(len(reply), (2, 3))
-        many: Any = execute(self.context, [b"SRANDMEMBER", b"s", b"15000"])
+        many: Any = execute(self.client, [b"SRANDMEMBER", b"s", b"15000"])
         self.assertEqual(len(set(many)), 15_000)
 
     def test_the_patterns_of_one_subscription_together(self) -> None:
         patterns = [b"?*" * 1000 + b"%d" % number for number in range(10)]
-        reply = execute(self.context, [b"PSUBSCRIBE", *patterns])
+        reply = execute(self.client, [b"PSUBSCRIBE", *patterns])
         self.assertIn("the patterns together are longer than 16384", str(reply))
-        self.assertEqual(self.context.subscriber.count(), 0)
+        self.assertEqual(self.ask(b"PUBSUB NUMPAT"), b":0\r\n")
 
     def test_what_stands_between_stars_is_found_as_by_the_expression(self) -> None:
         chance = random.Random(3)
@@ -101,19 +109,19 @@ class ProcessorTests(ContextCase):
             self.assertEqual(found, expected, (pattern, key))
 
 
-class ReplyTests(ContextCase):
+class ReplyTests(ClientCase):
     def test_a_transaction_of_long_replies(self) -> None:
-        execute(self.context, [b"RPUSH", b"l", *[b""] * 50_000])
-        self.context.settings.max_reply = 65536
-        self.assertIs(execute(self.context, [b"MULTI"]), pipecache.OK)
+        execute(self.client, [b"RPUSH", b"l", *[b""] * 50_000])
+        self.client.settings.max_reply = 65536
+        self.assertIs(execute(self.client, [b"MULTI"]), pipecache.OK)
         for _ in range(50):
-            execute(self.context, [b"LRANGE", b"l", b"0", b"-1"])
-        execute(self.context, [b"SET", b"after", b"1"])
+            execute(self.client, [b"LRANGE", b"l", b"0", b"-1"])
+        execute(self.client, [b"SET", b"after", b"1"])
         replies: list[Any] = []
-        peak = peak_of(lambda: replies.append(execute(self.context, [b"EXEC"])))
+        peak = peak_of(lambda: replies.append(execute(self.client, [b"EXEC"])))
         self.assertIn("longer than max-reply", str(replies[0]))
         self.assertLess(peak, 2 * MEGABYTE)  # two of the fifty lists
-        self.assertEqual(execute(self.context, [b"GET", b"after"]), b"1")
+        self.assertEqual(execute(self.client, [b"GET", b"after"]), b"1")
 
     def test_what_is_short_but_much(self) -> None:
         for reply in ([b""] * 20_000, [None] * 20_000, [1] * 20_000, [[b""]] * 10_000):
@@ -125,7 +133,7 @@ class ReplyTests(ContextCase):
             self.assertIn(kind, pipecache._LONG)
 
 
-class SubscriberTests(LiveCase):
+class SubscriberTests(PushCase):
     def test_one_message_by_many_patterns(self) -> None:
         other, peer = self.join()
         patterns = [b"%b*" % (b"c" * number) for number in range(51)]
@@ -138,7 +146,7 @@ class SubscriberTests(LiveCase):
             return pending + size < 5 * MEGABYTE
 
         with mock.patch.object(peer, "takes", takes):
-            peak = peak_of(lambda: execute(self.context, [b"PUBLISH", b"c" * 60, b"x" * MEGABYTE]))
+            peak = peak_of(lambda: execute(self.client, [b"PUBLISH", b"c" * 60, b"x" * MEGABYTE]))
         self.assertEqual(len(sizes), 51)
         self.assertEqual(max(sizes) // MEGABYTE, 4)
         self.assertLess(peak, 12 * MEGABYTE)
@@ -150,12 +158,12 @@ class SubscriberTests(LiveCase):
         with mock.patch.object(one, "push", side_effect=MemoryError):
             with mock.patch.object(one, "hang_up") as hung_up:
                 self.ask(b"PUBLISH c hello")
-                self.live.channels.deliver()
+                self.state.flush()
         hung_up.assert_called_once()
         self.assertEqual(two.take(), [b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$5\r\nhello\r\n"])
-        self.assertEqual((self.live.channels.told, first.subscriber.messages), ([], []))
+        self.assertEqual(self.state.messages(), [])
         self.ask(b"PUBLISH c again")
-        self.live.channels.deliver()
+        self.state.flush()
         self.assertEqual(len(one.take()), 1)
 
 
@@ -167,27 +175,11 @@ class ServedTests(ServerCase):
             raw = self.raw()
             with mock.patch.object(pipecache, "TURN_TIME", turn_time):
                 with mock.patch.object(
-                    pipecache.Session, "_answer", self.counted(pipecache.Session._answer)
-                ):
+                    TRANSPORT, "send", autospec=True, side_effect=TRANSPORT.send
+                ) as send:
                     raw.send(command(b"PING") * 30)
                     self.assertEqual(raw.read(len(expected)), expected)
-            self.assertEqual(self.sent, turns)
-
-    def counted(self, answer: Any) -> Any:
-        """The same, which counts the messages that it sends."""
-        self.sent = 0
-
-        def answer_and_count(session: Any, *arguments: Any) -> None:
-            send = session.connection.send
-
-            def count(*data: Any) -> None:
-                self.sent += 1
-                send(*data)
-
-            with mock.patch.object(session.connection, "send", count):
-                answer(session, *arguments)
-
-        return answer_and_count
+            self.assertEqual(send.call_count, turns)
 
     @unittest.skipIf(WINDOWS, "a message is one text command")
     def test_lines_beyond_a_thousand_are_answered(self) -> None:
@@ -204,17 +196,17 @@ class ServedTests(ServerCase):
         raw.ask(command(b"PSUBSCRIBE", *patterns))
         with new_client(self.name) as cache, self.assertLogs("pipecache", "INFO") as logged:
             self.assertEqual(cache.publish("c" * 30, "x" * 500), 30)
-            wait_until(lambda: len(server._sessions) == 1, "it is dropped")
+            wait_until(lambda: client_count(server) == 1, "it is dropped")
         self.assertIn("left more than 1000 bytes", logged.output[-1])
 
     def test_who_wants_no_replies_receives_all_the_same(self) -> None:
         # It is where a push can wake it from the moment at which it listens.
-        server = self.serve()
+        self.serve()
         raw = self.raw()
         raw.send(command(b"CLIENT", b"REPLY", b"OFF") + command(b"SUBSCRIBE", b"c"))
-        wait_until(lambda: server._live.channels.channels, "it listens")
         text = b"x" * MEGABYTE
         with new_client(self.name) as cache:
+            wait_until(cache.pubsub_channels, "it listens")
             for _ in range(5):
                 self.assertEqual(cache.publish("c", text), 1)
         expected = b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$%d\r\n%b\r\n" % (len(text), text) * 5
@@ -234,17 +226,17 @@ class ServedTests(ServerCase):
         with mock.patch.object(pipecache, "SWEEP_INTERVAL", 0.001):
             server = self.serve()
         with self.assertLogs("pipecache", "ERROR") as logged:
-            with mock.patch.object(server._store, "sweep", side_effect=MemoryError):
+            with mock.patch.object(store_of(server), "sweep", side_effect=MemoryError):
                 wait_until(lambda: logged.output, "it is told")
         with new_client(self.name) as cache:
             cache.set("short", "1", px=1)
-            wait_until(lambda: server._store.expired, "it expires unasked")
+            wait_until(lambda: cache.info()["expired_keys"], "it expires unasked")
 
     def test_memory_is_short_when_a_client_leaves(self) -> None:
         server = self.serve()
         raw = self.raw()
         raw.ask(command(b"PING"))
-        with mock.patch.object(Context, "unsubscribe", side_effect=MemoryError):
+        with mock.patch.object(ServedClient, "unsubscribe", side_effect=MemoryError):
             with self.assertLogs("pipecache", "ERROR") as logged:
                 raw.send(command(b"QUIT"))
                 self.assertEqual(raw.read(5), b"+OK\r\n")
@@ -269,7 +261,7 @@ class ServedTests(ServerCase):
             self.assertEqual(peer.describe(), "process 7, '/tmp/a\\n2026 INFO forged'")
 
 
-class KeptTests(LiveCase):
+class KeptTests(PushCase):
     """What is kept for a client counts as memory, and there is an end to it."""
 
     def setUp(self) -> None:
@@ -288,16 +280,16 @@ class KeptTests(LiveCase):
             ([b"SUBSCRIBE", *names], [b"RESET"]),
         ):
             with self.subTest(command=begin[0]):
-                execute(self.context, begin)
+                execute(self.client, begin)
                 self.assertGreater(self.store.used, least)
-                execute(self.context, begin)  # the same once more is no more
-                execute(self.context, end)
+                execute(self.client, begin)  # the same once more is no more
+                execute(self.client, end)
                 self.assertEqual(self.store.used, 0)
         for begin in ([b"BLPOP", *names, b"0"], [b"SUBSCRIBE", *names], [b"WATCH", *names]):
-            context, _ = self.join()
-            execute(context, begin)
+            joined, _ = self.join()
+            execute(joined, begin)
             self.assertGreater(self.store.used, least)
-            context.leave()
+            joined.leave()
             self.assertEqual(self.store.used, 0)
 
     def test_there_is_no_room_for_more(self) -> None:
@@ -308,19 +300,19 @@ class KeptTests(LiveCase):
             [b"BLPOP", *names, b"0"],
         ):  # fmt: skip
             with self.subTest(command=words[0]):
-                self.assertIn("OOM", str(execute(self.context, words)))
+                self.assertIn("OOM", str(execute(self.client, words)))
                 self.assertEqual(self.store.used, 0)
         # A little is let in whatever there is; but not again and again.
         self.store.limit = 0
-        replies = [execute(self.context, [b"SUBSCRIBE", name]) for name in names]
+        replies = [execute(self.client, [b"SUBSCRIBE", name]) for name in names]
         self.assertNotIn("OOM", str(replies[0]))
         self.assertIn("OOM", str(replies[-1]))
         self.assertLess(self.store.used, 12_000)
 
     def test_a_transaction_of_small_commands(self) -> None:
-        execute(self.context, [b"MULTI"])
+        execute(self.client, [b"MULTI"])
         for _ in range(100):
-            execute(self.context, [b"PING"])
+            execute(self.client, [b"PING"])
         self.assertGreater(self.store.used, 100 * 200)
 
     def test_names(self) -> None:
@@ -328,27 +320,29 @@ class KeptTests(LiveCase):
             [b"CLIENT", b"SETNAME", b"x" * 1025], [b"CLIENT", b"SETINFO", b"LIB-NAME", b"x" * 2000],
             [b"HELLO", b"3", b"SETNAME", b"x" * 2000],
         ):  # fmt: skip
-            self.assertIn("longer than 1024", str(execute(self.context, words)))
-        self.assertIs(execute(self.context, [b"CLIENT", b"SETNAME", b"x" * 1024]), pipecache.OK)
+            self.assertIn("longer than 1024", str(execute(self.client, words)))
+        self.assertIs(execute(self.client, [b"CLIENT", b"SETNAME", b"x" * 1024]), pipecache.OK)
 
     def test_the_name_of_no_command(self) -> None:
-        for name, told in ((b"get", "get"), (b"x y user=evil", "NULL"), (b"\xff", "NULL")):
-            self.context.command = name
-            self.assertIn(f" cmd={told} user=default ", pipecache._describe(self.context))
+        other, _ = self.join()
+        for name, told in ((b"get", b"get"), (b"x y user=evil", b"NULL"), (b"\xff", b"NULL")):
+            set_last_command(self.client, name)
+            shown = self.ask(b"CLIENT LIST ID %d" % self.client.id, other)
+            self.assertIn(b" cmd=%b user=default " % told, shown)
 
     def test_what_the_monitor_shows_of_a_long_argument(self) -> None:
         other, peer = self.join()
         execute(other, [b"MONITOR"])
         long = b"\xff" * 10 * MEGABYTE
-        peak = peak_of(lambda: execute(self.context, [b"ECHO", long]))
-        self.live.channels.deliver()
-        (told,) = peer.told
+        peak = peak_of(lambda: execute(self.client, [b"ECHO", long]))
+        self.state.flush()
+        (told,) = peer.take()
         self.assertIn(b'\\xff..."\r\n', told)
         self.assertLess(len(told), 5000)
         self.assertLess(peak, MEGABYTE)
 
 
-class CollectionTests(ContextCase):
+class CollectionTests(ClientCase):
     """What is taken away from a collection is not kept in memory."""
 
     def test_most_of_it_is_taken_away(self) -> None:
@@ -364,23 +358,26 @@ class CollectionTests(ContextCase):
                 tracemalloc.start()
                 self.addCleanup(tracemalloc.stop)
                 before, _ = tracemalloc.get_traced_memory()
-                self.assertEqual(execute(self.context, add), 50_000)
-                self.assertEqual(execute(self.context, take), 49_999)
+                self.assertEqual(execute(self.client, add), 50_000)
+                self.assertEqual(execute(self.client, take), 49_999)
                 after, _ = tracemalloc.get_traced_memory()
                 tracemalloc.stop()
                 self.assertLess(after - before, 300_000)
                 self.assertEqual(len(self.store.peek(b"k")), 1)
-                execute(self.context, [b"DEL", b"k"])
+                execute(self.client, [b"DEL", b"k"])
 
     def test_what_was_drawn_from_is_not_held(self) -> None:
-        members = [b"%d" % number + b"x" * 100_000 for number in range(40)]
-        execute(self.context, [b"SADD", b"s", *members])
-        execute(self.context, [b"SRANDMEMBER", b"s"])
-        value = self.store.peek(b"s")
-        self.assertEqual(len(value._drawn), 40)
-        execute(self.context, [b"SREM", b"s", *members[1:]])
-        self.assertEqual(value._drawn, [])
-        self.assertEqual(execute(self.context, [b"SRANDMEMBER", b"s"]), members[0])
+        def members(start: int) -> list[bytes]:
+            return [b"%d" % number + b"x" * 100_000 for number in range(start, 40)]
+
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        execute(self.client, [b"SADD", b"s", *members(0)])
+        execute(self.client, [b"SRANDMEMBER", b"s"])
+        execute(self.client, [b"SREM", b"s", *members(1)])
+        kept, _ = tracemalloc.get_traced_memory()
+        self.assertLess(kept, MEGABYTE)
+        self.assertEqual(execute(self.client, [b"SRANDMEMBER", b"s"]), members(0)[0])
 
     def test_a_walk_goes_on_while_it_shrinks(self) -> None:
         for kind in (Set, SortedSet):
@@ -409,7 +406,7 @@ class CollectionTests(ContextCase):
         for number in range(1, 1000):
             self.store.delete(b"%d" % number)
         self.store.sweep(0)
-        self.assertEqual(self.store._values._peak, 1)
+        self.assertEqual(peak_size(self.store), 1)
         self.assertEqual(self.store.keys(), [b"0"])
 
 
@@ -432,32 +429,32 @@ class ParserTests(unittest.TestCase):
         self.assertIsNone(error.__traceback__)
 
 
-class TextErrorTests(ContextCase):
+class TextErrorTests(ClientCase):
     def test_who_wants_no_replies_gets_none(self) -> None:
         error = CommandError("ERR Unbalanced quotes in the command")
-        self.assertIs(execute(self.context, error), error)
-        execute(self.context, [b"CLIENT", b"REPLY", b"OFF"])
-        self.assertIs(execute(self.context, error), pipecache.NOTHING)
-        execute(self.context, [b"CLIENT", b"REPLY", b"ON"])
-        self.assertIs(execute(self.context, error), error)
+        self.assertIs(execute(self.client, error), error)
+        execute(self.client, [b"CLIENT", b"REPLY", b"OFF"])
+        self.assertIs(execute(self.client, error), pipecache.NOTHING)
+        execute(self.client, [b"CLIENT", b"REPLY", b"ON"])
+        self.assertIs(execute(self.client, error), error)
 
     def test_it_spoils_a_transaction(self) -> None:
-        execute(self.context, [b"MULTI"])
-        execute(self.context, CommandError("ERR Unbalanced quotes in the command"))
-        self.assertIn("EXECABORT", str(execute(self.context, [b"EXEC"])))
+        execute(self.client, [b"MULTI"])
+        execute(self.client, CommandError("ERR Unbalanced quotes in the command"))
+        self.assertIn("EXECABORT", str(execute(self.client, [b"EXEC"])))
 
 
-class NumberTests(ContextCase):
+class NumberTests(ClientCase):
     def test_decimals_beyond_what_redis_has(self) -> None:
         for number in (b"1e4933", b"1e9999", b"-1e9999"):
             for words in ([b"INCRBYFLOAT", b"f", number], [b"HINCRBYFLOAT", b"h", b"f", number]):
-                self.assertIn("not a valid float", str(execute(self.context, words)))
-        self.assertEqual(execute(self.context, [b"EXISTS", b"f", b"h"]), 0)
+                self.assertIn("not a valid float", str(execute(self.client, words)))
+        self.assertEqual(execute(self.client, [b"EXISTS", b"f", b"h"]), 0)
 
     def test_decimals_of_many_digits(self) -> None:
         for exponent in (10, 3999, 4000, 4001, 4900):
             reply: Any = execute(
-                self.context, [b"INCRBYFLOAT", b"%d" % exponent, b"1e%d" % exponent]
+                self.client, [b"INCRBYFLOAT", b"%d" % exponent, b"1e%d" % exponent]
             )
             magnitude = len(reply) - 10 + math.log10(float(reply[:10]))
             self.assertAlmostEqual(magnitude, exponent)
@@ -468,9 +465,9 @@ class NumberTests(ContextCase):
             (b"k", b"20000000", "OOM"), (b"k", b"5000000", "5000001"), (b"k", b"20000000", "OOM"),
             (b"l", b"9000000", "OOM"),
         ):  # fmt: skip
-            self.assertIn(expected, str(execute(self.context, [b"SETRANGE", key, offset, b"x"])))
+            self.assertIn(expected, str(execute(self.client, [b"SETRANGE", key, offset, b"x"])))
         self.store.policy = "allkeys-lru"
-        self.assertEqual(execute(self.context, [b"SETRANGE", b"l", b"9000000", b"x"]), 9_000_001)
+        self.assertEqual(execute(self.client, [b"SETRANGE", b"l", b"9000000", b"x"]), 9_000_001)
         self.assertEqual(self.store.evicted, 1)
 
 

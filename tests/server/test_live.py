@@ -18,24 +18,31 @@ from tests.support import (
     ROOT,
     WINDOWS,
     Background,
-    LiveCase,
     RawConnection,
     ServerCase,
     ServerProcess,
-    recount,
     wait_until,
+)
+from tests.support.cases import PushCase
+from tests.support.internals import (
+    is_blocked,
+    is_watch_broken,
+    owned_keys,
+    read_as_text,
+    recount,
+    takes_slow_path,
 )
 from tests.support.wire import NIL_ARRAY, OK, WRONG_TYPE, array, bulk, command, message
 
 
-class WaitingTests(LiveCase):
+class WaitingTests(PushCase):
     def setUp(self) -> None:
         super().setUp()
         (self.one, self.first), (self.two, self.second) = self.join(), self.join()
 
     def test_first_come_first_served(self) -> None:
-        self.waits(self.one, b"BLPOP k 0")
-        self.waits(self.two, b"BRPOP k 0")
+        self.block(self.one, b"BLPOP k 0")
+        self.block(self.two, b"BRPOP k 0")
         self.assertEqual(self.ask(b"RPUSH k a b c"), b":3\r\n")
         self.assertEqual(self.served(self.one), array(bulk(b"k"), bulk(b"a")))
         self.assertEqual(self.served(self.two), array(bulk(b"k"), bulk(b"c")))
@@ -57,37 +64,37 @@ class WaitingTests(LiveCase):
                 with self.subTest(line=line, queued=queued):
                     self.ask(b"FLUSHALL")
                     self.ask(preparation)
-                    self.waits(self.one, b"BLPOP k 0")
+                    self.block(self.one, b"BLPOP k 0")
                     if queued:
                         self.ask(b"MULTI")
                         self.ask(line)
-                        self.assertEqual(self.live.waiting.ready, {})
+                        self.assertEqual(self.state.ready_keys(), [])
                     self.ask(b"EXEC" if queued else line)
                     self.assertEqual(self.served(self.one), array(bulk(b"k"), bulk(b"v")))
-                    self.assertEqual(self.store._watches, {})
+                    self.assertEqual(self.state.leftovers(), [])
 
     def test_a_transaction_is_over_before_anybody_is_served(self) -> None:
-        self.waits(self.one, b"BLPOP k 0")
+        self.block(self.one, b"BLPOP k 0")
         for line in (b"MULTI", b"RPUSH k a", b"LPUSH k b", b"LLEN k", b"EXEC"):
             reply = self.ask(line)
         self.assertEqual(reply, array(b":1\r\n", b":2\r\n", b":2\r\n"))
         self.assertEqual(self.served(self.one), array(bulk(b"k"), bulk(b"b")))
-        self.waits(self.one, b"BLPOP none 0")
+        self.block(self.one, b"BLPOP none 0")
         for line in (b"MULTI", b"RPUSH none a", b"DEL none", b"EXEC"):
             self.ask(line)
         self.assertEqual(self.first.woken, 1)
 
     def test_who_is_served_may_serve_another(self) -> None:
-        self.waits(self.one, b"BLMOVE a b LEFT RIGHT 0")
-        self.waits(self.two, b"BRPOPLPUSH b c 0")
+        self.block(self.one, b"BLMOVE a b LEFT RIGHT 0")
+        self.block(self.two, b"BRPOPLPUSH b c 0")
         self.ask(b"RPUSH a v")
         self.assertEqual(self.served(self.one), bulk(b"v"))
         self.assertEqual(self.served(self.two), bulk(b"v"))
         self.assertEqual(self.ask(b"LPOP c"), bulk(b"v"))
 
     def test_another_kind_of_value_wakes_nobody(self) -> None:
-        self.waits(self.one, b"BLPOP k 0")
-        self.waits(self.two, b"BZPOPMIN k 0")
+        self.block(self.one, b"BLPOP k 0")
+        self.block(self.two, b"BZPOPMIN k 0")
         self.ask(b"SET k v")
         self.ask(b"DEL k")
         self.ask(b"ZADD k 1 m")
@@ -97,25 +104,25 @@ class WaitingTests(LiveCase):
         self.assertEqual(self.served(self.one), array(bulk(b"k"), bulk(b"v")))
 
     def test_an_error_takes_nothing(self) -> None:
-        self.waits(self.one, b"BLMOVE k wrong LEFT RIGHT 0")
-        self.waits(self.two, b"BLPOP k 0")
+        self.block(self.one, b"BLMOVE k wrong LEFT RIGHT 0")
+        self.block(self.two, b"BLPOP k 0")
         self.ask(b"SET wrong v")
         self.ask(b"RPUSH k a")
         self.assertEqual(self.served(self.one), WRONG_TYPE)
         self.assertEqual(self.served(self.two), array(bulk(b"k"), bulk(b"a")))
 
     def test_the_dead_take_nothing(self) -> None:
-        self.waits(self.one, b"BLPOP k 0")
-        self.waits(self.two, b"BLPOP k 0")
-        self.first.lives = False
+        self.block(self.one, b"BLPOP k 0")
+        self.block(self.two, b"BLPOP k 0")
+        self.first.connected = False
         self.ask(b"RPUSH k a")
         self.assertEqual(self.served(self.two), array(bulk(b"k"), bulk(b"a")))
         self.assertEqual(self.ask(b"EXISTS k"), b":0\r\n")
         self.one.leave()
-        self.assertEqual((self.store._watches, self.live.waiting.waiters), ({}, {}))
+        self.assertEqual(self.state.leftovers(), [])
 
     def test_a_fault_while_serving_is_told_to_the_one_that_waits(self) -> None:
-        self.waits(self.one, b"BLPOP k 0")
+        self.block(self.one, b"BLPOP k 0")
         with mock.patch("pipecache._take", side_effect=ZeroDivisionError):
             with self.assertLogs("pipecache", "ERROR"):
                 self.assertEqual(self.ask(b"RPUSH k a"), b":1\r\n")
@@ -132,19 +139,19 @@ class WaitingTests(LiveCase):
             self.ask(line)
         expected = array(NIL_ARRAY, b"$-1\r\n", b":1\r\n", array(bulk(b"k"), bulk(b"a")))
         self.assertEqual(self.ask(b"EXEC"), expected)
-        self.assertIsNone(self.context.waiter)
+        self.assertFalse(is_blocked(self.client))
 
     def test_client_unblock(self) -> None:
-        self.waits(self.one, b"BLPOP k 0")
+        self.block(self.one, b"BLPOP k 0")
         self.assertEqual(self.ask(b"CLIENT UNBLOCK %d" % self.one.id), b":1\r\n")
         self.assertEqual(self.ask(b"CLIENT UNBLOCK %d" % self.one.id), b":0\r\n")
         self.assertEqual(self.served(self.one), NIL_ARRAY)
-        self.waits(self.one, b"BLPOP k 0")
+        self.block(self.one, b"BLPOP k 0")
         self.assertEqual(self.ask(b"CLIENT UNBLOCK %d ERROR" % self.one.id), b":1\r\n")
         self.assertTrue(self.served(self.one).startswith(b"-UNBLOCKED "))
 
     def test_what_is_told_of_who_waits(self) -> None:
-        self.waits(self.one, b"BLPOP k 0")
+        self.block(self.one, b"BLPOP k 0")
         self.assertIn(b"\r\nblocked_clients:1\r\n", self.ask(b"INFO clients"))
         self.assertIn(b" flags=b ", self.ask(b"CLIENT LIST ID %d" % self.one.id))
         self.ask(b"RPUSH k v")
@@ -153,20 +160,20 @@ class WaitingTests(LiveCase):
     def test_a_watch_and_a_wait_for_the_same_key(self) -> None:
         self.ask(b"WATCH k", self.two)
         self.ask(b"MULTI", self.two)
-        self.waits(self.one, b"BLPOP k 0")
+        self.block(self.one, b"BLPOP k 0")
         self.ask(b"RPUSH k v")
         self.served(self.one)
         self.assertEqual(self.ask(b"EXEC", self.two), NIL_ARRAY)
 
     def test_memory_short(self) -> None:
-        self.waits(self.one, b"BLPOP k 0")
+        self.block(self.one, b"BLPOP k 0")
         self.store.limit = self.store.used
         self.ask(b"RPUSH k v")  # the last one that is let in
         self.served(self.one)
         self.assertEqual(self.ask(b"BLMOVE a b LEFT LEFT 0", self.two)[:4], b"")
 
 
-class ChannelTests(LiveCase):
+class ChannelTests(PushCase):
     def setUp(self) -> None:
         super().setUp()
         self.reader, self.peer = self.join()
@@ -193,7 +200,7 @@ class ChannelTests(LiveCase):
         self.ask(b"HELLO 3", new)
         for client in (self.reader, new, peers[0]):
             self.ask(b"SUBSCRIBE news", client)
-        peers[0].subscriber.form = b"\r\n"
+        read_as_text(peers[0])
         self.assertEqual(self.ask(b"PUBLISH news hello"), b":3\r\n")
         self.assertEqual(self.peer.take(), [message(b"message", b"news", b"hello")])
         self.assertEqual(lines.take(), [message(b"message", b"news", b"hello", resp=b">")])
@@ -204,9 +211,8 @@ class ChannelTests(LiveCase):
         self.ask(b"PSUBSCRIBE a*", self.reader)
         self.ask(b"MONITOR", self.reader)
         self.reader.leave()
-        channels = self.live.channels
-        self.assertEqual((channels.channels, channels.patterns, channels.monitors), ({}, {}, {}))
-        self.assertFalse(self.context.guarded)
+        self.assertEqual(self.state.leftovers(), [])
+        self.assertFalse(takes_slow_path(self.client))
 
     def test_a_pattern_that_is_too_long_subscribes_to_nothing(self) -> None:
         reply = self.ask(b"PSUBSCRIBE a " + b"x" * (pipecache.MAX_PATTERN + 1), self.reader)
@@ -227,7 +233,7 @@ class ChannelTests(LiveCase):
         self.assertNotIn(b"flags=P", self.ask(b"CLIENT LIST TYPE normal"))
 
 
-class EventTests(LiveCase):
+class EventTests(PushCase):
     def setUp(self) -> None:
         super().setUp()
         self.observer, self.peer = self.join()
@@ -271,7 +277,7 @@ class EventTests(LiveCase):
         self.ask(b"GET asked")
         self.assertEqual(self.events(), [(b"__keyevent@0__:expired", b"asked")])
         self.store.sweep(10)
-        self.live.channels.deliver()
+        self.state.flush()
         self.assertEqual(self.events(), [(b"__keyevent@0__:expired", b"swept")])
 
     def test_eviction(self) -> None:
@@ -296,12 +302,12 @@ class EventTests(LiveCase):
         self.assertEqual(Settings(notify_keyspace_events="KEA").notify_keyspace_events, "KEA")
 
 
-class MonitorTests(LiveCase):
+class MonitorTests(PushCase):
     def test_every_command_as_redis_shows_it(self) -> None:
         watcher, peer = self.join()
         self.assertEqual(self.ask(b"MONITOR", watcher), OK)
-        self.assertTrue(self.context.guarded)
-        execute(self.context, [b"set", b'a "b"\\\n', b"\x00\xff\t\x07"])
+        self.assertTrue(takes_slow_path(self.client))
+        execute(self.client, [b"set", b'a "b"\\\n', b"\x00\xff\t\x07"])
         for line in (b"GET", b"NOPE", b"LPUSH a x", b"CONFIG GET save", b"AUTH user secret"):
             self.ask(line)
         for line in (b"MULTI", b"GET a", b"EXEC", b"HELLO 2 AUTH user secret SETNAME n"):
@@ -321,35 +327,34 @@ class MonitorTests(LiveCase):
     def test_a_line(self) -> None:
         watcher, peer = self.join()
         self.ask(b"MONITOR", watcher)
-        self.context.peer.address = "/run/x:0"
-        self.ask(b"PING")
+        other, connection = self.join()
+        connection.address = "/run/x:0"
+        self.ask(b"PING", other)
         self.assertRegex(peer.take()[0], rb'^\+\d{10}\.\d{6} \[0 unix:/run/x\] "PING"\r\n$')
 
     def test_it_costs_nothing_when_nobody_watches(self) -> None:
         watcher, _ = self.join()
         self.ask(b"MONITOR", watcher)
         later, _ = self.join()
-        self.assertTrue(later.guarded)
+        self.assertTrue(takes_slow_path(later))
         self.ask(b"RESET", watcher)
-        self.assertEqual((self.context.guarded, later.guarded), (False, False))
+        self.assertFalse(takes_slow_path(self.client) or takes_slow_path(later))
 
 
-class OwnedTests(LiveCase):
+class OwnedTests(PushCase):
     def setUp(self) -> None:
         super().setUp()
         self.owner, _ = self.join()
 
     def check_owned(self, *keys: bytes) -> None:
         """Check what the owner has now."""
-        self.assertEqual(sorted(self.store._owned.get(self.owner, ())), sorted(keys))
-        self.assertEqual(self.store.owned(self.owner), len(keys))
-        self.assertEqual(len(self.store._owners), len(keys))
+        self.assertEqual(owned_keys(self.store, self.owner), set(keys))
 
     def test_it_goes_with_its_owner(self) -> None:
         observer, peer = self.join()
         self.ask(b"CONFIG SET notify-keyspace-events Eg")
         self.ask(b"PSUBSCRIBE __*", observer)
-        self.ask(b"WATCH lock", self.context)
+        self.ask(b"WATCH lock", self.client)
         before = self.store.used
         self.assertEqual(self.ask(b"SET lock me OWNED", self.owner), OK)
         self.ask(b"SET other v")
@@ -357,8 +362,7 @@ class OwnedTests(LiveCase):
         self.owner.leave()
         self.assertEqual(self.ask(b"EXISTS lock other"), b":1\r\n")
         self.assertEqual([b"del" in told and b"lock" in told for told in peer.take()], [True])
-        assert self.context.watch is not None
-        self.assertTrue(self.context.watch.broken)
+        self.assertTrue(is_watch_broken(self.client))
         self.ask(b"DEL other")
         self.assertEqual(self.store.used, before)
 

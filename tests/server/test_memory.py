@@ -13,21 +13,17 @@ from pipecache import (
     POLICIES,
     SWEEP_KEYS,
     CommandError,
-    Context,
-    Live,
-    Settings,
-    Statistics,
-    Store,
     execute,
 )
 from tests.support import (
     WINDOWS,
-    ContextCase,
     Conversation,
     ConversationCase,
     ServerProcess,
     redis_address,
 )
+from tests.support.cases import ClientCase
+from tests.support.internals import new_client_object, new_store
 from tests.support.wire import command
 
 OK = b"+OK\r\n"
@@ -164,7 +160,7 @@ class RedisOutOfMemoryTests(OutOfMemoryTests):
         return redis_address(self)
 
 
-class MemoryCase(ContextCase):
+class MemoryCase(ClientCase):
     def limit(self, policy: str, size: float) -> None:
         self.store.policy, self.store.limit = policy, size
 
@@ -601,9 +597,9 @@ class HonestyTests(unittest.TestCase):
         self, policy: str, filling: Filling, evicting: bool = False
     ) -> Iterator[tuple[int, int]]:
         for size in self.SIZES:
-            store = Store()
+            store = new_store()
             store.policy = policy
-            context = Context(store, Settings(), Statistics("address"), Live(store))
+            client = new_client_object(store)
             gc.collect()
             tracemalloc.start()
             try:
@@ -611,7 +607,7 @@ class HonestyTests(unittest.TestCase):
                 for number in range(size * 3 if evicting else size):
                     if number == size:
                         store.limit = store.used
-                    reply = execute(context, list(filling(number)))
+                    reply = execute(client, list(filling(number)))
                     self.assertNotIsInstance(reply, CommandError)
                 gc.collect()
                 after, _ = tracemalloc.get_traced_memory()

@@ -18,11 +18,6 @@ from tests.support.connections import (
     RawConnection,
     TCPConnection,
 )
-from tests.support.contexts import (
-    ContextCase,
-    LiveCase,
-    recount,
-)
 from tests.support.programs import (
     CLIENTS,
     run_javascript,
@@ -45,17 +40,14 @@ __all__ = [
     "WINDOWS",
     "Background",
     "Clock",
-    "ContextCase",
     "Conversation",
     "ConversationCase",
-    "LiveCase",
     "RawConnection",
     "ServerCase",
     "ServerProcess",
     "TCPConnection",
     "free_port",
     "new_client",
-    "recount",
     "redis_address",
     "run_javascript",
     "run_program",

@@ -9,10 +9,10 @@ import unittest
 from pathlib import Path
 from typing import Mapping, Sequence
 
-from tests.support.basics import WINDOWS, running_under_wine
+from tests.support.basics import ROOT, WINDOWS, running_under_wine
 from tests.tools.provision import Unavailable, given, run_node, skip
 
-CLIENTS = Path(__file__).resolve().parent / "clients"
+CLIENTS = ROOT / "tests" / "clients"
 
 #: Seconds for a program that may have to compile, or to start a runtime, on a busy machine.
 TIME_LIMIT = 180.0

@@ -31,14 +31,21 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 from unittest import mock
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import pipecache
-from pipecache import Connection, Context, Live, RequestParser, Session, Settings, Statistics, Store
+from pipecache import Connection, RequestParser, Session, Settings
+from tests.support.internals import (
+    ServedClient,
+    SharedState,
+    check_store,
+    expects_reply,
+    new_store,
+)
 from tests.tools import provision
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -86,7 +93,8 @@ class Memory(Connection):
     def __init__(self, framed: bool, chunks: list[tuple[bytes, bool]], clock: Clock) -> None:
         super().__init__("memory:0")
         self.framed = framed
-        self.context: Context | None = None
+        #: Ends the blocking command that the client has sent.
+        self.end_block: Callable[[], object] | None = None
         self._clock = clock
         self._chunks = iter(chunks)
         self.output = bytearray()
@@ -99,9 +107,9 @@ class Memory(Connection):
         return None if self._gone else chunk
 
     def watch(self, timeout: float | None) -> bool:
-        assert self.context and self.context.waiter
+        assert self.end_block
         if timeout is None or timeout > pipecache.MAX_WAIT:
-            self.context.live.waiting.end(self.context.waiter, pipecache.NO_LIST)
+            self.end_block()
         else:
             self._clock.sleep(timeout)
         return not self._gone
@@ -171,11 +179,12 @@ class Talk:
         #: Replies to commands, and messages out of turn.
         self.replies = 0
         clock = Clock()
-        store = Store(clock.monotonic, clock.time)
+        store = new_store(clock.monotonic, clock.time)
         if kind & SHORT:
             store.limit = 2048
             store.policy = pipecache.POLICIES[(kind >> 5) % len(pipecache.POLICIES)]
-        live = Live(store)
+        state = SharedState(store)
+        state.count_pushes(self.count)
         settings = limits()
         connection = Memory(bool(kind & FRAMED), chunks, clock)
         complaints = Complaints()
@@ -184,60 +193,35 @@ class Talk:
         # What takes the time from the module takes it from this clock.
         with mock.patch.multiple(pipecache, time=clock, execute=self.execute):
             session = Session(connection, settings, "memory", bool(kind & SUSPICIOUS))
-            password = PASSWORD if kind & LOCKED else None
-            context = Context(store, settings, Statistics("memory"), live, session, password)
-            connection.context = context
-            self._tell, live.channels.tell = live.channels.tell, self.tell  # type: ignore[method-assign]
+            client = state.new_client(session, settings, PASSWORD if kind & LOCKED else None)
+            connection.end_block = lambda: state.end_block(client)
             try:
-                context.register()
+                client.register()
                 with contextlib.suppress(pipecache.ConnectionLost):
-                    session.run(context)
-                session.end(context)
-                context.leave()
+                    session.run(client)
+                session.end(client)
+                client.leave()
             finally:
                 pipecache.log.removeHandler(complaints)
         complaints.check()
         self.output = bytes(connection.output)
-        waiting, channels = live.waiting, live.channels
-        assert not (waiting.waiters or channels.channels or channels.patterns or channels.monitors)
-        assert not (store._watches or store._owners or store._owned), "something is left of it"
+        assert not state.leftovers(), "something is left of the client"
         check_store(store)
         self.keys = len(store)
 
-    def execute(self, context: Context, arguments: Any) -> pipecache.Reply:
-        """Carry out a command, and count its replies."""
-        reply = EXECUTE(context, arguments)
-        waits = context.waiter is not None and not context.waiter.muted
-        if reply is not pipecache.NOTHING or waits:
+    def execute(self, client: ServedClient, arguments: Any) -> pipecache.Reply:
+        """Run a command, and count its replies."""
+        reply = EXECUTE(client, arguments)
+        if reply is not pipecache.NOTHING or expects_reply(client):
             self.replies += len(reply) if isinstance(reply, pipecache.Several) else 1
         return reply
 
-    def tell(self, reply: pipecache.Reply, subscribers: Any) -> None:
-        self.replies += len(subscribers)
-        self._tell(reply, subscribers)
+    def count(self, messages: int) -> None:
+        """Count messages to subscribers."""
+        self.replies += messages
 
 
 EXECUTE = pipecache.execute
-
-
-def check_store(store: Store, reserved: int = 0) -> None:
-    """No collection is empty, nothing is left of keys that went, and what is counted is there.
-
-    :param reserved: the bytes that queues and commands half read take.
-    """
-    used = reserved + store.expiring * pipecache.DEADLINE_COST
-    for key in list(store._values):
-        value = store._values[key]
-        assert isinstance(value, bytes) or value, key
-        used += store.cost(key)
-        if not isinstance(value, bytes):
-            again = pipecache.unpack(pipecache.letter_of(value), pipecache.pack(value))
-            assert again.parts() == value.parts() and again.payload == value.payload, key
-    assert used == store.used, f"{used} bytes are used, {store.used} are counted"
-    keys = set(store._values)
-    assert set(store._deadlines) <= keys, "a time to live without a key"
-    assert {(end, key) for key, end in store._deadlines.items()} <= set(store._queue)
-    assert store._uses is None or set(store._uses) == keys, "uses of other keys than there are"
 
 
 #: The first bytes of RESP2, and what RESP3 has beside them.

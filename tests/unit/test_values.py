@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import gc
-import itertools
 import math
 import random
 import tracemalloc
@@ -23,20 +22,18 @@ from pipecache import (
     ListValue,
     Set,
     SortedSet,
-    Store,
     Table,
-    cost_of,
     execute,
 )
-from tests.support import Clock, ContextCase, recount
-from tests.support.contexts import payload
+from tests.support.cases import ClientCase
 from tests.support.generator import Generator
+from tests.support.internals import SharedState, parts_of, payload, recount, reserved
 
 #: A page of a walk, as Table.walk() gives it.
 Page = Callable[[int, int], "tuple[int, list[bytes]]"]
 
 
-class AccountingTests(ContextCase):
+class AccountingTests(ClientCase):
     """The memory in use is counted as it changes, and always what a recount would give."""
 
     SEQUENCES = 1000
@@ -55,26 +52,20 @@ class AccountingTests(ContextCase):
 
     def check_sequence(self, seed: int) -> None:
         random.seed(seed)
-        self.clock = Clock()
-        self.store = Store(self.clock)
+        self.state = SharedState()
+        self.clock, self.store = self.state.clock, self.state.store
         self.store.policy = random.choice(POLICIES)
         self.store.limit = random.choice([1000, 5000, math.inf, math.inf])
-        contexts = [self.connect() for _ in range(3)]
+        clients = [self.state.connect() for _ in range(3)]
         for step in Generator(seed).steps:
             self.clock.time += random.choice([0] * 20 + [0.001, 1, 1000])
-            reply = execute(contexts[step.connection], list(step.arguments))
+            reply = execute(clients[step.connection], list(step.arguments))
             self.assertNotIn("internal error", str(reply), step)
-            queues = [context.queue or [] for context in contexts]
-            queued = [words for queue in queues for _, words in queue]
-            expected = recount(self.store) + sum(map(cost_of, itertools.chain(*queued)))
-            expected += len(queued) * pipecache.QUEUED_COST
-            watched = [context.watch.keys for context in contexts if context.watch is not None]
-            watched += [waiter.keys for waiter in self.live.waiting.waiters]
-            expected += sum(pipecache.WATCH_COST + len(key) for keys in watched for key in keys)
+            expected = recount(self.store) + reserved(clients, self.state.blocked_keys())
             self.assertEqual(self.store.used, expected, step)
-        for context in contexts:
-            context.leave()
-        self.assertEqual(self.store._watches, {})
+        for client in clients:
+            client.leave()
+        self.assertEqual(self.state.leftovers(), [])
         self.store.clear()
         self.assertEqual(self.store.used, 0)
 
@@ -97,7 +88,7 @@ class AccountingTests(ContextCase):
                 self.assertEqual(self.store.used, 0)
 
 
-class ListTests(ContextCase):
+class ListTests(ClientCase):
     def test_either_end_costs_the_same_however_long_it_is(self) -> None:
         self.assertIsInstance(ListValue(), collections.deque)
         self.run_command(b"RPUSH", b"k", *[b"element"] * 10_000)
@@ -173,7 +164,7 @@ class SortedSetTests(unittest.TestCase):
         pairs = sorted((score, member) for member, score in model.items())
         self.assertEqual(value.pairs(0, len(pairs)), pairs)
         self.assertEqual((len(value), value.payload), (len(model), sum(map(len, model))))
-        for part in value._parts[: -1 if len(value._parts) == 1 else None]:
+        for part in parts_of(value)[: -1 if len(parts_of(value)) == 1 else None]:
             self.assertTrue(0 < len(part) <= value.PART)
         for _ in range(20):
             start, stop = random.randrange(-5, len(pairs) + 5), random.randrange(len(pairs) + 5)
@@ -209,7 +200,7 @@ class SortedSetTests(unittest.TestCase):
         for member in model:
             value.take(member)
         self.check(value, {})
-        self.assertEqual(value._parts, [[]])
+        self.assertEqual(parts_of(value), [[]])
         value.put(b"again", 1.0)
         self.check(value, {b"again": 1.0})
 
@@ -234,7 +225,7 @@ class SortedSetTests(unittest.TestCase):
         self.check(twin, {b"a": 2.0, b"b": 0.0})
 
 
-class DrawTests(ContextCase):
+class DrawTests(ClientCase):
     """A draw reaches every member, each about as often."""
 
     def table(self, keys: Iterable[bytes]) -> Table:
@@ -343,7 +334,7 @@ class DrawTests(ContextCase):
         self.assertEqual({self.ask(b"RANDOMKEY") for _ in range(100)}, {b"$5\r\nstays\r\n"})
 
 
-class WalkTests(ContextCase):
+class WalkTests(ClientCase):
     """SCAN and its like: what is there throughout a walk appears in it, and every walk ends."""
 
     #: Walks at a time, and how often all of that is done.
