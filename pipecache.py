@@ -2132,11 +2132,16 @@ class BlockedClients:
 
 
 class State:
-    """What all clients of a server share. The keyspace lock guards everything here."""
+    """The data that all clients of a server share. The keyspace lock guards everything here.
 
-    def __init__(self, settings: Settings, address: str = "") -> None:
+    :param keyspace: an empty keyspace; by default a new one.
+    """
+
+    def __init__(
+        self, settings: Settings, address: str = "", keyspace: Keyspace | None = None
+    ) -> None:
         self.settings, self.address = settings, address
-        self.keyspace = Keyspace()
+        self.keyspace = Keyspace() if keyspace is None else keyspace
         self.keyspace.memory_limit = settings.max_memory or math.inf
         self.keyspace.policy = settings.max_memory_policy
         self.pubsub = PubSub(self.keyspace)
