@@ -5167,16 +5167,16 @@ def help_(client: Client, name: bytes | None = None) -> Reply:
 # ----------------------------------------------------------------------------
 
 if sys.platform == "win32":
+    # Error codes of GetLastError
     ERROR_ACCESS_DENIED = 5
-    ERROR_BROKEN_PIPE = 109
     ERROR_SEM_TIMEOUT = 121
     ERROR_PIPE_BUSY = 231
-    ERROR_NO_DATA = 232
     ERROR_PIPE_NOT_CONNECTED = 233
     ERROR_MORE_DATA = 234
     ERROR_PIPE_CONNECTED = 535
     ERROR_IO_PENDING = 997
 
+    # CreateNamedPipeW and WaitNamedPipeW
     PIPE_ACCESS_DUPLEX = 0x00000003
     FILE_FLAG_FIRST_PIPE_INSTANCE = 0x00080000
     FILE_FLAG_OVERLAPPED = 0x40000000
@@ -5185,34 +5185,39 @@ if sys.platform == "win32":
     PIPE_REJECT_REMOTE_CLIENTS = 0x00000008
     PIPE_UNLIMITED_INSTANCES = 255
     NMPWAIT_NOWAIT = 0x00000001
+    INVALID_HANDLE_VALUE = ctypes.c_void_p(-1).value
 
+    # Overlapped I/O (OVERLAPPED.Internal) and waits (WaitForMultipleObjects)
     STATUS_SUCCESS = 0x00000000
     STATUS_BUFFER_OVERFLOW = 0x80000005
     WAIT_OBJECT_0 = 0x00000000
     INFINITE = 0xFFFFFFFF
+
+    # Tokens, processes and console events
     TOKEN_QUERY = 0x0008
-    TOKEN_USER_CLASS = 1
+    TOKEN_USER_CLASS = 1  # TokenUser of TOKEN_INFORMATION_CLASS
+    PROCESS_QUERY_LIMITED_INFORMATION = 0x1000
+    CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT = 2, 5, 6
+
+    # Security descriptors and their access control entries (ACEs)
     SDDL_REVISION_1 = 1
     SE_KERNEL_OBJECT = 6
     OWNER_SECURITY_INFORMATION = 0x00000001
     DACL_SECURITY_INFORMATION = 0x00000004
-    #: What a client needs, FILE_GENERIC_READ and FILE_GENERIC_WRITE, without the right to create
-    #: another instance of the pipe, FILE_CREATE_PIPE_INSTANCE, which the latter holds.
-    FILE_CREATE_PIPE_INSTANCE = 0x00000004
-    CLIENT_RIGHTS = 0x0012019F & ~FILE_CREATE_PIPE_INSTANCE
-    #: What makes, or can make, of a client another server of the same name; Windows has made of
-    #: the generic ones, which are the last two, what they are for a pipe, but Wine has not.
-    WRITE_DAC, WRITE_OWNER = 0x00040000, 0x00080000
-    SERVER_RIGHTS = FILE_CREATE_PIPE_INSTANCE | WRITE_DAC | WRITE_OWNER | 0x40000000 | 0x10000000
-    #: Who can do that anyway: SYSTEM and Administrators.
-    TRUSTED_SIDS = ("S-1-5-18", "S-1-5-32-544")
-    OWNER_RIGHTS = "S-1-3-4"  #: Stands for the owner.
     ACCESS_ALLOWED_ACE_TYPE = 0x00
     ACCESS_ALLOWED_CALLBACK_ACE_TYPE = 0x09
     INHERIT_ONLY_ACE = 0x08
-    CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT = 2, 5, 6
-    PROCESS_QUERY_LIMITED_INFORMATION = 0x1000
-    INVALID_HANDLE_VALUE = ctypes.c_void_p(-1).value
+    FILE_CREATE_PIPE_INSTANCE = 0x00000004
+    WRITE_DAC, WRITE_OWNER = 0x00040000, 0x00080000
+    # The rights of a client: FILE_GENERIC_READ and FILE_GENERIC_WRITE, without the right to create
+    # another instance of the pipe, which only a server needs.
+    CLIENT_RIGHTS = 0x0012019F & ~FILE_CREATE_PIPE_INSTANCE
+    # Each of these rights lets an account create an instance of the pipe, or grant itself the right
+    # to do so. Windows replaces GENERIC_WRITE and GENERIC_ALL, the last two; Wine keeps them.
+    SERVER_RIGHTS = FILE_CREATE_PIPE_INSTANCE | WRITE_DAC | WRITE_OWNER | 0x40000000 | 0x10000000
+    # Well-known SIDs. SYSTEM and Administrators can replace any server even without these rights.
+    SYSTEM, ADMINISTRATORS = "S-1-5-18", "S-1-5-32-544"
+    OWNER_RIGHTS, EVERYONE = "S-1-3-4", "S-1-1-0"
 
     class OVERLAPPED(ctypes.Structure):
         _fields_ = (
@@ -5231,17 +5236,18 @@ if sys.platform == "win32":
         )
 
     def _nonzero(result: int, function: Any, arguments: Any) -> int:
+        """Raise the OSError of GetLastError if a function returned 0 (an errcheck of ctypes)."""
         if not result:
             raise ctypes.WinError(ctypes.get_last_error())
         return result
 
     def _nonzero_or_not_connected(result: int, function: Any, arguments: Any) -> int:
-        # An instance whose client never was there, or has been disconnected already.
-        if not result and ctypes.get_last_error() != ERROR_PIPE_NOT_CONNECTED:
-            raise ctypes.WinError(ctypes.get_last_error())
-        return result
+        """Raise as _nonzero() does, except for a pipe instance that has no client."""
+        not_connected = ctypes.get_last_error() == ERROR_PIPE_NOT_CONNECTED
+        return result if not_connected else _nonzero(result, function, arguments)
 
     def _valid_handle(result: int, function: Any, arguments: Any) -> int:
+        """Raise the OSError of GetLastError if a function returned INVALID_HANDLE_VALUE."""
         if result == INVALID_HANDLE_VALUE:
             raise ctypes.WinError(ctypes.get_last_error())
         return result
@@ -5254,29 +5260,23 @@ if sys.platform == "win32":
         function.argtypes = argtypes
         return function
 
-    # Library objects of one's own: prototypes set on ctypes.windll are everybody's.
+    # Own library objects: prototypes set on ctypes.windll would apply to the whole process.
     _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
     _advapi32 = ctypes.WinDLL("advapi32", use_last_error=True)
 
-    # Prototypes as Microsoft's pages give them. The functions of the second group end in the
-    # ordinary course with ERROR_IO_PENDING, ERROR_MORE_DATA and the like, so their callers look at
-    # the error themselves.
     HANDLE, DWORD, BOOL, LPVOID = wintypes.HANDLE, wintypes.DWORD, wintypes.BOOL, wintypes.LPVOID
     LPDWORD, LPOVERLAPPED = wintypes.LPDWORD, ctypes.POINTER(OVERLAPPED)
 
     # fmt: off
+    # Functions that raise OSError, and functions without an error code
     CreateNamedPipeW = _bind(
         _kernel32, "CreateNamedPipeW", HANDLE, _valid_handle,
-        wintypes.LPCWSTR,  # lpName
-        DWORD,  # dwOpenMode
-        DWORD,  # dwPipeMode
-        DWORD,  # nMaxInstances
-        DWORD,  # nOutBufferSize
-        DWORD,  # nInBufferSize
-        DWORD,  # nDefaultTimeOut
-        ctypes.POINTER(SECURITY_ATTRIBUTES),  # lpSecurityAttributes
+        wintypes.LPCWSTR, DWORD, DWORD, DWORD, DWORD, DWORD, DWORD,
+        ctypes.POINTER(SECURITY_ATTRIBUTES),
     )
-    DisconnectNamedPipe = _bind(_kernel32, "DisconnectNamedPipe", BOOL, _nonzero_or_not_connected, HANDLE)
+    DisconnectNamedPipe = _bind(
+        _kernel32, "DisconnectNamedPipe", BOOL, _nonzero_or_not_connected, HANDLE
+    )
     CreateEventW = _bind(
         _kernel32, "CreateEventW", HANDLE, _nonzero, LPVOID, BOOL, BOOL, wintypes.LPCWSTR
     )
@@ -5288,7 +5288,8 @@ if sys.platform == "win32":
         _advapi32, "OpenProcessToken", BOOL, _nonzero, HANDLE, DWORD, ctypes.POINTER(HANDLE)
     )
     GetTokenInformation = _bind(
-        _advapi32, "GetTokenInformation", BOOL, _nonzero, HANDLE, ctypes.c_int, LPVOID, DWORD, LPDWORD
+        _advapi32, "GetTokenInformation", BOOL, _nonzero,
+        HANDLE, ctypes.c_int, LPVOID, DWORD, LPDWORD,
     )
     ConvertSidToStringSidW = _bind(
         _advapi32, "ConvertSidToStringSidW", BOOL, _nonzero, LPVOID, ctypes.POINTER(LPVOID)
@@ -5306,6 +5307,7 @@ if sys.platform == "win32":
         HANDLE, ctypes.c_int, DWORD, LPVOID, LPVOID, LPVOID, LPVOID, ctypes.POINTER(LPVOID),
     )
 
+    # Functions whose callers check the result: pending I/O, for example, is not an error
     WaitNamedPipeW = _bind(_kernel32, "WaitNamedPipeW", BOOL, None, wintypes.LPCWSTR, DWORD)
     ConnectNamedPipe = _bind(_kernel32, "ConnectNamedPipe", BOOL, None, HANDLE, LPOVERLAPPED)
     ReadFile = _bind(
@@ -5338,7 +5340,7 @@ if sys.platform == "win32":
     # fmt: on
 
     def string_sid(sid: Any) -> str:
-        """The ``S-1-5-...`` of the SID at an address."""
+        """Return the SID at an address as text, ``S-1-5-...`` (ConvertSidToStringSidW)."""
         text = LPVOID()
         ConvertSidToStringSidW(sid, ctypes.byref(text))
         try:
@@ -5347,11 +5349,11 @@ if sys.platform == "win32":
             LocalFree(text)
 
     def current_user_sid() -> str:
-        """The account this process runs as, ``S-1-5-...``; OSError if Windows does not tell."""
+        """Return this process's account as a SID (OpenProcessToken, GetTokenInformation)."""
         token = wintypes.HANDLE()
         OpenProcessToken(GetCurrentProcess(), TOKEN_QUERY, ctypes.byref(token))
         try:
-            # TOKEN_USER: a pointer to the SID, then the SID, which has 68 bytes at most.
+            # TOKEN_USER: a pointer to the SID and attributes; then the SID, at most 68 bytes.
             user = (ctypes.c_void_p * 32)()
             length = wintypes.DWORD()
             GetTokenInformation(
@@ -5362,9 +5364,9 @@ if sys.platform == "win32":
             CloseHandle(token)
 
     def security_attributes(sddl: str) -> SECURITY_ATTRIBUTES:
-        """Attributes with the descriptor, to be freed by LocalFree, that an SDDL string tells of.
+        """Return attributes with the descriptor of an SDDL string; LocalFree frees the descriptor.
 
-        :raises OSError: if the string is not one.
+        ConvertStringSecurityDescriptorToSecurityDescriptorW raises OSError for an invalid string.
         """
         descriptor = wintypes.LPVOID()
         ConvertStringSecurityDescriptorToSecurityDescriptorW(
@@ -5373,64 +5375,65 @@ if sys.platform == "win32":
         return SECURITY_ATTRIBUTES(ctypes.sizeof(SECURITY_ATTRIBUTES), descriptor, False)
 
     def sddl_for(access: str) -> str:
-        """The descriptor, as SDDL, that lets those connect, and nobody else serve the name."""
+        """Return SDDL for a name of ACCESS_MODES; add an owner to an SDDL string that has none."""
         sid = current_user_sid()
-        grants = {
+        client_entries = {
             "user": "",
             "admins": f"(A;;{CLIENT_RIGHTS:#x};;;BA)",
-            # Every account, but nobody over the network: that is refused twice. This account comes
-            # before, for a server that is started over SSH is itself a network logon.
+            # All accounts but no network logons, which PIPE_REJECT_REMOTE_CLIENTS also rejects.
             "users": f"(D;;GA;;;NU)(A;;{CLIENT_RIGHTS:#x};;;AU)",
         }
-        if access not in grants:
-            # Without an owner it would be whoever Windows takes for it, whom no client knows.
-            owned = re.match("(G:[^:]*)?O:", access)
-            return access if owned else f"O:{sid}{access}"
-        return f"O:{sid}G:{sid}D:P(A;;GA;;;SY)(A;;GA;;;{sid}){grants[access]}"
+        if access not in client_entries:
+            # Clients verify the owner of the pipe, so Windows must not choose a default.
+            has_owner = re.match("(G:[^:]*)?O:", access)
+            return access if has_owner else f"O:{sid}{access}"
+        # This account comes before the entry that denies network logons, because a server that is
+        # started over SSH is itself a network logon.
+        return f"O:{sid}G:{sid}D:P(A;;GA;;;SY)(A;;GA;;;{sid}){client_entries[access]}"
 
     def effective_access(handle: int) -> tuple[str, list[str]]:
-        """Whose a pipe is and who may use it, as Windows has it in SDDL; and the SIDs of those who
-        could serve its name too, but for this account and those that can do everything.
+        """Return the owner and access list of a pipe in SDDL, and the SIDs with SERVER_RIGHTS.
 
-        :raises OSError: if it does not tell.
+        This account, the owner, SYSTEM and Administrators are left out. Raises OSError if
+        GetSecurityInfo or ConvertSecurityDescriptorToStringSecurityDescriptorW fails.
         """
         descriptor, text, acl = LPVOID(), LPVOID(), LPVOID()
-        wanted = OWNER_SECURITY_INFORMATION | DACL_SECURITY_INFORMATION
+        requested = OWNER_SECURITY_INFORMATION | DACL_SECURITY_INFORMATION
         error = GetSecurityInfo(
-            handle, SE_KERNEL_OBJECT, wanted, None, None, ctypes.byref(acl), None,
+            handle, SE_KERNEL_OBJECT, requested, None, None, ctypes.byref(acl), None,
             ctypes.byref(descriptor),
         )  # fmt: skip
         if error:
             raise ctypes.WinError(error)
         try:
             ConvertSecurityDescriptorToStringSecurityDescriptorW(
-                descriptor, SDDL_REVISION_1, wanted, ctypes.byref(text), None
+                descriptor, SDDL_REVISION_1, requested, ctypes.byref(text), None
             )
             servers = _sids_with_rights(acl.value, SERVER_RIGHTS)
-            trusted = current_user_sid(), OWNER_RIGHTS, *TRUSTED_SIDS
+            trusted = current_user_sid(), OWNER_RIGHTS, SYSTEM, ADMINISTRATORS
             return ctypes.wstring_at(text.value or 0), [s for s in servers if s not in trusted]
         finally:
             LocalFree(text)
             LocalFree(descriptor)
 
     def _sids_with_rights(acl: int | None, rights: int) -> list[str]:
-        # The SIDs that an access list gives one of these rights. No list at all lets everyone.
-        if acl is None:
-            return ["S-1-1-0"]
-        # ACL: AclRevision, Sbz1, AclSize, AceCount, Sbz2. Each entry: AceType, AceFlags, AceSize,
-        # the rights, the SID.
+        """Return the SIDs to which the ACL at an address grants any of the rights."""
+        if acl is None:  # a null ACL grants all rights to everyone
+            return [EVERYONE]
+        # ACL: AclRevision, Sbz1, AclSize, AceCount, Sbz2; then the entries.
+        # Entry: AceType, AceFlags, AceSize, Mask; then the SID.
         count = struct.unpack("<BxHHxx", ctypes.string_at(acl, 8))[2]
-        found, entry = [], acl + 8
+        sids, entry = [], acl + 8
         for _ in range(count):
             kind, flags, size, mask = struct.unpack("<BBHI", ctypes.string_at(entry, 8))
             allows = kind in (ACCESS_ALLOWED_ACE_TYPE, ACCESS_ALLOWED_CALLBACK_ACE_TYPE)
             if allows and not flags & INHERIT_ONLY_ACE and mask & rights:
-                found.append(string_sid(entry + 8))
+                sids.append(string_sid(entry + 8))
             entry += size
-        return found
+        return sids
 
     def program_path(process: int) -> str:
-        """The path of the program that a process runs; "" if it has ended or may not be asked."""
+        """Return the program path of a process or "" (OpenProcess, QueryFullProcessImageNameW)."""
         handle = OpenProcess(PROCESS_QUERY_LIMITED_INFORMATION, False, process)
         if not handle:
             return ""
@@ -5441,10 +5444,6 @@ if sys.platform == "win32":
             return path.value if found else ""
         finally:
             CloseHandle(handle)
-
-    def milliseconds(timeout: float | None) -> int:
-        """A time limit in seconds as Win32 takes it; None is none."""
-        return INFINITE if timeout is None else min(math.ceil(max(timeout, 0) * 1000), INFINITE - 1)
 
 
 # ----------------------------------------------------------------------------
