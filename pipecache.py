@@ -6790,27 +6790,23 @@ def _stop_at_exit(server: Server | None) -> None:
 # ----------------------------------------------------------------------------
 
 
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _value_of(limit: Limit) -> Callable[[str], float]:
+def _limit_parser(limit: Limit) -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:
             return limit.parse(text)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error).replace("argument ", "it ")) from None
+            raise argparse.ArgumentTypeError(str(error).replace("argument ", "")) from None
 
     return parse
 
 
-def _shown_default(limit: Limit) -> str:
+def _default_text(limit: Limit) -> str:
     if not limit.default:
         return "no limit"
     if limit.unit != "bytes":
-        return f"{limit.default:.12g}"
-    scale = int(math.log(limit.default, 1024))
-    return f"{limit.default / 1024**scale:g}{('', 'kb', 'mb', 'gb')[scale]}"
+        return f"{limit.default:.12g} {limit.unit}".rstrip()
+    power = int(math.log(limit.default, 1024))
+    return f"{limit.default / 1024**power:g}{('', 'kb', 'mb', 'gb')[power]}"
 
 
 def _argument_parser() -> argparse.ArgumentParser:
@@ -6818,34 +6814,37 @@ def _argument_parser() -> argparse.ArgumentParser:
         prog="pipecache.py",
         usage="pipecache.py [--pipe NAME] [--db FILE] [OPTION ...]; --help lists the options",
         allow_abbrev=False,
-        description="A key-value cache and messaging server on a named pipe, for one user.",
+        description="A key-value cache and messaging server on a named pipe.",
     )
     option = parser.add_argument
     # fmt: off
-    option("--pipe", metavar="NAME", default=DEFAULT_PIPE, help="name of the pipe (%(default)s)")
+    option("--pipe", metavar="NAME", default=DEFAULT_PIPE,
+           help="name of the pipe (default: %(default)s)")
     for name, limit in LIMITS.items():
-        option(_option(name), metavar={"bytes": "SIZE", "seconds": "SECONDS"}.get(limit.unit, "N"),
-               type=_value_of(limit), default=limit.default,
-               help=f"{limit.description} ({_shown_default(limit)})")
-    option("--max-memory-policy", dest="policy", metavar="POLICY", default=POLICIES[0],
-           choices=POLICIES,
-           help=f"what gives way beyond that: {', '.join(POLICIES)} (%(default)s)")
-    option("--access", metavar="WHO", default="user",
-           help="who may connect: user, you alone (the default); admins, what runs as administrator"
-           " too; users, every account of this machine; or on Windows an SDDL string")
-    option("--notify-keyspace-events", metavar="LETTERS", default="",
-           help="tell channels what happens to keys, as in Redis's setting of that name; KEA: all")
+        option("--" + name.replace("_", "-"), type=_limit_parser(limit), default=limit.default,
+               metavar={"bytes": "SIZE", "seconds": "SECONDS"}.get(limit.unit, "N"),
+               help=f"{limit.description} (default: {_default_text(limit)})")
+    option("--max-memory-policy", metavar="POLICY", default=POLICIES[0], choices=POLICIES,
+           help="which keys to evict when --max-memory is reached:"
+           f" {', '.join(POLICIES)} (default: %(default)s)")
+    option("--access", metavar="ACCESS", default="user",
+           help="accounts that can connect: user (this account), admins (this account and elevated"
+           " administrators), users (all accounts of this machine), or an SDDL string on Windows"
+           " (default: %(default)s)")
+    option("--notify-keyspace-events", metavar="CLASSES", default="",
+           help="key events to publish, as letters of Redis's setting of the same name; KEA selects"
+           " all (default: none)")
     option("--db", metavar="FILE",
-           help="keep everything in this file too: what is set is there after the next start")
+           help="SQLite file that keeps the data across restarts (default: memory only)")
     option("--tcp", metavar="PORT", type=int,
-           help="serve this port of 127.0.0.1 too, which any account of this machine can reach")
+           help="port of 127.0.0.1 to serve too; all accounts of this machine can connect to it")
     option("--password-file", metavar="FILE",
-           help="its first line is asked of clients of --tcp")
-    option("--tcp-no-password", action="store_true", help="let any account of this machine in")
+           help="file whose first line is the password for --tcp")
+    option("--tcp-no-password", action="store_true", help="serve --tcp without a password")
     option("--log-level", metavar="LEVEL", type=str.upper, default="INFO",
            choices=["DEBUG", "INFO", "WARNING", "ERROR"],
-           help="DEBUG, INFO, WARNING or ERROR (%(default)s)")
-    option("--log-file", metavar="FILE", help="log there, not to the console")
+           help="lowest level to log: DEBUG, INFO, WARNING or ERROR (default: %(default)s)")
+    option("--log-file", metavar="FILE", help="file to append the log to (default: standard error)")
     option("--version", action="version", version=f"pipecache {__version__}")
     # fmt: on
     return parser
@@ -6854,26 +6853,24 @@ def _argument_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the server in the foreground until Ctrl+C.
 
-    :param arguments: the command line, ``sys.argv[1:]`` if None.
-    :returns: the exit status: 0, or 1 if the server could not start. One that could not end well
-        exits with 1 from here.
+    :param arguments: the options; ``sys.argv[1:]`` if None. Wrong options exit with status 2.
+    :returns: the exit status: 0, or 1 if the server could not start. If the server cannot stop
+        cleanly, the process exits here with status 1.
     """
     parser = _argument_parser()
     options = vars(parser.parse_args(arguments))
     log_file, log_level = options.pop("log_file"), options.pop("log_level")
-    file, no_password = options.pop("password_file"), options["tcp_no_password"]
     try:
         _log_to(log_file, log_level)
-        server = Server(password=_password(options["tcp"], file, no_password), **options)
+        server = Server(**options)
     except ValueError as error:
         if sys.stderr is None:
             log.error("%s", error)
         parser.error(str(error))
-    for number in _stop_signals():
-        signal.signal(number, _stop_once)
+    _handle_stop_signals(_stop_once)
     _stop_on_console_close(server)
     _raise_descriptor_limit(options["max_clients"] * (1 if options["tcp"] is None else 2))
-    _share_memory()
+    _use_one_arena()
     try:
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
@@ -6881,57 +6878,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.error("%s", error)
         return 1
     if not server.stop():
-        # Or the interpreter would wait for the threads that are left.
+        # A normal exit would wait for the threads that are still running.
         logging.shutdown()
         os._exit(1)
     return 0
 
 
-def _password(tcp: int | None, name: str | None, none: bool) -> bytes | None:
-    if tcp is None:
-        if name is not None or none:
-            raise ValueError("--password-file and --tcp-no-password are about --tcp PORT")
-        return None
-    if (name is None) != none:
-        raise ValueError(
-            "--tcp lets every account of this machine connect: add --password-file FILE,"
-            " or --tcp-no-password if you mean that (one of them)"
-        )
-    if name is None:
-        return None
-    try:
-        with open(name, "rb") as file:
-            text = file.read(MAX_UNAUTHENTICATED_BYTES)
-    except OSError as error:
-        raise ValueError(f"cannot read --password-file {name!r}: {error.strerror}") from error
-    # Windows' own tools begin a file with such marks.
-    if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        text = text.decode("utf-16", "replace").encode()
-    if text.startswith(codecs.BOM_UTF8):
-        text = text[len(codecs.BOM_UTF8) :]
-    password = text.partition(b"\n")[0].rstrip(b"\r")
-    if not password:
-        raise ValueError("the first line of --password-file is empty: it is the password")
-    return password
-
-
 def _raise_descriptor_limit(clients: int) -> None:
-    # A client takes up to three: Linux and macOS grant fewer than the clients here may need, until
-    # more are asked for.
+    """Raise the limit of open files: a client uses up to three, and macOS allows only 256."""
     if sys.platform != "win32":
         import resource
 
-        minimum, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = 3 * clients + 100
-        if minimum not in (resource.RLIM_INFINITY, -1) and minimum < wanted:
-            wanted = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        needed = 3 * clients + 100
+        if soft not in (resource.RLIM_INFINITY, -1) and soft < needed:
+            needed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
             with contextlib.suppress(ValueError, OSError):
-                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+                resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def _share_memory() -> None:
-    # The GNU C library gives threads areas of memory of their own, and what one gives back there is
-    # not for another: with values that come and go that was twice what they take.
+def _use_one_arena() -> None:
+    # The GNU C library gives each thread an arena, and no thread uses the free memory of another
+    # arena: with values that come and go, the process used twice the memory of the values.
     if sys.platform == "linux":
         with contextlib.suppress(ImportError, AttributeError, OSError):  # another C library
             import ctypes
@@ -6939,43 +6907,44 @@ def _share_memory() -> None:
             ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
-def _stop_signals() -> list[int]:
-    names = ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP")
-    return [getattr(signal, name) for name in names if hasattr(signal, name)]
+def _handle_stop_signals(handler: Any) -> None:
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), handler)
 
 
 def _stop_once(number: int, frame: object) -> None:
-    # A second Ctrl+C would interrupt the stopping itself.
-    for each in _stop_signals():
-        signal.signal(each, signal.SIG_IGN)
+    """Raise KeyboardInterrupt, and ignore later signals, which would interrupt stop()."""
+    _handle_stop_signals(signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def _stop_on_console_close(server: Server) -> None:
-    # Who closes the console's window, or logs off, ends its programs as soon as this has returned.
+    """Stop the server when the console closes or the user logs off (SetConsoleCtrlHandler)."""
     if sys.platform == "win32":
 
-        def last_call(event: int) -> bool:
-            last = event in (CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT)
-            if last:
+        def handle_event(event: int) -> bool:
+            # Windows ends the process as soon as the handler returns.
+            closing = event in (CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT)
+            if closing:
                 server.stop()
-            return last
+            return closing
 
-        handler = HandlerRoutine(last_call)
+        handler = HandlerRoutine(handle_event)
         SetConsoleCtrlHandler(handler, True)
-        atexit.register(SetConsoleCtrlHandler, handler, False)  # and so it lives until then
+        # The registration also keeps a reference to the handler, which Windows does not.
+        atexit.register(SetConsoleCtrlHandler, handler, False)
 
 
 def _log_to(file: str | None, log_level: str) -> None:
     handler: logging.Handler
     if file is not None:
         try:
-            # FileHandler takes no errors= before Python 3.9.
-            handler = logging.StreamHandler(
-                open(file, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
-            )
+            # FileHandler has the parameter ``errors`` only since Python 3.9.
+            stream = open(file, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
         except OSError as error:
             raise ValueError(f"cannot write --log-file {file!r}: {error.strerror}") from error
+        handler = logging.StreamHandler(stream)
     elif sys.stderr is not None:
         handler = logging.StreamHandler()
     else:  # pythonw.exe has no console
