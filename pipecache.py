@@ -4981,16 +4981,16 @@ def help_(client: Client, name: bytes | None = None) -> Reply:
 # ----------------------------------------------------------------------------
 
 if sys.platform == "win32":
+    # Error codes of GetLastError
     ERROR_ACCESS_DENIED = 5
-    ERROR_BROKEN_PIPE = 109
     ERROR_SEM_TIMEOUT = 121
     ERROR_PIPE_BUSY = 231
-    ERROR_NO_DATA = 232
     ERROR_PIPE_NOT_CONNECTED = 233
     ERROR_MORE_DATA = 234
     ERROR_PIPE_CONNECTED = 535
     ERROR_IO_PENDING = 997
 
+    # CreateNamedPipeW and WaitNamedPipeW
     PIPE_ACCESS_DUPLEX = 0x00000003
     FILE_FLAG_FIRST_PIPE_INSTANCE = 0x00080000
     FILE_FLAG_OVERLAPPED = 0x40000000
@@ -4999,34 +4999,39 @@ if sys.platform == "win32":
     PIPE_REJECT_REMOTE_CLIENTS = 0x00000008
     PIPE_UNLIMITED_INSTANCES = 255
     NMPWAIT_NOWAIT = 0x00000001
+    INVALID_HANDLE_VALUE = ctypes.c_void_p(-1).value
 
+    # Overlapped I/O (OVERLAPPED.Internal) and waits (WaitForMultipleObjects)
     STATUS_SUCCESS = 0x00000000
     STATUS_BUFFER_OVERFLOW = 0x80000005
     WAIT_OBJECT_0 = 0x00000000
     INFINITE = 0xFFFFFFFF
+
+    # Tokens, processes and console events
     TOKEN_QUERY = 0x0008
-    TOKEN_USER_CLASS = 1
+    TOKEN_USER_CLASS = 1  # TokenUser of TOKEN_INFORMATION_CLASS
+    PROCESS_QUERY_LIMITED_INFORMATION = 0x1000
+    CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT = 2, 5, 6
+
+    # Security descriptors and their access control entries (ACEs)
     SDDL_REVISION_1 = 1
     SE_KERNEL_OBJECT = 6
     OWNER_SECURITY_INFORMATION = 0x00000001
     DACL_SECURITY_INFORMATION = 0x00000004
-    #: What a client needs, FILE_GENERIC_READ and FILE_GENERIC_WRITE, without the right to create
-    #: another instance of the pipe, FILE_CREATE_PIPE_INSTANCE, which the latter holds.
-    FILE_CREATE_PIPE_INSTANCE = 0x00000004
-    CLIENT_RIGHTS = 0x0012019F & ~FILE_CREATE_PIPE_INSTANCE
-    #: What makes, or can make, of a client another server of the same name; Windows has made of
-    #: the generic ones, which are the last two, what they are for a pipe, but Wine has not.
-    WRITE_DAC, WRITE_OWNER = 0x00040000, 0x00080000
-    SERVER_RIGHTS = FILE_CREATE_PIPE_INSTANCE | WRITE_DAC | WRITE_OWNER | 0x40000000 | 0x10000000
-    #: Who can do that anyway: SYSTEM and Administrators.
-    TRUSTED_SIDS = ("S-1-5-18", "S-1-5-32-544")
-    OWNER_RIGHTS = "S-1-3-4"  #: Stands for the owner.
     ACCESS_ALLOWED_ACE_TYPE = 0x00
     ACCESS_ALLOWED_CALLBACK_ACE_TYPE = 0x09
     INHERIT_ONLY_ACE = 0x08
-    CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT = 2, 5, 6
-    PROCESS_QUERY_LIMITED_INFORMATION = 0x1000
-    INVALID_HANDLE_VALUE = ctypes.c_void_p(-1).value
+    FILE_CREATE_PIPE_INSTANCE = 0x00000004
+    WRITE_DAC, WRITE_OWNER = 0x00040000, 0x00080000
+    # The rights of a client: FILE_GENERIC_READ and FILE_GENERIC_WRITE, without the right to create
+    # another instance of the pipe, which only a server needs.
+    CLIENT_RIGHTS = 0x0012019F & ~FILE_CREATE_PIPE_INSTANCE
+    # Each of these rights lets an account create an instance of the pipe, or grant itself the right
+    # to do so. Windows replaces GENERIC_WRITE and GENERIC_ALL, the last two; Wine keeps them.
+    SERVER_RIGHTS = FILE_CREATE_PIPE_INSTANCE | WRITE_DAC | WRITE_OWNER | 0x40000000 | 0x10000000
+    # Well-known SIDs. SYSTEM and Administrators can replace any server even without these rights.
+    SYSTEM, ADMINISTRATORS = "S-1-5-18", "S-1-5-32-544"
+    OWNER_RIGHTS, EVERYONE = "S-1-3-4", "S-1-1-0"
 
     class OVERLAPPED(ctypes.Structure):
         _fields_ = (
@@ -5045,17 +5050,18 @@ if sys.platform == "win32":
         )
 
     def _nonzero(result: int, function: Any, arguments: Any) -> int:
+        """Raise the OSError of GetLastError if a function returned 0 (an errcheck of ctypes)."""
         if not result:
             raise ctypes.WinError(ctypes.get_last_error())
         return result
 
     def _nonzero_or_not_connected(result: int, function: Any, arguments: Any) -> int:
-        # An instance whose client never was there, or has been disconnected already.
-        if not result and ctypes.get_last_error() != ERROR_PIPE_NOT_CONNECTED:
-            raise ctypes.WinError(ctypes.get_last_error())
-        return result
+        """Raise as _nonzero() does, except for a pipe instance that has no client."""
+        not_connected = ctypes.get_last_error() == ERROR_PIPE_NOT_CONNECTED
+        return result if not_connected else _nonzero(result, function, arguments)
 
     def _valid_handle(result: int, function: Any, arguments: Any) -> int:
+        """Raise the OSError of GetLastError if a function returned INVALID_HANDLE_VALUE."""
         if result == INVALID_HANDLE_VALUE:
             raise ctypes.WinError(ctypes.get_last_error())
         return result
@@ -5068,29 +5074,23 @@ if sys.platform == "win32":
         function.argtypes = argtypes
         return function
 
-    # Library objects of one's own: prototypes set on ctypes.windll are everybody's.
+    # Own library objects: prototypes set on ctypes.windll would apply to the whole process.
     _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
     _advapi32 = ctypes.WinDLL("advapi32", use_last_error=True)
 
-    # Prototypes as Microsoft's pages give them. The functions of the second group end in the
-    # ordinary course with ERROR_IO_PENDING, ERROR_MORE_DATA and the like, so their callers look at
-    # the error themselves.
     HANDLE, DWORD, BOOL, LPVOID = wintypes.HANDLE, wintypes.DWORD, wintypes.BOOL, wintypes.LPVOID
     LPDWORD, LPOVERLAPPED = wintypes.LPDWORD, ctypes.POINTER(OVERLAPPED)
 
     # fmt: off
+    # Functions that raise OSError, and functions without an error code
     CreateNamedPipeW = _bind(
         _kernel32, "CreateNamedPipeW", HANDLE, _valid_handle,
-        wintypes.LPCWSTR,  # lpName
-        DWORD,  # dwOpenMode
-        DWORD,  # dwPipeMode
-        DWORD,  # nMaxInstances
-        DWORD,  # nOutBufferSize
-        DWORD,  # nInBufferSize
-        DWORD,  # nDefaultTimeOut
-        ctypes.POINTER(SECURITY_ATTRIBUTES),  # lpSecurityAttributes
+        wintypes.LPCWSTR, DWORD, DWORD, DWORD, DWORD, DWORD, DWORD,
+        ctypes.POINTER(SECURITY_ATTRIBUTES),
     )
-    DisconnectNamedPipe = _bind(_kernel32, "DisconnectNamedPipe", BOOL, _nonzero_or_not_connected, HANDLE)
+    DisconnectNamedPipe = _bind(
+        _kernel32, "DisconnectNamedPipe", BOOL, _nonzero_or_not_connected, HANDLE
+    )
     CreateEventW = _bind(
         _kernel32, "CreateEventW", HANDLE, _nonzero, LPVOID, BOOL, BOOL, wintypes.LPCWSTR
     )
@@ -5102,7 +5102,8 @@ if sys.platform == "win32":
         _advapi32, "OpenProcessToken", BOOL, _nonzero, HANDLE, DWORD, ctypes.POINTER(HANDLE)
     )
     GetTokenInformation = _bind(
-        _advapi32, "GetTokenInformation", BOOL, _nonzero, HANDLE, ctypes.c_int, LPVOID, DWORD, LPDWORD
+        _advapi32, "GetTokenInformation", BOOL, _nonzero,
+        HANDLE, ctypes.c_int, LPVOID, DWORD, LPDWORD,
     )
     ConvertSidToStringSidW = _bind(
         _advapi32, "ConvertSidToStringSidW", BOOL, _nonzero, LPVOID, ctypes.POINTER(LPVOID)
@@ -5120,6 +5121,7 @@ if sys.platform == "win32":
         HANDLE, ctypes.c_int, DWORD, LPVOID, LPVOID, LPVOID, LPVOID, ctypes.POINTER(LPVOID),
     )
 
+    # Functions whose callers check the result: pending I/O, for example, is not an error
     WaitNamedPipeW = _bind(_kernel32, "WaitNamedPipeW", BOOL, None, wintypes.LPCWSTR, DWORD)
     ConnectNamedPipe = _bind(_kernel32, "ConnectNamedPipe", BOOL, None, HANDLE, LPOVERLAPPED)
     ReadFile = _bind(
@@ -5152,7 +5154,7 @@ if sys.platform == "win32":
     # fmt: on
 
     def string_sid(sid: Any) -> str:
-        """The ``S-1-5-...`` of the SID at an address."""
+        """Return the SID at an address as text, ``S-1-5-...`` (ConvertSidToStringSidW)."""
         text = LPVOID()
         ConvertSidToStringSidW(sid, ctypes.byref(text))
         try:
@@ -5161,11 +5163,11 @@ if sys.platform == "win32":
             LocalFree(text)
 
     def current_user_sid() -> str:
-        """The account this process runs as, ``S-1-5-...``; OSError if Windows does not tell."""
+        """Return this process's account as a SID (OpenProcessToken, GetTokenInformation)."""
         token = wintypes.HANDLE()
         OpenProcessToken(GetCurrentProcess(), TOKEN_QUERY, ctypes.byref(token))
         try:
-            # TOKEN_USER: a pointer to the SID, then the SID, which has 68 bytes at most.
+            # TOKEN_USER: a pointer to the SID and attributes; then the SID, at most 68 bytes.
             user = (ctypes.c_void_p * 32)()
             length = wintypes.DWORD()
             GetTokenInformation(
@@ -5176,9 +5178,9 @@ if sys.platform == "win32":
             CloseHandle(token)
 
     def security_attributes(sddl: str) -> SECURITY_ATTRIBUTES:
-        """Attributes with the descriptor, to be freed by LocalFree, that an SDDL string tells of.
+        """Return attributes with the descriptor of an SDDL string; LocalFree frees the descriptor.
 
-        :raises OSError: if the string is not one.
+        ConvertStringSecurityDescriptorToSecurityDescriptorW raises OSError for an invalid string.
         """
         descriptor = wintypes.LPVOID()
         ConvertStringSecurityDescriptorToSecurityDescriptorW(
@@ -5187,64 +5189,65 @@ if sys.platform == "win32":
         return SECURITY_ATTRIBUTES(ctypes.sizeof(SECURITY_ATTRIBUTES), descriptor, False)
 
     def sddl_for(access: str) -> str:
-        """The descriptor, as SDDL, that lets those connect, and nobody else serve the name."""
+        """Return SDDL for a name of ACCESS_MODES; add an owner to an SDDL string that has none."""
         sid = current_user_sid()
-        grants = {
+        client_entries = {
             "user": "",
             "admins": f"(A;;{CLIENT_RIGHTS:#x};;;BA)",
-            # Every account, but nobody over the network: that is refused twice. This account comes
-            # before, for a server that is started over SSH is itself a network logon.
+            # All accounts but no network logons, which PIPE_REJECT_REMOTE_CLIENTS also rejects.
             "users": f"(D;;GA;;;NU)(A;;{CLIENT_RIGHTS:#x};;;AU)",
         }
-        if access not in grants:
-            # Without an owner it would be whoever Windows takes for it, whom no client knows.
-            owned = re.match("(G:[^:]*)?O:", access)
-            return access if owned else f"O:{sid}{access}"
-        return f"O:{sid}G:{sid}D:P(A;;GA;;;SY)(A;;GA;;;{sid}){grants[access]}"
+        if access not in client_entries:
+            # Clients verify the owner of the pipe, so Windows must not choose a default.
+            has_owner = re.match("(G:[^:]*)?O:", access)
+            return access if has_owner else f"O:{sid}{access}"
+        # This account comes before the entry that denies network logons, because a server that is
+        # started over SSH is itself a network logon.
+        return f"O:{sid}G:{sid}D:P(A;;GA;;;SY)(A;;GA;;;{sid}){client_entries[access]}"
 
     def effective_access(handle: int) -> tuple[str, list[str]]:
-        """Whose a pipe is and who may use it, as Windows has it in SDDL; and the SIDs of those who
-        could serve its name too, but for this account and those that can do everything.
+        """Return the owner and access list of a pipe in SDDL, and the SIDs with SERVER_RIGHTS.
 
-        :raises OSError: if it does not tell.
+        This account, the owner, SYSTEM and Administrators are left out. Raises OSError if
+        GetSecurityInfo or ConvertSecurityDescriptorToStringSecurityDescriptorW fails.
         """
         descriptor, text, acl = LPVOID(), LPVOID(), LPVOID()
-        wanted = OWNER_SECURITY_INFORMATION | DACL_SECURITY_INFORMATION
+        requested = OWNER_SECURITY_INFORMATION | DACL_SECURITY_INFORMATION
         error = GetSecurityInfo(
-            handle, SE_KERNEL_OBJECT, wanted, None, None, ctypes.byref(acl), None,
+            handle, SE_KERNEL_OBJECT, requested, None, None, ctypes.byref(acl), None,
             ctypes.byref(descriptor),
         )  # fmt: skip
         if error:
             raise ctypes.WinError(error)
         try:
             ConvertSecurityDescriptorToStringSecurityDescriptorW(
-                descriptor, SDDL_REVISION_1, wanted, ctypes.byref(text), None
+                descriptor, SDDL_REVISION_1, requested, ctypes.byref(text), None
             )
             servers = _sids_with_rights(acl.value, SERVER_RIGHTS)
-            trusted = current_user_sid(), OWNER_RIGHTS, *TRUSTED_SIDS
+            trusted = current_user_sid(), OWNER_RIGHTS, SYSTEM, ADMINISTRATORS
             return ctypes.wstring_at(text.value or 0), [s for s in servers if s not in trusted]
         finally:
             LocalFree(text)
             LocalFree(descriptor)
 
     def _sids_with_rights(acl: int | None, rights: int) -> list[str]:
-        # The SIDs that an access list gives one of these rights. No list at all lets everyone.
-        if acl is None:
-            return ["S-1-1-0"]
-        # ACL: AclRevision, Sbz1, AclSize, AceCount, Sbz2. Each entry: AceType, AceFlags, AceSize,
-        # the rights, the SID.
+        """Return the SIDs to which the ACL at an address grants any of the rights."""
+        if acl is None:  # a null ACL grants all rights to everyone
+            return [EVERYONE]
+        # ACL: AclRevision, Sbz1, AclSize, AceCount, Sbz2; then the entries.
+        # Entry: AceType, AceFlags, AceSize, Mask; then the SID.
         count = struct.unpack("<BxHHxx", ctypes.string_at(acl, 8))[2]
-        found, entry = [], acl + 8
+        sids, entry = [], acl + 8
         for _ in range(count):
             kind, flags, size, mask = struct.unpack("<BBHI", ctypes.string_at(entry, 8))
             allows = kind in (ACCESS_ALLOWED_ACE_TYPE, ACCESS_ALLOWED_CALLBACK_ACE_TYPE)
             if allows and not flags & INHERIT_ONLY_ACE and mask & rights:
-                found.append(string_sid(entry + 8))
+                sids.append(string_sid(entry + 8))
             entry += size
-        return found
+        return sids
 
     def program_path(process: int) -> str:
-        """The path of the program that a process runs; "" if it has ended or may not be asked."""
+        """Return the program path of a process or "" (OpenProcess, QueryFullProcessImageNameW)."""
         handle = OpenProcess(PROCESS_QUERY_LIMITED_INFORMATION, False, process)
         if not handle:
             return ""
@@ -5256,10 +5259,6 @@ if sys.platform == "win32":
         finally:
             CloseHandle(handle)
 
-    def milliseconds(timeout: float | None) -> int:
-        """A time limit in seconds as Win32 takes it; None is none."""
-        return INFINITE if timeout is None else min(math.ceil(max(timeout, 0) * 1000), INFINITE - 1)
-
 
 # ----------------------------------------------------------------------------
 # Transports: named pipes on Windows, Unix domain sockets elsewhere
@@ -5267,10 +5266,11 @@ if sys.platform == "win32":
 
 
 def pipe_address(name: str) -> str:
-    r"""Where a pipe of this name is: ``\\.\pipe\NAME``, or .NET's socket of the same name.
+    r"""Return the address of a pipe: ``\\.\pipe\NAME``, or outside Windows the path of a socket.
 
-    The name may be given with ``\\.\pipe\`` before it. Outside Windows one that
-    holds a ``/`` is the path itself.
+    The socket has the name that .NET gives it: ``CoreFxPipe_NAME`` in the directory for
+    temporary files. The name may include the prefix ``\\.\pipe\``. Outside Windows a name that
+    contains a ``/`` is used as the path.
     """
     prefix = "\\\\.\\pipe\\"
     name = name[len(prefix) :] if name.startswith(prefix) else name
@@ -5282,123 +5282,136 @@ def pipe_address(name: str) -> str:
 
 
 class Connection:
-    """One client, as seen by the thread that serves it.
+    """A connection to one client, with the same interface on sockets and named pipes.
 
-    That thread alone calls :meth:`receive`, :meth:`watch`, :meth:`send`,
-    :meth:`flush` and :meth:`close`; the other methods may be called from any
-    thread, at any time, and do nothing once the connection is closed. (Windows
-    cancels what a thread has begun to read when that thread ends.)
+    The thread that serves the client is the connection's own thread. Only this thread calls
+    receive(), wait_for_input(), send(), flush() and close(): Windows cancels a pending read when
+    the thread that started it ends. Any thread may call the other methods at any time.
 
-    What is to reach the client out of turn is pushed; from the first push to
-    the last flush, nothing is sent otherwise.
+    Output goes through send() until the first expect_pushes() or push(). From then on push_mode is
+    true, and all output goes through push() and flush(), so that replies and pushed messages keep
+    their order. With ``whole``, a named pipe sends the bytes as one message, as text replies need.
+
+    ``may_buffer`` is called, without ``_lock``, before input is added to the inbox, with the bytes
+    that the inbox will use. If it returns False, inbox_full is set; the input is still added.
+
+    ``_lock`` guards the outbox, outbox_bytes and _closed; until push_mode is on, only the own
+    thread uses the outbox. push_mode, _interrupted and _write_error are set once and read without
+    ``_lock``. Only the own thread uses all other attributes. Lock order: the keyspace lock before a
+    connection's lock, never the reverse.
     """
 
-    #: Whether a text command is one message, rather than a line.
+    #: True if each message is a text command; False if text commands end with a newline.
     message_mode = False
-    #: What says how long a client may leave its reply lying.
-    limits = Settings()
-    #: Whether the chunk last received is, or ends, a message.
+    #: True if the chunk that receive() returned last ends a message.
     end_of_message = True
-    #: Is asked whether so many bytes may be kept, if there is somebody to ask.
-    room: Callable[[int], bool] | None = None
 
-    def __init__(self, peer: str) -> None:
-        self.peer = peer  #: The client's address, as CLIENT LIST shows it.
-        # Chunks that came before they were asked for, each with its end_of_message.
+    def __init__(self, client_address: str) -> None:
+        self.client_address = client_address  #: As CLIENT LIST shows it.
+        self.push_mode = False
+        # Input that arrived before receive() was called, each chunk with its end_of_message.
         self._inbox: collections.deque[tuple[bytes, bool]] = collections.deque()
-        #: Bytes of memory they take; and whether no more may be kept.
+        #: Bytes of memory that the inbox uses; True if it must not grow further.
         self.inbox_bytes, self.inbox_full = 0, False
-        # What was pushed and not taken yet, each with whether it is to be one message.
+        self._input_ended = False
+        # Output that the system has not accepted yet, each part with its ``whole``.
         self._outbox: collections.deque[tuple[Any, bool]] = collections.deque()
-        #: Bytes of memory that takes.
+        #: Bytes of memory that unsent output uses; 0 if there is none.
         self.outbox_bytes = 0
+        self._sent_at = 0.0  # time.monotonic() when the system last accepted output
+        self._write_error: ConnectionLost | None = None  # why nothing more can be sent
         self._lock = threading.Lock()
         self._closed = self._interrupted = False
 
     def receive(self) -> bytes | None:
-        """The next chunk; b"" for an empty message; None when no more will come."""
+        """Block until input arrives and return it; b"" is an empty message, None is the end."""
         raise NotImplementedError
 
-    def watch(self, timeout: float | None) -> bool:
-        """Wait until wake() or the time-out, and tell whether the client is still there.
+    def wait_for_input(self, timeout: float | None, may_buffer: Callable[[int], bool]) -> bool:
+        """Block until input, wake() or the timeout in seconds, and put the input into the inbox.
 
-        It may return early. What the client sends meanwhile is kept for receive(); one that sends
-        more than can be kept counts as gone.
+        May return early. Returns False if the client has disconnected, the inbox is full, or
+        interrupt() was called.
         """
-        readable = self._wait(timeout)
-        if self._interrupted or not readable:
+        if self._interrupted or not self._wait(timeout):
             return not self._interrupted
-        chunk = self._read_available()
-        if chunk is not None:
-            self._buffer_input(chunk)
-        return chunk is not None and not self.inbox_full
+        return self._fill_inbox(may_buffer) and not self.inbox_full
 
-    def send(self, data: bytes, whole: bool = True) -> None:
-        """Send bytes; on a pipe as one message, unless ``whole`` is false.
-
-        While the client does not take it, what the client sends is kept for receive(), up to
-        BACKLOG bytes and as :meth:`room` allows: one that sends many commands before it reads a
-        reply would else wait for the server, which waits for it.
-
-        :raises ConnectionLost: if the client is gone, or does not take it within
-            ``reply_timeout`` seconds.
-        """
-        raise NotImplementedError
-
-    def flush(self) -> None:
-        """Wait until the client has taken what was pushed, as send() does.
-
-        :raises ConnectionLost: as send().
-        """
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """End the connection; what was sent can still be read by the client. Again is harmless."""
+    def send(self, data: bytes, whole: bool = True) -> bool:
+        """Send without blocking; return False if flush() must follow. May raise ConnectionLost."""
         raise NotImplementedError
 
     def push(self, data: bytes, whole: bool = True) -> None:
-        """Send bytes without waiting: what the client does not take at once is kept, in order.
-
-        The connection's own thread sends that later, in whatever it waits.
-        """
+        """Send without blocking; the own thread sends the rest whenever it waits."""
         raise NotImplementedError
+
+    def flush(self, timeout: float, may_buffer: Callable[[int], bool]) -> None:
+        """Block until all output is sent, and put input that arrives meanwhile into the inbox.
+
+        Otherwise a client that writes many commands before it reads a reply would block for ever.
+
+        :param timeout: seconds; each part of the output that the client accepts restarts them.
+        :raises ConnectionLost: after the timeout, or if the client has disconnected.
+        """
+        self._sent_at = time.monotonic()
+        while self.outbox_bytes:
+            remaining = self._sent_at + timeout - time.monotonic()
+            if remaining <= 0:
+                raise ConnectionLost(f"the client did not read its reply within {timeout:g} s")
+            if self._wait(remaining, not (self.inbox_full or self._input_ended)):
+                self._fill_inbox(may_buffer)
+        if self._write_error is not None:
+            raise self._write_error
 
     def expect_pushes(self) -> None:
-        """Let receive() from now on be where a push can wake it, as after the first push."""
+        """Turn push_mode on, so that push() can wake the own thread in its next receive()."""
+        self.push_mode = True
 
     def is_connected(self) -> bool:
-        """Whether the client has its end open still."""
-        raise NotImplementedError
-
-    def wake(self) -> None:
-        """End the watch() under way, or the next one."""
-        raise NotImplementedError
-
-    def interrupt(self) -> None:
-        """Let the receive() under way, and every later one, return None."""
-        raise NotImplementedError
-
-    def abort(self) -> None:
-        """Interrupt, and let a send() under way fail too."""
+        """Return True while the client has its end open."""
         raise NotImplementedError
 
     def process(self) -> tuple[int, str]:
-        """The client's process id and the path of its program; 0 and "" where it is not told."""
+        """Return the client's process id and program path, or 0 and "". Not after close()."""
         return 0, ""
 
-    def _wait(self, timeout: float | None) -> bool:
-        # Until _take_chunk() has a result (True), or wake(), the time-out, or something pushed was
-        # taken (False).
+    def wake(self) -> None:
+        """End the wait_for_input() in progress, or the next wait of the own thread."""
+        raise NotImplementedError
+
+    def interrupt(self) -> None:
+        """Make receive() return None, now and later, once the inbox is empty."""
+        self._interrupted = True
+        self.wake()
+
+    def abort(self) -> None:
+        """Interrupt, and make send() and flush() raise ConnectionLost, now and later."""
+        self._write_error = self._write_error or ConnectionLost("aborted by the server")
+        self.interrupt()
+
+    def close(self) -> None:
+        """Close the connection; the client can still read what was sent. May be called twice."""
+        raise NotImplementedError
+
+    def _wait(self, timeout: float | None, reading: bool = True) -> bool:
+        """Block until input arrives (True), or until wake(), the timeout or a send (False)."""
         raise NotImplementedError
 
     def _read_available(self) -> bytes | None:
+        """Return the input that has arrived, or None at its end."""
         raise NotImplementedError
 
-    def _buffer_input(self, chunk: bytes) -> None:
-        self._inbox.append((chunk, self.end_of_message))
+    def _fill_inbox(self, may_buffer: Callable[[int], bool]) -> bool:
+        """Add the input that has arrived to the inbox; return False at its end."""
+        chunk = self._read_available()
+        if chunk is None:
+            self._input_ended = True
+            return False
         self.inbox_bytes += len(chunk) + CHUNK_OVERHEAD
-        room = self.room is None or self.room(self.inbox_bytes)
-        self.inbox_full = self.inbox_bytes > MAX_INBOX or not room
+        allowed = may_buffer(self.inbox_bytes)
+        self.inbox_full = self.inbox_bytes > MAX_INBOX or not allowed
+        self._inbox.append((chunk, self.end_of_message))
+        return True
 
     def _next_buffered(self) -> bytes:
         chunk, self.end_of_message = self._inbox.popleft()
@@ -5410,74 +5423,68 @@ class Connection:
         self._outbox.append((data, whole))
         self.outbox_bytes += len(data) + CHUNK_OVERHEAD
 
+    def _requeue(self, data: Any, whole: bool) -> None:
+        self._outbox.appendleft((data, whole))
+        self.outbox_bytes += len(data) + CHUNK_OVERHEAD
+
     def _dequeue(self) -> tuple[Any, bool]:
-        # The next to be sent; of a stream, several at once if they are short.
+        """Remove the next output; join small pieces, but no whole messages of a pipe."""
         data, whole = self._outbox.popleft()
-        self.outbox_bytes -= len(data) + CHUNK_OVERHEAD
         parts, size = [data], len(data)
         while self._outbox and not (self.message_mode and (whole or self._outbox[0][1])):
             size += len(self._outbox[0][0])
             if size > CHUNK_SIZE:
                 break
             parts.append(self._outbox.popleft()[0])
-            self.outbox_bytes -= len(parts[-1]) + CHUNK_OVERHEAD
+        self.outbox_bytes -= sum(len(part) + CHUNK_OVERHEAD for part in parts)
         return (b"".join(parts) if len(parts) > 1 else data), whole
-
-    def _requeue(self, data: Any, whole: bool = False) -> None:
-        self._outbox.appendleft((data, whole))
-        self.outbox_bytes += len(data) + CHUNK_OVERHEAD
 
 
 class Listener:
-    """Where clients connect. accept() may be called by several threads at once.
+    """The server's end of an address. Several threads may call accept() at once.
 
     :raises AddressInUse: if another program serves the address.
-    :raises TransportError: if it cannot be served, or on Windows not be made safe.
+    :raises TransportError: if the address cannot be served, or not be protected (Windows).
     """
 
-    #: Whether the system lets other accounts of this machine connect; and what tells one from
-    #: another, as a message says it.
+    #: True if all accounts of this machine can connect; the word for the address in messages.
     open_to_all, address_word = False, "name"
 
     def __init__(self, address: str) -> None:
         self.address = address
-        #: Who can connect, as the system says it.
+        #: The security descriptor on Windows; the mode and owner of a Unix socket.
         self.access = ""
-        #: Who could serve the address as well, but should not.
+        #: SIDs of other accounts that can also serve the name (Windows).
         self.other_servers: list[str] = []
 
     def accept(self) -> Connection | None:
-        """The next client, or None after interrupt().
-
-        :raises OSError: if the system cannot give what a connection needs just now.
-        """
+        """Block until a client connects, or return None after interrupt(); may raise OSError."""
         raise NotImplementedError
 
     def interrupt(self) -> None:
-        """Let every accept(), under way or to come, return None. From any thread."""
+        """Make accept() return None, now and later, in all threads."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Give the name free. Only when no thread is in accept() any more."""
+        """Release the address. No thread may still be in accept()."""
         raise NotImplementedError
 
+    def _address_in_use(self) -> AddressInUse:
+        advice = f"stop it or choose another {self.address_word}"
+        return AddressInUse(f"{self.address} is already served by another program; {advice}")
 
-def _reply_timed_out(limits: Settings) -> ConnectionLost:
-    return ConnectionLost(f"the client did not take its reply within {limits.reply_timeout:g} s")
+    def _cannot_serve(self, reason: object, advice: str = "") -> TransportError:
+        advice = advice or f"choose another {self.address_word}"
+        return TransportError(f"Cannot serve {self.address} ({reason}); {advice}")
 
 
-def _address_in_use(listener: Listener) -> AddressInUse:
-    advice = f"stop that one or choose another {listener.address_word}"
-    return AddressInUse(f"{listener.address} is served by another program already; {advice}")
-
-
-# What keeps one call from waiting. Where there is no such thing (Windows), the socket never waits.
+# The flag for one non-blocking call. Windows has none, so sockets are always non-blocking there.
 _DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
 def _ready(wanted: dict[socket.socket, int], timeout: float | None) -> dict[socket.socket, int]:
-    # Wait for the sockets' events; which came, by socket, nothing after the timeout.
+    """Block until a socket is ready or the timeout is over; return the events of ready sockets."""
     with _Selector() as selector:
         for each, events in wanted.items():
             selector.register(each, events)
@@ -5486,65 +5493,60 @@ def _ready(wanted: dict[socket.socket, int], timeout: float | None) -> dict[sock
 
 
 class SocketConnection(Connection):
-    """A client of a Unix domain socket or of a TCP port."""
+    """A client of a Unix domain socket or of a TCP port.
 
-    def __init__(self, client: socket.socket, peer: str) -> None:
-        super().__init__(peer)
+    ``_lock`` also guards _waker and _wake_sent. Only the own thread uses _buffer.
+    """
+
+    def __init__(self, client: socket.socket, client_address: str) -> None:
+        super().__init__(client_address)
         self._socket = client
         self._socket.setblocking(bool(_DONTWAIT))
-        # One place to receive into: new ones of this size each time, of which little is kept, would
-        # leave the process's memory in pieces. What a client never fills of it takes none.
+        # One buffer for all reads: to allocate CHUNK_SIZE for each read and keep a few bytes of it
+        # would fragment the memory. Pages of the mapping that were never written use no memory.
         self._buffer = mmap.mmap(-1, CHUNK_SIZE)
-        self._wake_sent = self._pushed = False
-        self._input_ended = False  # the client sends no more
+        # wake() writes to the second socket to end _wait(), which polls the first. _wait() creates
+        # them, because most threads only wait in recv().
         self._waker: tuple[socket.socket, socket.socket] | None = None
+        self._wake_sent = False
 
     def receive(self) -> bytes | None:
         if self._inbox:
             return self._next_buffered()
         while not self._interrupted:
-            try:
-                # Who may be pushed to must be where a push that is not taken can wake it.
-                if not self._pushed or self._wait(None):
-                    return self._buffer[: self._socket.recv_into(self._buffer)] or None
-            except BlockingIOError:
-                self._wait(None)
-            except OSError as error:
-                log.debug("Receiving failed: %s", error)
-                break
+            if _DONTWAIT and not self.push_mode:
+                return self._read_available(0)
+            if self._wait(None):  # unlike recv(), this ends at wake()
+                return self._read_available()
         return None
 
-    def _read_available(self) -> bytes | None:
+    def _read_available(self, flags: int = _DONTWAIT) -> bytes | None:
         try:
-            return self._buffer[: self._socket.recv_into(self._buffer, 0, _DONTWAIT)] or None
+            return self._buffer[: self._socket.recv_into(self._buffer, 0, flags)] or None
         except BlockingIOError:
             return b""
-        except OSError:
+        except OSError as error:
+            log.debug("Cannot receive from %s: %s", self.client_address, error)
             return None
 
-    def _wait(self, timeout: float | None) -> bool:
-        if self._interrupted:  # its wake() may be spent, and Wine does not tell of SHUT_RD
-            return True
+    def _wait(self, timeout: float | None, reading: bool = True) -> bool:
         with self._lock:
             if self._waker is None:
                 self._waker = socket.socketpair()
                 if self._wake_sent:
                     self._waker[1].send(b"\0")
             waker = self._waker[0]
-            wanted = {self._socket: self._events(), waker: selectors.EVENT_READ}
-        happened = _ready(wanted, timeout)
-        events = happened.get(self._socket, 0)
-        if waker in happened or events & selectors.EVENT_WRITE:
+            wanted = selectors.EVENT_READ if reading else 0
+            wanted |= selectors.EVENT_WRITE if self._outbox else 0
+        ready = _ready({self._socket: wanted, waker: selectors.EVENT_READ}, timeout)
+        events = ready.get(self._socket, 0)
+        if waker in ready or events & selectors.EVENT_WRITE:
             with self._lock:
-                if waker in happened:
+                if waker in ready:
                     waker.recv(1)
                     self._wake_sent = False
-                with contextlib.suppress(ConnectionLost):  # to be received, too
-                    self._send_some()
-        return bool(events & selectors.EVENT_READ) or self._interrupted
-
-    def _events(self) -> int:
-        return selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outbox else 0)
+                self._send_queued()
+        return bool(events & selectors.EVENT_READ)
 
     def is_connected(self) -> bool:
         with self._lock:
@@ -5559,80 +5561,54 @@ class SocketConnection(Connection):
     def process(self) -> tuple[int, str]:
         if sys.platform != "linux" or self._socket.family != socket.AF_UNIX:
             return 0, ""
-        size = struct.calcsize("3i")
-        option = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-        process: int = struct.unpack("3i", option)[0]
+        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        process: int = struct.unpack("3i", credentials)[0]
         try:
             return process, os.readlink(f"/proc/{process}/exe")
-        except OSError:  # it has ended, or is another user's
+        except OSError:  # the process has ended, or belongs to another user
             return process, ""
 
-    def send(self, data: bytes, whole: bool = True) -> None:
+    def send(self, data: bytes, whole: bool = True) -> bool:
         sent = self._send_now(data)
-        if sent < len(data):
-            with self._lock:
-                self._queue(memoryview(data)[sent:], whole)
-            self.flush()
+        if self._write_error is not None:
+            raise self._write_error
+        if sent == len(data):
+            return True
+        with self._lock:
+            self._queue(memoryview(data)[sent:], whole)
+        return False
 
     def push(self, data: bytes, whole: bool = True) -> None:
         with self._lock:
-            self._pushed = True
+            self.push_mode = True
             if self._closed:
                 return
-            sent = 0
-            if not self._outbox:
-                try:
-                    sent = self._send_now(data)
-                except ConnectionLost:  # receive() will tell
-                    return
-                if sent == len(data):
-                    return
-            # Of what was published, all that receive it have the same bytes.
+            sent = 0 if self._outbox else self._send_now(data)
+            if sent == len(data):
+                return
+            # A view, because all subscribers of a channel share the bytes of a message.
             self._queue(memoryview(data)[sent:], whole)
         self.wake()
 
-    def expect_pushes(self) -> None:
-        self._pushed = True
-
     def _send_now(self, data: bytes) -> int:
+        """Return how many bytes the system accepts now; all if the client has disconnected."""
         try:
             return self._socket.send(data, _DONTWAIT)
         except BlockingIOError:
             return 0
         except OSError as error:
-            raise ConnectionLost(f"the client is gone: {error}") from error
+            self._write_error = self._write_error or ConnectionLost(error.strerror or str(error))
+            return len(data)
 
-    def _send_some(self) -> bool:
-        # Of the outbox, as much as the client takes now; whether it takes anything.
-        taken = False
+    def _send_queued(self) -> None:
         while self._outbox:
             data, whole = self._dequeue()
             sent = self._send_now(data)
-            taken = taken or sent > 0
+            if sent:
+                self._sent_at = time.monotonic()
             if sent < len(data):
                 self._requeue(memoryview(data)[sent:], whole)
                 break
-        return taken
-
-    def flush(self) -> None:
-        deadline = time.monotonic() + self.limits.reply_timeout
-        while self._outbox:
-            with self._lock:
-                events = self._events()
-            if self.inbox_full or self._input_ended:
-                events &= ~selectors.EVENT_READ
-            happened = _ready({self._socket: events}, deadline - time.monotonic())
-            if not happened:
-                raise _reply_timed_out(self.limits)
-            if happened[self._socket] & selectors.EVENT_READ:
-                chunk = self._read_available()
-                self._input_ended = chunk is None
-                if chunk:
-                    self._buffer_input(chunk)
-            if happened[self._socket] & selectors.EVENT_WRITE:
-                with self._lock:
-                    if self._send_some():
-                        deadline = time.monotonic() + self.limits.reply_timeout
 
     def close(self) -> None:
         with self._lock:
@@ -5644,61 +5620,59 @@ class SocketConnection(Connection):
 
     def wake(self) -> None:
         with self._lock:
-            if self._closed or self._wake_sent:
-                return
-            self._wake_sent = True
-            if self._waker is not None:
-                self._waker[1].send(b"\0")
+            if not self._closed and not self._wake_sent:
+                self._wake_sent = True
+                if self._waker is not None:
+                    self._waker[1].send(b"\0")
 
     def interrupt(self) -> None:
-        self._shutdown(socket.SHUT_RD)
+        super().interrupt()
+        self._shut_down(socket.SHUT_RD)
 
     def abort(self) -> None:
-        self._shutdown(socket.SHUT_RDWR)
+        super().abort()
+        self._shut_down(socket.SHUT_RDWR)
 
-    def _shutdown(self, how: int) -> None:
-        self._interrupted = True
-        with self._lock, contextlib.suppress(OSError):  # not connected any more
+    def _shut_down(self, how: int) -> None:
+        with self._lock, contextlib.suppress(OSError):  # the client has disconnected
             if not self._closed:
                 self._socket.shutdown(how)
-        self.wake()
 
 
 class SocketListener(Listener):
-    """A socket that listens; a subclass binds it."""
+    """A listening socket; a subclass binds it."""
 
-    def __init__(self, address: str, listening: socket.socket) -> None:
+    def __init__(self, address: str, listening_socket: socket.socket) -> None:
         super().__init__(address)
-        self._accepting = threading.Lock()
-        self._socket = listening
-        self._interrupted, self._interruptor = socket.socketpair()
+        self._accept_lock = threading.Lock()
+        self._socket = listening_socket
+        self._interrupt_reader, self._interrupt_writer = socket.socketpair()
         try:
-            self._bind()
+            self._bind_socket()
             self._socket.listen(1024)
             self._socket.setblocking(False)
-        except BaseException as error:
+        except OSError as error:
             SocketListener.close(self)
-            if not isinstance(error, OSError):
-                raise
-            # Windows: WSAEACCES, for a port that another program holds for itself.
-            held = sys.platform == "win32" and isinstance(error, PermissionError)
-            if held or error.errno == errno.EADDRINUSE:
-                raise _address_in_use(self) from None
-            advice = f"choose another {self.address_word}"
-            raise TransportError(f"Cannot serve {address}: {error}; {advice}") from error
+            # Windows reports a port that another program uses exclusively as WSAEACCES.
+            denied = sys.platform == "win32" and isinstance(error, PermissionError)
+            if denied or error.errno == errno.EADDRINUSE:
+                raise self._address_in_use() from None
+            raise self._cannot_serve(error) from error
+        except BaseException:
+            SocketListener.close(self)
+            raise
 
-    def _bind(self) -> None:
+    def _bind_socket(self) -> None:
         raise NotImplementedError
 
     def accept(self) -> Connection | None:
-        # One thread at a time waits for the socket: were all of them to, each client would wake
-        # them all.
-        with self._accepting:
+        # Only one thread waits for the socket; otherwise each new client would wake all threads.
+        with self._accept_lock:
             while True:
-                both = dict.fromkeys((self._socket, self._interrupted), selectors.EVENT_READ)
-                if self._interrupted in _ready(both, None):
+                both = dict.fromkeys((self._socket, self._interrupt_reader), selectors.EVENT_READ)
+                if self._interrupt_reader in _ready(both, None):
                     return None
-                # A client may have left again.
+                # The client may have disconnected before accept().
                 with contextlib.suppress(BlockingIOError, ConnectionError):
                     client, peer = self._socket.accept()
                     host, port = peer if isinstance(peer, tuple) else (self.address, 0)
@@ -5706,16 +5680,16 @@ class SocketListener(Listener):
 
     def interrupt(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            self._interruptor.setblocking(False)
-            self._interruptor.send(b"\0")
+            self._interrupt_writer.setblocking(False)
+            self._interrupt_writer.send(b"\0")
 
     def close(self) -> None:
-        for end in (self._socket, self._interrupted, self._interruptor):
-            end.close()
+        for each in (self._socket, self._interrupt_reader, self._interrupt_writer):
+            each.close()
 
 
 class TCPListener(SocketListener):
-    """A port of 127.0.0.1, which any account of this machine can connect to."""
+    """A port of 127.0.0.1, which all accounts of this machine can connect to."""
 
     open_to_all, address_word = True, "port"
 
@@ -5723,10 +5697,10 @@ class TCPListener(SocketListener):
         self._port = port
         super().__init__(f"127.0.0.1:{port}", socket.socket(socket.AF_INET))
 
-    def _bind(self) -> None:
-        # On Windows SO_REUSEADDR would let another program take the port as well.
-        exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", None)
-        option = socket.SO_REUSEADDR if exclusive is None else exclusive
+    def _bind_socket(self) -> None:
+        # SO_REUSEADDR allows a restart while old connections are in TIME_WAIT; on Windows it would
+        # also let another program bind the same port.
+        option = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
         self._socket.setsockopt(socket.SOL_SOCKET, option, 1)
         self._socket.bind(("127.0.0.1", self._port))
 
@@ -5734,36 +5708,38 @@ class TCPListener(SocketListener):
 if sys.platform == "win32":
 
     class _PipeInstance:
-        # One server end of the pipe, with what its operations need: kept from client to client.
+        """A server handle of the pipe and the events of its operations, reused for many clients."""
 
         def __init__(self, handle: int) -> None:
             self.handle = handle
-            self.reading = OVERLAPPED()
-            self.writing = OVERLAPPED()
-            self.wake = None
+            self.reading, self.writing = OVERLAPPED(), OVERLAPPED()
+            self.wake_event = None
             try:
                 self.reading.hEvent = CreateEventW(None, True, False, None)
                 self.writing.hEvent = CreateEventW(None, True, False, None)
-                self.wake = CreateEventW(None, False, False, None)
+                self.wake_event = CreateEventW(None, False, False, None)
             except BaseException:
                 self.close()
                 raise
 
         def cancel(self, overlapped: OVERLAPPED) -> bool:
-            """End an operation, and tell whether it was done before that."""
+            """Cancel an operation and wait for its end; return True if it succeeded before."""
             CancelIoEx(self.handle, ctypes.byref(overlapped))
-            # Until this has returned, the system may write to the buffer and the structure.
-            count = wintypes.DWORD()
-            operation, accounted = ctypes.byref(overlapped), ctypes.byref(count)
-            return bool(GetOverlappedResult(self.handle, operation, accounted, True))
+            # Windows may write to the buffer and the structure until GetOverlappedResult returns.
+            operation, count = ctypes.byref(overlapped), ctypes.byref(wintypes.DWORD())
+            return bool(GetOverlappedResult(self.handle, operation, count, True))
 
         def close(self) -> None:
-            for handle in (self.handle, self.reading.hEvent, self.writing.hEvent, self.wake):
+            for handle in (self.handle, self.reading.hEvent, self.writing.hEvent, self.wake_event):
                 if handle:
                     CloseHandle(handle)
 
     class PipeConnection(Connection):
-        """A client of a named pipe."""
+        """A client of a named pipe.
+
+        ``_lock`` also guards _pending_write; until push_mode is on, only the own thread writes.
+        Only the own thread uses _buffer, _read_pending and _disconnected.
+        """
 
         message_mode = True
 
@@ -5772,38 +5748,42 @@ if sys.platform == "win32":
             self._instance, self._listener, self._handle = instance, listener, instance.handle
             self._reading = ctypes.byref(instance.reading)
             self._writing = ctypes.byref(instance.writing)
-            read, written = instance.reading.hEvent, instance.writing.hEvent
-            self._read_wake_or_write = (wintypes.HANDLE * 3)(read, instance.wake, written)
-            self._write_or_read = (wintypes.HANDLE * 2)(written, read)
-            self._counted = ctypes.byref(wintypes.DWORD())
+            # _wait() skips the first event if no write is pending, and the last to ignore input.
+            written, read = instance.writing.hEvent, instance.reading.hEvent
+            self._events = (wintypes.HANDLE * 3)(written, instance.wake_event, read)
+            self._transferred = ctypes.byref(wintypes.DWORD())
             self._buffer = ctypes.create_string_buffer(CHUNK_SIZE)
             self._view = memoryview(self._buffer)
-            self._read_pending = False  # a ReadFile was called whose outcome was not fetched yet
-            self._pending_write: bytes | None = None  # what a WriteFile under way sends
-            self._disconnected = self._aborted = False
+            self._read_pending = False  # ReadFile was called, and its result was not used yet
+            self._pending_write: bytes | None = None  # the data of a WriteFile in progress
+            self._disconnected = False
 
         def receive(self) -> bytes | None:
             if self._inbox:
                 return self._next_buffered()
-            while not self._wait(None):
-                if self._interrupted:
-                    return None
-            return self._read_available()
+            while not self._interrupted:
+                if self._wait(None):
+                    return self._read_available()
+            return None
 
-        def _wait(self, timeout: float | None) -> bool:
-            if self._interrupted:
-                return False
-            if self._start_read():
+        def _wait(self, timeout: float | None, reading: bool = True) -> bool:
+            # If a write is pending, wait even when input is there, to see the end of the write.
+            if reading and self._start_read() and self._pending_write is None:
                 return True
-            count = 2 if self._pending_write is None else 3
-            limit = INFINITE if timeout is None else milliseconds(timeout)
-            which = WaitForMultipleObjects(count, self._read_wake_or_write, False, limit)
-            if which == WAIT_OBJECT_0 + 2:
+            first = 1 if self._pending_write is None else 0
+            count = (3 if reading else 2) - first
+            events = ctypes.byref(self._events, first * ctypes.sizeof(wintypes.HANDLE))
+            limit = INFINITE
+            if timeout is not None:
+                limit = math.ceil(min(max(timeout, 0), MAX_WAIT) * 1000)
+            result = WaitForMultipleObjects(count, events, False, limit)
+            signaled = first + result - WAIT_OBJECT_0
+            if signaled == 0:
                 self._finish_write()
-            return bool(which == WAIT_OBJECT_0)
+            return bool(signaled == 2)
 
         def _start_read(self) -> bool:
-            # Whether there is an outcome already.
+            """Call ReadFile unless a read is pending; return True if it has a result at once."""
             if self._read_pending or self._disconnected:
                 return self._disconnected
             self._read_pending = True
@@ -5820,15 +5800,14 @@ if sys.platform == "win32":
             if self._disconnected:
                 return None
             self._read_pending = False
-            # GetOverlappedResult looks at the same two fields, but as a foreign call it hands the
-            # interpreter to another thread.
-            operation = self._instance.reading
-            status = operation.Internal & 0xFFFFFFFF
+            # GetOverlappedResult reads the same two fields, but ctypes releases the GIL for a call
+            # of it, and the thread may wait some milliseconds to get the GIL back.
+            status = self._instance.reading.Internal & 0xFFFFFFFF
             self.end_of_message = status == STATUS_SUCCESS
             if status not in (STATUS_SUCCESS, STATUS_BUFFER_OVERFLOW):
                 self._disconnected = True
                 return None
-            return self._view[: operation.InternalHigh].tobytes()
+            return self._view[: self._instance.reading.InternalHigh].tobytes()
 
         def is_connected(self) -> bool:
             with self._lock:
@@ -5842,94 +5821,65 @@ if sys.platform == "win32":
                 return 0, ""
             return process.value, program_path(process.value)
 
-        def send(self, data: bytes, whole: bool = True) -> None:
-            if self._aborted:
-                raise ConnectionLost("the server is stopping")
-            if len(data) <= MAX_WRITE or whole:
-                if WriteFile(self._handle, data, len(data), None, self._writing):
-                    return
-                self._write_started(data)
-            else:
-                with self._lock:
-                    self._queue(data, whole)
-                    self._write_queued()
-            self.flush()
+        def send(self, data: bytes, whole: bool = True) -> bool:
+            if self._write_error is None:
+                if whole or len(data) <= MAX_WRITE:
+                    self._write(data)
+                else:
+                    with self._lock:
+                        self._queue(data, whole)
+                        self._write_queued()
+            if self._write_error is not None:
+                raise self._write_error
+            return self._pending_write is None
 
         def push(self, data: bytes, whole: bool = True) -> None:
             with self._lock:
-                if self._closed:
+                self.push_mode = True
+                if self._closed or self._write_error is not None:
                     return
                 self._queue(data, whole)
-                if self._pending_write is None:
-                    with contextlib.suppress(ConnectionLost):  # receive() will tell
-                        self._write_queued()
-                waiting = self._pending_write is not None
-            if waiting:
-                self.wake()
+                self._write_queued()
+                if self._pending_write is None and self._write_error is None:
+                    return
+            self.wake()
 
         def _write_queued(self) -> None:
-            # Under the lock, when no write is under way: send until one has to wait.
+            """Write from the outbox until a write is pending. The caller holds the lock."""
             while self._outbox and self._pending_write is None:
                 data, whole = self._dequeue()
                 if len(data) > MAX_WRITE and not whole:
-                    self._requeue(memoryview(data)[MAX_WRITE:])
+                    self._requeue(memoryview(data)[MAX_WRITE:], whole)
                     data = data[:MAX_WRITE]
-                data = bytes(data)
-                if not WriteFile(self._handle, data, len(data), None, self._writing):
-                    self._write_started(data)
+                self._write(bytes(data))
 
-        def _write_started(self, data: bytes) -> None:
-            error = ctypes.get_last_error()
-            if error != ERROR_IO_PENDING:
-                raise self._write_failed(error, data)
-            self._pending_write = data
-            self.outbox_bytes += len(data)
+        def _write(self, data: bytes) -> None:
+            if not WriteFile(self._handle, data, len(data), None, self._writing):
+                error = ctypes.get_last_error()
+                if error == ERROR_IO_PENDING:
+                    self._pending_write = data
+                    self.outbox_bytes += len(data) + CHUNK_OVERHEAD
+                else:
+                    self._fail_writes(error)
 
         def _finish_write(self) -> None:
-            # The outcome of a write that has ended, and what was waiting behind it.
+            """Check the result of the write that has ended, then write from the outbox."""
             with self._lock:
-                data, self._pending_write = self._pending_write, None
-                if data is not None:
-                    self.outbox_bytes -= len(data)
-                    done = GetOverlappedResult(self._handle, self._writing, self._counted, False)
-                    if not done:
-                        raise self._write_failed(ctypes.get_last_error(), data)
+                self.outbox_bytes -= len(self._pending_write or b"") + CHUNK_OVERHEAD
+                self._pending_write = None
+                if GetOverlappedResult(self._handle, self._writing, self._transferred, False):
+                    self._sent_at = time.monotonic()
                     self._write_queued()
+                else:
+                    self._fail_writes(ctypes.get_last_error())
 
-        def _write_failed(self, error: int, data: bytes) -> ConnectionLost:
+        def _fail_writes(self, error: int) -> None:
+            """Discard the output and end the input, because part of a message may be lost."""
             self._outbox.clear()
             self.outbox_bytes = 0
-            self._disconnected = error in (
-                ERROR_BROKEN_PIPE,
-                ERROR_NO_DATA,
-                ERROR_PIPE_NOT_CONNECTED,
-            )
-            what = (
-                "the client is gone"
-                if self._disconnected
-                else f"a reply of {len(data)} bytes failed"
-            )
-            return ConnectionLost(f"{what}: {ctypes.FormatError(error).strip()}")
-
-        def flush(self) -> None:
-            deadline = time.monotonic() + self.limits.reply_timeout
-            while self._pending_write is not None:
-                watched = 1
-                if not (self.inbox_full or self._disconnected):
-                    self._start_read()
-                    watched += not self._disconnected
-                left = milliseconds(deadline - time.monotonic())
-                which = WaitForMultipleObjects(watched, self._write_or_read, False, left)
-                if which == WAIT_OBJECT_0:
-                    self._finish_write()
-                    deadline = time.monotonic() + self.limits.reply_timeout
-                elif which == WAIT_OBJECT_0 + 1:
-                    chunk = self._read_available()
-                    if chunk is not None:
-                        self._buffer_input(chunk)
-                elif not self._instance.cancel(self._instance.writing):
-                    self._pending_write = None
-                    raise _reply_timed_out(self.limits)
+            reason = f"cannot write: {ctypes.FormatError(error).strip()}"
+            self._write_error = self._write_error or ConnectionLost(reason)
+            self._interrupted = True
 
         def close(self) -> None:
             with self._lock:
@@ -5945,23 +5895,22 @@ if sys.platform == "win32":
         def wake(self) -> None:
             with self._lock:
                 if not self._closed:
-                    SetEvent(self._instance.wake)
-
-        def interrupt(self) -> None:
-            self._interrupted = True
-            self.wake()
+                    SetEvent(self._instance.wake_event)
 
         def abort(self) -> None:
-            self._aborted = True
-            self.interrupt()
+            super().abort()
             with self._lock:
                 if not self._closed:
                     CancelIoEx(self._handle, self._writing)
 
     class PipeListener(Listener):
-        """A named pipe, on this machine alone.
+        """A named pipe, for clients of this machine only.
 
-        :param access: for whom, one of ACCESS or an SDDL string.
+        :param access: who can connect: a name of ACCESS_MODES, or an SDDL string.
+
+        At least one instance always exists, so that no other program can create a pipe of the same
+        name. ``_lock`` guards _interrupted and _idle_instances, and no other lock is acquired while
+        it is held.
         """
 
         def __init__(self, address: str, access: str = "user") -> None:
@@ -5972,53 +5921,46 @@ if sys.platform == "win32":
             try:
                 self._security = security_attributes(sddl_for(access))
             except OSError as error:
-                what = f"Cannot restrict {address} to {access!r}, so it is not opened: {error}"
-                if access not in ACCESS_MODES:
-                    what += f" (correct the SDDL string, or use one of {', '.join(ACCESS_MODES)})"
-                raise TransportError(what) from error
-            self._interruption = CreateEventW(None, True, False, None)
+                advice = f"use one of {', '.join(ACCESS_MODES)}, or a valid SDDL string"
+                raise self._cannot_serve(f"access {access!r}: {error}", advice) from error
+            self._interrupt_event = CreateEventW(None, True, False, None)
             try:
-                self._idle_instances.append(self._create_first())
-                self.access, self.other_servers = self._read_access()
-                self._check_second_instance()
+                self._idle_instances.append(self._create_first_instance())
+                self._check_access()
             except BaseException:
                 self.close()
                 raise
 
-        def _create_first(self) -> _PipeInstance:
-            # FILE_FLAG_FIRST_PIPE_INSTANCE is the guard; Wine ignores it, so look first.
-            taken = WaitNamedPipeW(self.address, NMPWAIT_NOWAIT)
-            if taken or ctypes.get_last_error() == ERROR_SEM_TIMEOUT:
-                raise _address_in_use(self)
+        def _create_first_instance(self) -> _PipeInstance:
+            # FILE_FLAG_FIRST_PIPE_INSTANCE fails if the name is in use. Wine ignores the flag, so
+            # WaitNamedPipeW looks for the name first.
+            found = WaitNamedPipeW(self.address, NMPWAIT_NOWAIT)
+            if found or ctypes.get_last_error() == ERROR_SEM_TIMEOUT:
+                raise self._address_in_use()
             try:
-                return _PipeInstance(self._create(FILE_FLAG_FIRST_PIPE_INSTANCE))
+                return _PipeInstance(self._create_instance(FILE_FLAG_FIRST_PIPE_INSTANCE))
             except OSError as error:
                 if error.winerror in (ERROR_ACCESS_DENIED, ERROR_PIPE_BUSY):
-                    raise _address_in_use(self) from None
-                advice = "choose another name"
-                raise TransportError(f"Cannot serve {self.address}: {error}; {advice}") from error
+                    raise self._address_in_use() from None
+                raise self._cannot_serve(error) from error
 
-        def _read_access(self) -> tuple[str, list[str]]:
+        def _check_access(self) -> None:
+            """Read the effective descriptor, and raise unless a second instance can be created."""
             try:
-                return effective_access(self._idle_instances[0].handle)
+                self.access, self.other_servers = effective_access(self._idle_instances[0].handle)
             except OSError as error:
-                what = f"Cannot see who may connect to {self.address}, so it is not opened: {error}"
-                raise TransportError(what) from error
-
-        def _check_second_instance(self) -> None:
-            # The first instance of a pipe is asked for nothing; the others need a right.
+                raise self._cannot_serve(f"cannot read its access list: {error}") from error
             try:
-                CloseHandle(self._create())
+                CloseHandle(self._create_instance())
             except OSError as error:
-                raise TransportError(
-                    f"Cannot add an instance to {self.address}: {error} (--access must give this"
-                    " account all rights, GA)"
-                ) from error
+                # Windows checks the right to create instances only from the second instance on.
+                advice = "--access must give this account all rights (GA)"
+                raise self._cannot_serve(f"no second instance: {error}", advice) from error
 
-        def _create(self, first: int = 0) -> int:
+        def _create_instance(self, flags: int = 0) -> int:
             handle: int = CreateNamedPipeW(
                 self.address,
-                PIPE_ACCESS_DUPLEX | FILE_FLAG_OVERLAPPED | first,
+                PIPE_ACCESS_DUPLEX | FILE_FLAG_OVERLAPPED | flags,
                 PIPE_TYPE_MESSAGE | PIPE_READMODE_MESSAGE | PIPE_REJECT_REMOTE_CLIENTS,
                 PIPE_UNLIMITED_INSTANCES, CHUNK_SIZE, CHUNK_SIZE, 0, ctypes.byref(self._security),
             )  # fmt: skip
@@ -6031,28 +5973,28 @@ if sys.platform == "win32":
                         return None
                     instance = self._idle_instances.pop() if self._idle_instances else None
                 if instance is None:
-                    instance = _PipeInstance(self._create())
+                    instance = _PipeInstance(self._create_instance())
                 if self._connect(instance):
                     return PipeConnection(instance, self)
                 self.recycle(instance, disconnected=True)
 
         def _connect(self, instance: _PipeInstance) -> bool:
-            overlapped = instance.reading
-            if ConnectNamedPipe(instance.handle, ctypes.byref(overlapped)):
+            """Block until a client connects or interrupt(); return True if a client is there."""
+            if ConnectNamedPipe(instance.handle, ctypes.byref(instance.reading)):
                 return True
             error = ctypes.get_last_error()
             if error == ERROR_IO_PENDING:
-                either = (wintypes.HANDLE * 2)(overlapped.hEvent, self._interruption)
-                WaitForMultipleObjects(2, either, False, INFINITE)
-                return instance.cancel(overlapped)
-            # ERROR_NO_DATA: the client has left already.
+                events = (wintypes.HANDLE * 2)(instance.reading.hEvent, self._interrupt_event)
+                WaitForMultipleObjects(2, events, False, INFINITE)
+                return instance.cancel(instance.reading)
+            # Otherwise ERROR_NO_DATA: a client connected and has disconnected already.
             return bool(error == ERROR_PIPE_CONNECTED)
 
         def recycle(self, instance: _PipeInstance, *, disconnected: bool) -> None:
             """Make an instance ready for the next client.
 
-            :param disconnected: whether the client has closed its end. While it has not, its
-                handle must not be disconnected: that throws away what it has not read yet.
+            :param disconnected: True if the client has closed its end. Otherwise a new instance
+                takes its place, because DisconnectNamedPipe discards what the client has not read.
             """
             with self._lock:
                 if self._interrupted:
@@ -6061,16 +6003,15 @@ if sys.platform == "win32":
             if disconnected:
                 DisconnectNamedPipe(instance.handle)
             else:
-                # The next instance before the last is closed: the name is never free for others.
                 try:
-                    fresh = self._create()
+                    handle = self._create_instance()  # before CloseHandle, so that the name stays
                 except OSError as error:
-                    # That a client misses what it has not read is the lesser harm.
-                    log.error("Cannot add an instance to %s, keeping one: %s", self.address, error)
+                    # DisconnectNamedPipe discards unread data, but the name keeps an instance.
+                    log.error("Cannot add an instance to %s, reusing one: %s", self.address, error)
                     DisconnectNamedPipe(instance.handle)
                 else:
                     CloseHandle(instance.handle)
-                    instance.handle = fresh
+                    instance.handle = handle
             with self._lock:
                 self._idle_instances.append(instance)
 
@@ -6078,14 +6019,14 @@ if sys.platform == "win32":
             with self._lock:
                 self._interrupted = True
                 idle, self._idle_instances = self._idle_instances, []
-            SetEvent(self._interruption)
+            SetEvent(self._interrupt_event)
             for instance in idle:
                 instance.close()
 
         def close(self) -> None:
             for instance in self._idle_instances:
                 instance.close()
-            CloseHandle(self._interruption)
+            CloseHandle(self._interrupt_event)
             LocalFree(self._security.lpSecurityDescriptor)
 
     make_listener: Callable[..., Listener] = PipeListener
@@ -6093,52 +6034,47 @@ if sys.platform == "win32":
 else:
 
     class UnixListener(SocketListener):
-        """A Unix domain socket.
-
-        :param access: for whom, one of ACCESS; root can connect to each.
-        """
+        """A Unix domain socket, of mode 0666 for the access "users" and of mode 0600 otherwise."""
 
         def __init__(self, address: str, access: str = "user") -> None:
             self._mode = 0o666 if access == "users" else 0o600
             super().__init__(address, socket.socket(socket.AF_UNIX))
 
-        def _bind(self) -> None:
-            self._remove_stale()
+        def _bind_socket(self) -> None:
+            self._remove_stale_socket()
             self._socket.bind(self.address)
-            # Nobody can connect between bind() and listen().
+            # No client can connect between bind() and listen(), so the mode is set in time.
             os.chmod(self.address, self._mode)
-            made = os.lstat(self.address)
-            self._inode = made.st_dev, made.st_ino
-            self.access = f"mode {stat.S_IMODE(made.st_mode):04o}, owner {made.st_uid}"
+            self._status = os.lstat(self.address)
+            mode = stat.S_IMODE(self._status.st_mode)
+            self.access = f"mode {mode:04o}, owner {self._status.st_uid}"
 
-        def _remove_stale(self) -> None:
-            # A server that was killed leaves its socket behind. Only one's own is removed, and only
-            # when nobody answers there.
+        def _remove_stale_socket(self) -> None:
+            """Remove the socket of a killed server; raise AddressInUse for anything else."""
             try:
                 found = os.lstat(self.address)
             except OSError:
                 return
             if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
-                what = "exists and is not a socket of this user; choose another name"
-                raise AddressInUse(f"{self.address} {what}")
+                reason = "exists and is not a socket of this user; choose another name"
+                raise AddressInUse(f"{self.address} {reason}")
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.settimeout(STOP_GRACE)
                 try:
                     probe.connect(self.address)
-                except ConnectionRefusedError:
+                except (ConnectionRefusedError, FileNotFoundError):  # no process listens
                     with contextlib.suppress(FileNotFoundError):
                         if os.path.samestat(found, os.lstat(self.address)):
                             os.unlink(self.address)
                     return
                 except OSError as error:
-                    log.debug("Probing %s: %s", self.address, error)
-            raise _address_in_use(self)
+                    log.debug("Cannot connect to %s: %s", self.address, error)
+            raise self._address_in_use()
 
         def close(self) -> None:
             super().close()
             with contextlib.suppress(FileNotFoundError):
-                found = os.lstat(self.address)
-                if (found.st_dev, found.st_ino) == self._inode:
+                if os.path.samestat(self._status, os.lstat(self.address)):
                     os.unlink(self.address)
 
     make_listener = UnixListener
@@ -6681,27 +6617,23 @@ def _stop_at_exit(server: Server | None) -> None:
 # ----------------------------------------------------------------------------
 
 
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _value_of(limit: Limit) -> Callable[[str], float]:
+def _limit_parser(limit: Limit) -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:
             return limit.parse(text)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error).replace("argument ", "it ")) from None
+            raise argparse.ArgumentTypeError(str(error).replace("argument ", "")) from None
 
     return parse
 
 
-def _shown_default(limit: Limit) -> str:
+def _default_text(limit: Limit) -> str:
     if not limit.default:
         return "no limit"
     if limit.unit != "bytes":
-        return f"{limit.default:.12g}"
-    scale = int(math.log(limit.default, 1024))
-    return f"{limit.default / 1024**scale:g}{('', 'kb', 'mb', 'gb')[scale]}"
+        return f"{limit.default:.12g} {limit.unit}".rstrip()
+    power = int(math.log(limit.default, 1024))
+    return f"{limit.default / 1024**power:g}{('', 'kb', 'mb', 'gb')[power]}"
 
 
 def _argument_parser() -> argparse.ArgumentParser:
@@ -6709,34 +6641,37 @@ def _argument_parser() -> argparse.ArgumentParser:
         prog="pipecache.py",
         usage="pipecache.py [--pipe NAME] [--db FILE] [OPTION ...]; --help lists the options",
         allow_abbrev=False,
-        description="A key-value cache and messaging server on a named pipe, for one user.",
+        description="A key-value cache and messaging server on a named pipe.",
     )
     option = parser.add_argument
     # fmt: off
-    option("--pipe", metavar="NAME", default=DEFAULT_PIPE, help="name of the pipe (%(default)s)")
+    option("--pipe", metavar="NAME", default=DEFAULT_PIPE,
+           help="name of the pipe (default: %(default)s)")
     for name, limit in LIMITS.items():
-        option(_option(name), metavar={"bytes": "SIZE", "seconds": "SECONDS"}.get(limit.unit, "N"),
-               type=_value_of(limit), default=limit.default,
-               help=f"{limit.description} ({_shown_default(limit)})")
-    option("--max-memory-policy", dest="policy", metavar="POLICY", default=POLICIES[0],
-           choices=POLICIES,
-           help=f"what gives way beyond that: {', '.join(POLICIES)} (%(default)s)")
-    option("--access", metavar="WHO", default="user",
-           help="who may connect: user, you alone (the default); admins, what runs as administrator"
-           " too; users, every account of this machine; or on Windows an SDDL string")
-    option("--notify-keyspace-events", metavar="LETTERS", default="",
-           help="tell channels what happens to keys, as in Redis's setting of that name; KEA: all")
+        option("--" + name.replace("_", "-"), type=_limit_parser(limit), default=limit.default,
+               metavar={"bytes": "SIZE", "seconds": "SECONDS"}.get(limit.unit, "N"),
+               help=f"{limit.description} (default: {_default_text(limit)})")
+    option("--max-memory-policy", metavar="POLICY", default=POLICIES[0], choices=POLICIES,
+           help="which keys to evict when --max-memory is reached:"
+           f" {', '.join(POLICIES)} (default: %(default)s)")
+    option("--access", metavar="ACCESS", default="user",
+           help="accounts that can connect: user (this account), admins (this account and elevated"
+           " administrators), users (all accounts of this machine), or an SDDL string on Windows"
+           " (default: %(default)s)")
+    option("--notify-keyspace-events", metavar="CLASSES", default="",
+           help="key events to publish, as letters of Redis's setting of the same name; KEA selects"
+           " all (default: none)")
     option("--db", metavar="FILE",
-           help="keep everything in this file too: what is set is there after the next start")
+           help="SQLite file that keeps the data across restarts (default: memory only)")
     option("--tcp", metavar="PORT", type=int,
-           help="serve this port of 127.0.0.1 too, which any account of this machine can reach")
+           help="port of 127.0.0.1 to serve too; all accounts of this machine can connect to it")
     option("--password-file", metavar="FILE",
-           help="its first line is asked of clients of --tcp")
-    option("--tcp-no-password", action="store_true", help="let any account of this machine in")
+           help="file whose first line is the password for --tcp")
+    option("--tcp-no-password", action="store_true", help="serve --tcp without a password")
     option("--log-level", metavar="LEVEL", type=str.upper, default="INFO",
            choices=["DEBUG", "INFO", "WARNING", "ERROR"],
-           help="DEBUG, INFO, WARNING or ERROR (%(default)s)")
-    option("--log-file", metavar="FILE", help="log there, not to the console")
+           help="lowest level to log: DEBUG, INFO, WARNING or ERROR (default: %(default)s)")
+    option("--log-file", metavar="FILE", help="file to append the log to (default: standard error)")
     option("--version", action="version", version=f"pipecache {__version__}")
     # fmt: on
     return parser
@@ -6745,26 +6680,24 @@ def _argument_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the server in the foreground until Ctrl+C.
 
-    :param arguments: the command line, ``sys.argv[1:]`` if None.
-    :returns: the exit status: 0, or 1 if the server could not start. One that could not end well
-        exits with 1 from here.
+    :param arguments: the options; ``sys.argv[1:]`` if None. Wrong options exit with status 2.
+    :returns: the exit status: 0, or 1 if the server could not start. If the server cannot stop
+        cleanly, the process exits here with status 1.
     """
     parser = _argument_parser()
     options = vars(parser.parse_args(arguments))
     log_file, log_level = options.pop("log_file"), options.pop("log_level")
-    file, no_password = options.pop("password_file"), options["tcp_no_password"]
     try:
         _log_to(log_file, log_level)
-        server = Server(password=_password(options["tcp"], file, no_password), **options)
+        server = Server(**options)
     except ValueError as error:
         if sys.stderr is None:
             log.error("%s", error)
         parser.error(str(error))
-    for number in _stop_signals():
-        signal.signal(number, _stop_once)
+    _handle_stop_signals(_stop_once)
     _stop_on_console_close(server)
     _raise_descriptor_limit(options["max_clients"] * (1 if options["tcp"] is None else 2))
-    _share_memory()
+    _use_one_arena()
     try:
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
@@ -6772,57 +6705,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.error("%s", error)
         return 1
     if not server.stop():
-        # Or the interpreter would wait for the threads that are left.
+        # A normal exit would wait for the threads that are still running.
         logging.shutdown()
         os._exit(1)
     return 0
 
 
-def _password(tcp: int | None, name: str | None, none: bool) -> bytes | None:
-    if tcp is None:
-        if name is not None or none:
-            raise ValueError("--password-file and --tcp-no-password are about --tcp PORT")
-        return None
-    if (name is None) != none:
-        raise ValueError(
-            "--tcp lets every account of this machine connect: add --password-file FILE,"
-            " or --tcp-no-password if you mean that (one of them)"
-        )
-    if name is None:
-        return None
-    try:
-        with open(name, "rb") as file:
-            text = file.read(MAX_UNAUTHENTICATED_BYTES)
-    except OSError as error:
-        raise ValueError(f"cannot read --password-file {name!r}: {error.strerror}") from error
-    # Windows' own tools begin a file with such marks.
-    if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        text = text.decode("utf-16", "replace").encode()
-    if text.startswith(codecs.BOM_UTF8):
-        text = text[len(codecs.BOM_UTF8) :]
-    password = text.partition(b"\n")[0].rstrip(b"\r")
-    if not password:
-        raise ValueError("the first line of --password-file is empty: it is the password")
-    return password
-
-
 def _raise_descriptor_limit(clients: int) -> None:
-    # A client takes up to three: Linux and macOS grant fewer than the clients here may need, until
-    # more are asked for.
+    """Raise the limit of open files: a client uses up to three, and macOS allows only 256."""
     if sys.platform != "win32":
         import resource
 
-        minimum, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = 3 * clients + 100
-        if minimum not in (resource.RLIM_INFINITY, -1) and minimum < wanted:
-            wanted = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        needed = 3 * clients + 100
+        if soft not in (resource.RLIM_INFINITY, -1) and soft < needed:
+            needed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
             with contextlib.suppress(ValueError, OSError):
-                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+                resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def _share_memory() -> None:
-    # The GNU C library gives threads areas of memory of their own, and what one gives back there is
-    # not for another: with values that come and go that was twice what they take.
+def _use_one_arena() -> None:
+    # The GNU C library gives each thread an arena, and no thread uses the free memory of another
+    # arena: with values that come and go, the process used twice the memory of the values.
     if sys.platform == "linux":
         with contextlib.suppress(ImportError, AttributeError, OSError):  # another C library
             import ctypes
@@ -6830,43 +6734,44 @@ def _share_memory() -> None:
             ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
-def _stop_signals() -> list[int]:
-    names = ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP")
-    return [getattr(signal, name) for name in names if hasattr(signal, name)]
+def _handle_stop_signals(handler: Any) -> None:
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), handler)
 
 
 def _stop_once(number: int, frame: object) -> None:
-    # A second Ctrl+C would interrupt the stopping itself.
-    for each in _stop_signals():
-        signal.signal(each, signal.SIG_IGN)
+    """Raise KeyboardInterrupt, and ignore later signals, which would interrupt stop()."""
+    _handle_stop_signals(signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def _stop_on_console_close(server: Server) -> None:
-    # Who closes the console's window, or logs off, ends its programs as soon as this has returned.
+    """Stop the server when the console closes or the user logs off (SetConsoleCtrlHandler)."""
     if sys.platform == "win32":
 
-        def last_call(event: int) -> bool:
-            last = event in (CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT)
-            if last:
+        def handle_event(event: int) -> bool:
+            # Windows ends the process as soon as the handler returns.
+            closing = event in (CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT)
+            if closing:
                 server.stop()
-            return last
+            return closing
 
-        handler = HandlerRoutine(last_call)
+        handler = HandlerRoutine(handle_event)
         SetConsoleCtrlHandler(handler, True)
-        atexit.register(SetConsoleCtrlHandler, handler, False)  # and so it lives until then
+        # The registration also keeps a reference to the handler, which Windows does not.
+        atexit.register(SetConsoleCtrlHandler, handler, False)
 
 
 def _log_to(file: str | None, log_level: str) -> None:
     handler: logging.Handler
     if file is not None:
         try:
-            # FileHandler takes no errors= before Python 3.9.
-            handler = logging.StreamHandler(
-                open(file, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
-            )
+            # FileHandler has the parameter ``errors`` only since Python 3.9.
+            stream = open(file, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
         except OSError as error:
             raise ValueError(f"cannot write --log-file {file!r}: {error.strerror}") from error
+        handler = logging.StreamHandler(stream)
     elif sys.stderr is not None:
         handler = logging.StreamHandler()
     else:  # pythonw.exe has no console
