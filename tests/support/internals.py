@@ -18,6 +18,7 @@ from pipecache import (
     ListValue,
     Live,
     Peer,
+    Persistence,
     Reply,
     Server,
     Session,
@@ -358,3 +359,92 @@ def client_count(server: Server) -> int:
 def thread_count(server: Server) -> int:
     """Return the number of threads that serve clients or accept them."""
     return server._workers
+
+
+def connection_count(server: Server) -> int:
+    """Return the number of connections that the server has accepted since its start."""
+    return server._statistics.connections
+
+
+def command_count(server: Server) -> int:
+    """Return the number of commands that the server has run since its start."""
+    return server._statistics.commands
+
+
+def listener_of(server: Server) -> pipecache.Listener:
+    """Return the listener of the pipe or Unix socket."""
+    return server._desks[0].listener
+
+
+def is_quiet(server: Server) -> bool:
+    """Return True if each thread waits for a client to accept."""
+    return not server._sessions and server._desks[0].spare == server._workers
+
+
+def is_inbox_full(server: Server) -> bool:
+    """Return True if the server does not read on, because a client has sent too much ahead."""
+    return any(session.connection.full for session in list(server._sessions))
+
+
+def is_stopping(server: Server) -> bool:
+    """Return True once stop() was called."""
+    return server._stopping.is_set()
+
+
+#: The name of the method with which a server looks for clients to drop.
+DROP_OVERDUE = "_drop_overdue"
+
+
+def settings_of(server: Server) -> Settings:
+    """Return the settings of a server, which CONFIG SET changes."""
+    return server._settings
+
+
+def persistence_of(server: Server) -> Persistence:
+    """Return what keeps the store of a server in a file."""
+    assert server._persistence is not None
+    return server._persistence
+
+
+# ---------------------------------------------------------------------------
+# Persistence
+# ---------------------------------------------------------------------------
+
+
+def save(persistence: Persistence) -> None:
+    """Write all changes to the file, as the thread of a server does now and then."""
+    persistence._save()
+
+
+def load(persistence: Persistence) -> None:
+    """Read all keys of the file into the store."""
+    persistence._load()
+
+
+def close_file(persistence: Persistence) -> None:
+    """Close the file as it is."""
+    persistence._disconnect()
+
+
+def fill_disk(persistence: Persistence, free: int | None = None) -> None:
+    """Let SQLite find that the disk is full.
+
+    :param free: the number of pages that there is still room for.
+    """
+    (pages,) = persistence._database.execute("PRAGMA page_count").fetchone()
+    persistence._database.execute(f"PRAGMA max_page_count={1 if free is None else pages + free}")
+
+
+def empty_disk(persistence: Persistence) -> None:
+    """Let SQLite find that there is room on the disk again."""
+    persistence._database.execute("PRAGMA max_page_count=1000000")
+
+
+def while_writing(persistence: Persistence, call: Callable[[], object]) -> None:
+    """Let SQLite call this again and again while it writes."""
+
+    def progress() -> int:
+        call()
+        return 0
+
+    persistence._database.set_progress_handler(progress, 1)
