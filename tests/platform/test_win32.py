@@ -16,6 +16,8 @@ if sys.platform == "win32":
     import ctypes
     from ctypes import wintypes
 
+    from tests.support.internals import idle_instances
+
     class Recorder:
         """Stands in front of a function of kernel32 and keeps the arguments of each call."""
 
@@ -242,11 +244,11 @@ if sys.platform == "win32":
         def test_an_instance_that_is_disconnected_already_is_kept(self) -> None:
             name = unique_name()
             listener = pipecache.PipeListener("\\\\.\\pipe\\" + name)
-            instance = listener._idle.pop()
+            instance = idle_instances(listener).pop()
             with RawConnection(name):
                 pipecache.DisconnectNamedPipe(instance.handle)
                 listener.take_back(instance, disconnected=True)
-            self.assertEqual(listener._idle, [instance])
+            self.assertEqual(idle_instances(listener), [instance])
             listener.interrupt()
             listener.close()
 

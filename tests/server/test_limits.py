@@ -18,6 +18,7 @@ from tests.support.internals import (
     SilentClient,
     client_count,
     is_inbox_full,
+    parse_options,
     settings_of,
     store_of,
 )
@@ -76,7 +77,7 @@ class SettingTests(ServerCase):
             for name, (text, _) in OTHERS.items()
             for word in ("--" + name.replace("_", "-"), text)
         ]
-        options = vars(pipecache._argument_parser().parse_args(arguments))
+        options = parse_options(arguments)
         for name, (_, told) in OTHERS.items():
             self.assertEqual(options[name], float(told), name)
 

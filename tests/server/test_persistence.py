@@ -52,13 +52,19 @@ from tests.support import (
 )
 from tests.support.internals import (
     close_file,
+    count_written_key,
     empty_disk,
     fill_disk,
     load,
+    log_to,
     new_client_object,
     new_store,
+    pauses_before_saves,
     persistence_of,
+    refuse_changes,
+    replace_thread,
     save,
+    wait_for_changes,
     while_writing,
 )
 
@@ -356,21 +362,13 @@ class KeepingTest(FileCase):
                 for key in (b"a", b"b", b"c"):
                     store.replace(key, b"1")
                 began = time.monotonic()
-                persistence._wait(began + 2 * pipecache.LOOK_INTERVAL + many * DEADLINE)
+                wait_for_changes(persistence, began + 2 * pipecache.LOOK_INTERVAL + many * DEADLINE)
                 self.assertLess(time.monotonic() - began, DEADLINE)
 
     def test_a_failure_is_tried_again_less_often(self) -> None:
         store, persistence = self.open()
         store.replace(b"key", b"1")
-        pauses: list[float] = []
-
-        def wait(until: float) -> None:
-            pauses.append(until - time.monotonic())
-            persistence.error = "" if len(pauses) == 8 else "full"
-            persistence._ending = len(pauses) == 10
-
-        with mock.patch.multiple(persistence, _wait=wait, _save=mock.DEFAULT):
-            persistence._run()
+        pauses = pauses_before_saves(persistence, [*["full"] * 7, "", "full", "full"])
         least, most = pipecache.SAVE_INTERVAL, pipecache.MAX_PAUSE
         for found, expected in zip(pauses, [least, 2 * least, 4 * least, 8 * least, *[most] * 4]):
             self.assertAlmostEqual(found, expected, delta=least / 2)
@@ -677,9 +675,7 @@ class TroubleTest(FileCase):
         fill_disk(persistence)
         store.replace(b"big", b"x" * 1_000_000)
         taken = store.take_changes()
-        store._changed = mock.Mock(
-            wraps=set(), __len__=lambda _: 0, update=mock.Mock(side_effect=MemoryError)
-        )
+        refuse_changes(store)
         store.put_back(taken)
         self.assertEqual(store.untaken, 3)
         empty_disk(persistence)
@@ -737,13 +733,14 @@ class TroubleTest(FileCase):
             def join(self, timeout: float | None = None) -> None:
                 now.now += 10
                 self.turns += 1
-                persistence._written += self.turns < 10
+                if self.turns < 10:
+                    count_written_key(persistence)
 
             def is_alive(self) -> bool:
                 return self.turns < 10 or not ends
 
         for ends in (True, False):
-            persistence._thread = Slow()
+            replace_thread(persistence, Slow())
             with mock.patch.object(pipecache, "time", mock.Mock(monotonic=now)):
                 with self.assertLogs("pipecache", "INFO") as logged:
                     self.assertEqual(persistence.stop(30.0), ends)
@@ -946,7 +943,7 @@ class ServingTest(FileCase):
             self.assertTrue(connected.save())
         handlers = list(pipecache.log.handlers)
         self.addCleanup(pipecache.log.setLevel, pipecache.log.level)
-        pipecache._log_to(str(self.folder / "log"), "INFO")
+        log_to(str(self.folder / "log"))
         (handler,) = set(pipecache.log.handlers) - set(handlers)
         pipecache.log.info("%s", self.path)
         pipecache.log.removeHandler(handler)

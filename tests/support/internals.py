@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
+import threading
+import time
 from typing import Any, Callable, Iterable, Iterator, Sequence
+from unittest import mock
 
 import pipecache
 from pipecache import (
@@ -448,3 +452,66 @@ def while_writing(persistence: Persistence, call: Callable[[], object]) -> None:
         return 0
 
     persistence._database.set_progress_handler(progress, 1)
+
+
+def wait_for_changes(persistence: Persistence, until: float) -> None:
+    """Wait for many changes, until this time of time.monotonic()."""
+    persistence._wait(until)
+
+
+def pauses_before_saves(persistence: Persistence, errors: Sequence[str]) -> list[float]:
+    """Return the seconds that pass before each save, if the saves end with these errors."""
+    pauses: list[float] = []
+
+    def wait(until: float) -> None:
+        pauses.append(until - time.monotonic())
+        persistence.error = errors[len(pauses) - 1]
+        persistence._ending = len(pauses) == len(errors)
+
+    with mock.patch.multiple(persistence, _wait=wait, _save=mock.DEFAULT):
+        persistence._run()
+    return pauses
+
+
+def replace_thread(persistence: Persistence, thread: threading.Thread) -> None:
+    """Let this thread stand for the one that writes to the file."""
+    persistence._thread = thread
+
+
+def count_written_key(persistence: Persistence) -> None:
+    """Let the thread that writes to the file have written one more key."""
+    persistence._written += 1
+
+
+def refuse_changes(store: Store) -> None:
+    """Let memory be short when the store notes that a key was changed."""
+    changed = mock.Mock(wraps=set(), update=mock.Mock(side_effect=MemoryError))
+    changed.__len__ = lambda _: 0
+    store._changed = changed
+
+
+def log_to(file: str | None) -> None:
+    """Let the server log to a file, or to standard error, as its command line does."""
+    pipecache._log_to(file, "INFO")
+
+
+# ---------------------------------------------------------------------------
+# The command line and the table of commands
+# ---------------------------------------------------------------------------
+
+
+def parse_options(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the options that these arguments of the command line stand for."""
+    return vars(pipecache._argument_parser().parse_args(arguments))
+
+
+def every_command() -> Iterable[pipecache.Command]:
+    """Return the commands and subcommands."""
+    return pipecache._every_command()
+
+
+if sys.platform == "win32":
+
+    def idle_instances(listener: pipecache.PipeListener) -> list[Any]:
+        """Return the instances of the pipe to which no client is connected."""
+        return listener._idle
