@@ -358,7 +358,7 @@ class TCPTests(ContractTests):
     def test_who_it_is(self) -> None:
         raw, connection = self.connect()
         assert isinstance(raw, TCPConnection)
-        self.assertEqual(connection.peer, f"127.0.0.1:{raw._tcp.getsockname()[1]}")
+        self.assertEqual(connection.peer, raw.local)
         self.assertTrue(self.listener.open_to_all)
 
 

@@ -10,10 +10,13 @@ from unittest import mock
 import client
 import pipecache
 from tests.support import RawConnection, new_client, running_under_wine, unique_name, wait_until
+from tests.support.internals import is_stopping
 
 if sys.platform == "win32":
     import ctypes
     from ctypes import wintypes
+
+    from tests.support.internals import idle_instances
 
     class Recorder:
         """Stands in front of a function of kernel32 and keeps the arguments of each call."""
@@ -241,11 +244,11 @@ if sys.platform == "win32":
         def test_an_instance_that_is_disconnected_already_is_kept(self) -> None:
             name = unique_name()
             listener = pipecache.PipeListener("\\\\.\\pipe\\" + name)
-            instance = listener._idle.pop()
+            instance = idle_instances(listener).pop()
             with RawConnection(name):
                 pipecache.DisconnectNamedPipe(instance.handle)
                 listener.take_back(instance, disconnected=True)
-            self.assertEqual(listener._idle, [instance])
+            self.assertEqual(idle_instances(listener), [instance])
             listener.interrupt()
             listener.close()
 
@@ -260,16 +263,18 @@ if sys.platform == "win32":
             with mock.patch.object(
                 pipecache, "SetConsoleCtrlHandler", lambda handler, add: handlers.append(handler)
             ):
-                server = pipecache.Server(unique_name())
+                name = unique_name()
+                server = pipecache.Server(name)
                 with server:
                     pipecache._stop_at_the_last_moment(server)
                     (handler,) = handlers
                     for event in (0, 1):  # Ctrl+C and Ctrl+Break go to Python
                         self.assertFalse(handler(event))
-                    self.assertFalse(server._stopping.is_set())
+                    self.assertFalse(is_stopping(server))
                     for event in (2, 5, 6):
                         self.assertTrue(handler(event))
-                        self.assertTrue(server._stopped.is_set())
+                        with self.assertRaises(OSError):
+                            RawConnection(name)
 
         def test_a_descriptor_that_is_none(self) -> None:
             with self.assertRaisesRegex(pipecache.TransportError, "so it is not opened"):

@@ -558,7 +558,7 @@ class InformationTests(ClientCase):
         """Those that clients and tools look for; ioredis waits for ``loading`` to be 0."""
         self.ask(b"SETEX k 100 v")
         self.ask(b"SETEX l 1 v")
-        self.clock.time += 1
+        self.clock.now += 1
         self.ask(b"GET l")
         facts = {name: value for block in self.info().values() for name, value in block.items()}
         for name, value in {

@@ -20,9 +20,8 @@ from __future__ import annotations
 import os
 import random
 import re
-import select
 import unittest
-from typing import Any, List, Tuple
+from typing import List, Tuple
 
 from tests.support import WINDOWS, ServerProcess, redis_address
 from tests.support.generator import Generator
@@ -48,12 +47,6 @@ class Client:
         self.connection = Connection(address)
         self.number = b"%d" % self.connection.ask(b"CLIENT", b"ID")[1]
         self.waits = False
-
-    def readable(self) -> bool:
-        """Whether something has come, or comes soon."""
-        file: Any = self.connection._file
-        waiting = select.select([self.connection._socket], [], [], 0.001)[0]
-        return bool(waiting) or len(file.peek(1) if waiting else b"") > 0
 
 
 class Server:
@@ -82,7 +75,7 @@ class Server:
             return outcome
         client.connection.send(command(*arguments))
         if number in WORKERS:
-            while not client.readable():
+            while not client.connection.has_reply(0.001):
                 client.waits = self._waits(number)
                 if client.waits:
                     break

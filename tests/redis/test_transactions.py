@@ -459,15 +459,15 @@ class WatchTests(ClientCase):
     def test_a_key_that_expires_unseen(self) -> None:
         self.ask(b"PSETEX k 100 v")
         self.ask(b"WATCH k")
-        self.clock.time += 0.099
+        self.clock.now += 0.099
         self.assertFalse(self.broken())
         self.ask(b"WATCH k")
-        self.clock.time += 0.001
+        self.clock.now += 0.001
         self.assertTrue(self.broken())
 
     def test_a_key_that_expires_before_it_is_watched(self) -> None:
         self.ask(b"PSETEX k 100 v")
-        self.clock.time += 1
+        self.clock.now += 1
         self.ask(b"WATCH k")
         self.assertFalse(self.broken())
 
@@ -477,12 +477,12 @@ class WatchTests(ClientCase):
                 self.ask(b"FLUSHALL")
                 self.ask(b"PSETEX k 100 v")
                 self.ask(b"WATCH k")
-                self.clock.time += 1
+                self.clock.now += 1
                 self.ask(notice, self.other)
                 self.assertTrue(self.broken())
         self.ask(b"PSETEX k 100 v")
         self.ask(b"WATCH k")
-        self.clock.time += 1
+        self.clock.now += 1
         self.store.sweep(10)
         self.assertTrue(self.broken())
 

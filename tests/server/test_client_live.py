@@ -25,6 +25,7 @@ from client import (
 )
 from pipecache import Server
 from tests.support import DEADLINE, ROOT, WINDOWS, Background, ServerCase, new_client, wait_until
+from tests.support.internals import connection_count
 from tests.tools import provision
 
 
@@ -156,7 +157,7 @@ class PubSubTests(LiveClientCase):
         self.assertEqual(self.cache.publish("news", "hello"), 1)
         message = pubsub.get_message(timeout=DEADLINE) or {}
         self.assertEqual(message.get("data"), "hello")
-        self.assertEqual(self.server._statistics.connections, 2)
+        self.assertEqual(connection_count(self.server), 2)
 
     def test_closing_while_another_thread_listens(self) -> None:
         pubsub = self.subscribed("news")

@@ -20,6 +20,7 @@ from tests.support import (
     running_under_wine,
     unique_name,
 )
+from tests.support.internals import log_to
 from tests.tools import provision
 
 STAMP = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} "
@@ -154,7 +155,7 @@ class ServerTests(unittest.TestCase):
         # As under pythonw.exe.
         with mock.patch.object(sys, "stderr", None):
             handlers = list(pipecache.log.handlers)
-            pipecache._log_to(None, "INFO")
+            log_to(None)
             self.addCleanup(pipecache.log.handlers.__setitem__, slice(None), handlers)
             pipecache.log.info("nobody sees this")
 

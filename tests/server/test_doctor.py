@@ -15,6 +15,7 @@ from unittest import mock
 import client
 import pipecache
 from tests.support import WINDOWS, Background, ServerProcess, new_client, unique_name
+from tests.support.internals import command_count
 
 if sys.platform == "win32":
     import ctypes
@@ -54,7 +55,7 @@ class OwnerTests(unittest.TestCase):
                 new_client(self.name).pubsub().subscribe("news")
             with self.assertRaises(client.UntrustedServer), new_client(self.name).monitor():
                 pass
-            self.assertEqual(server._statistics.commands, 0)
+            self.assertEqual(command_count(server), 0)
             with new_client(self.name, trust_any_owner=True) as cache:
                 self.assertTrue(cache.ping())
             self.assertEqual(client.send_command("PING", self.name, trust_any_owner=True), "PONG")
@@ -90,7 +91,7 @@ class OwnerTests(unittest.TestCase):
         self.assertEqual(self.owner(), "65534")
         with self.assertRaisesRegex(client.UntrustedServer, "served by another user"):
             new_client(self.name).ping()
-        self.assertEqual(server._statistics.commands, 0)
+        self.assertEqual(command_count(server), 0)
         self.assertTrue(new_client(self.name, trust_any_owner=True).ping())
 
     def test_an_owner_that_is_not_told(self) -> None:

@@ -11,8 +11,17 @@ from unittest import mock
 
 import client
 import pipecache
-from pipecache import LIMITS, Context, Live, Server, Session, Settings, Statistics, Store
+from pipecache import LIMITS, Server, Settings
 from tests.support import DEADLINE, Background, RawConnection, ServerCase, new_client, wait_until
+from tests.support.internals import (
+    DROP_OVERDUE,
+    SilentClient,
+    client_count,
+    is_inbox_full,
+    parse_options,
+    settings_of,
+    store_of,
+)
 from tests.support.wire import command
 
 #: What each can be set to, and how CONFIG tells of it.
@@ -56,7 +65,7 @@ class SettingTests(ServerCase):
                         continue
                     cache.config_set(parameter, text)
                     self.assertEqual(cache.config_get(parameter), {parameter: told})
-                    self.assertEqual(getattr(server._settings, name), float(told))
+                    self.assertEqual(getattr(settings_of(server), name), float(told))
                     for wrong in ("x", "-1", "", "1e9", "nan", "99999999999999999999x"):
                         with self.assertRaisesRegex(client.ResponseError, f"{parameter}'.*must be"):
                             cache.config_set(parameter, wrong)
@@ -68,7 +77,7 @@ class SettingTests(ServerCase):
             for name, (text, _) in OTHERS.items()
             for word in ("--" + name.replace("_", "-"), text)
         ]
-        options = vars(pipecache._argument_parser().parse_args(arguments))
+        options = parse_options(arguments)
         for name, (_, told) in OTHERS.items():
             self.assertEqual(options[name], float(told), name)
 
@@ -141,36 +150,36 @@ class SizeTests(ServerCase):
         for raw in senders:
             with contextlib.suppress(OSError):  # it is refused before it has sent all
                 raw.send(beginning)
-        wait_until(lambda: len(server._sessions) < 6, "some are refused")
-        self.assertTrue(4_000_000 < server._store.used < 10_200_000, server._store.used)
+        wait_until(lambda: client_count(server) < 6, "some are refused")
+        self.assertTrue(4_000_000 < store_of(server).used < 10_200_000, store_of(server).used)
         with new_client(self.name) as cache:
             self.assertTrue(cache.ping())
         for raw in senders:
             raw.close()
-        wait_until(lambda: not server._sessions, "all are gone")
-        self.assertEqual(server._store.used, 0)
+        wait_until(lambda: client_count(server) == 0, "all are gone")
+        self.assertEqual(store_of(server).used, 0)
 
     def test_what_is_sent_ahead_counts_as_memory(self) -> None:
         server = self.serve(max_memory=10_000_000)
         big, small = b"x" * 1_000_000, b"y" * 10_000
         with new_client(self.name) as cache:
             cache.set("big", big)
-        wait_until(lambda: not server._sessions, "it is gone")
-        before = server._store.used
+        wait_until(lambda: client_count(server) == 0, "it is gone")
+        before = store_of(server).used
         raw = self.raw()
         # Whose replies are not taken, while it sends on.
         count = 2000
         sending = Background(
             lambda: raw.send(command(b"GET", b"big") * 20 + command(b"ECHO", small) * count)
         )
-        wait_until(lambda: any(each.connection.full for each in server._sessions), "it is full")
-        self.assertTrue(10_000_000 < server._store.used < 10_200_000, server._store.used)
+        wait_until(lambda: is_inbox_full(server), "it is full")
+        self.assertTrue(10_000_000 < store_of(server).used < 10_200_000, store_of(server).used)
         expected = b"$%d\r\n%b\r\n" % (len(big), big) * 20
         expected += b"$%d\r\n%b\r\n" % (len(small), small) * count
         self.assertTrue(raw.read(len(expected)) == expected)
         sending.wait()
         raw.close()
-        wait_until(lambda: server._store.used == before, "nothing of it is left")
+        wait_until(lambda: store_of(server).used == before, "nothing of it is left")
 
     def test_who_waits_and_sends_more_than_may_be_kept(self) -> None:
         server = self.serve(max_memory=5_000_000)
@@ -179,19 +188,19 @@ class SizeTests(ServerCase):
             with contextlib.suppress(OSError):  # nobody takes it any more
                 raw.send(command(b"BLPOP", b"list", b"0"))
                 raw.send(command(b"ECHO", b"y" * 10_000) * 2000)
-            wait_until(lambda: not server._sessions, "it is gone")
+            wait_until(lambda: client_count(server) == 0, "it is gone")
         self.assertIn("it sent more than can be kept while it waited", "".join(logs.output))
-        self.assertEqual(server._store.used, 0)
+        self.assertEqual(store_of(server).used, 0)
 
     def test_a_half_read_command_makes_keys_give_way(self) -> None:
-        server = self.serve(max_memory=5_000_000, policy="allkeys-random")
+        self.serve(max_memory=5_000_000, policy="allkeys-random")
         with new_client(self.name) as cache:
             for number in range(40):
                 cache.set(str(number), "x" * 100_000)
             raw = self.raw()
             data = command(b"SET", b"k", b"y" * 3_000_000)
             raw.send(data[:-10])
-            wait_until(lambda: server._store.evicted, "keys give way")
+            wait_until(lambda: cache.info()["evicted_keys"], "keys give way")
             self.assertLess(cache.dbsize(), 40)
             self.assertEqual(raw.ask(data[-10:]), b"+OK\r\n")
 
@@ -200,47 +209,43 @@ class SizeTests(ServerCase):
         with new_client(self.name) as cache:
             cache.mset({str(number): "x" for number in range(5 * pipecache.SWEEP_KEYS)})
             cache.config_set("maxmemory", "10kb")
-            wait_until(lambda: server._store.used <= 10240, "the keys beyond it are gone")
+            wait_until(lambda: store_of(server).used <= 10240, "the keys beyond it are gone")
             self.assertTrue(0 < cache.dbsize() < pipecache.SWEEP_KEYS)
 
 
 class OverdueTests(unittest.TestCase):
-    """When a client's time is over."""
+    """The times after which the server drops a client."""
 
     def setUp(self) -> None:
         self.settings = Settings(idle_timeout=10, message_timeout=20)
-        self.connection = pipecache.Connection("peer")
-        self.session = Session(self.connection, self.settings, "address", False)
-        store = Store()
-        live = Live(store)
-        self.context = Context(store, self.settings, Statistics(""), live, self.session)
-        self.now = self.context.active
+        self.client = SilentClient(self.settings)
 
-    def overdue(self, after: float) -> str:
-        return self.session.overdue(self.context, self.now + after)
+    def check(self, *reasons: tuple[float, str]) -> None:
+        """Check why the client would be dropped after so many seconds."""
+        for seconds, reason in reasons:
+            with self.subTest(seconds=seconds):
+                self.assertEqual(self.client.timeout_reason(seconds), reason)
 
     def test_idle(self) -> None:
-        self.assertEqual(self.overdue(9.9), "")
-        self.assertEqual(self.overdue(10.1), "it asked for nothing for 10 s")
-        self.context.active += 5
-        self.assertEqual(self.overdue(14.9), "")
+        self.check((9.9, ""), (10.1, "it asked for nothing for 10 s"))
+        self.client.sends_command(5)
+        self.check((14.9, ""))
         self.settings.idle_timeout = 0
-        self.assertEqual(self.overdue(1e9), "")
+        self.check((1e9, ""))
 
     def test_who_waits_or_listens_is_not_idle(self) -> None:
-        self.context.live.channels.subscribe(self.context.subscriber, b"news")
-        self.assertEqual(self.overdue(1000), "")
-        self.context.unsubscribe()
-        self.assertNotEqual(self.overdue(1000), "")
-        pipecache.execute(self.context, [b"BLPOP", b"list", b"0"])
-        self.assertEqual(self.overdue(1000), "")
+        pipecache.execute(self.client.object, [b"SUBSCRIBE", b"news"])
+        self.check((1000, ""))
+        pipecache.execute(self.client.object, [b"UNSUBSCRIBE"])
+        self.assertNotEqual(self.client.timeout_reason(1000), "")
+        pipecache.execute(self.client.object, [b"BLPOP", b"list", b"0"])
+        self.check((1000, ""))
 
     def test_a_command_that_does_not_end(self) -> None:
-        self.session.owing = self.now + 5
-        self.assertEqual(self.overdue(24.9), "")
-        self.assertEqual(self.overdue(25.1), "it did not finish a command within 20 s")
+        self.client.begins_command(5)
+        self.check((24.9, ""), (25.1, "it did not finish a command within 20 s"))
         self.settings.message_timeout = 0
-        self.assertEqual(self.overdue(1e9), "")
+        self.check((1e9, ""))
 
 
 class TimeTests(ServerCase):
@@ -292,8 +297,8 @@ class TimeTests(ServerCase):
         raw = self.raw()
         for _ in range(3):
             self.assertEqual(raw.ask(command(b"PING")), b"+PONG\r\n")
-            looked = mock.Mock(wraps=server._drop_overdue)
-            with mock.patch.object(server, "_drop_overdue", looked):
+            looked = mock.Mock(wraps=getattr(server, DROP_OVERDUE))
+            with mock.patch.object(server, DROP_OVERDUE, looked):
                 wait_until(functools.partial(self.seen, looked), "it was looked for")
         self.assertEqual(raw.ask(command(b"PING")), b"+PONG\r\n")
 
@@ -302,7 +307,7 @@ class TimeTests(ServerCase):
         return looked.call_count > 15
 
     def test_a_subscriber_stays(self) -> None:
-        server = self.serve(idle_timeout=0.1)
+        self.serve(idle_timeout=0.1)
         raw = self.raw()
         self.assertIn(b"subscribe", raw.ask(command(b"SUBSCRIBE", b"news")))
         idle = self.raw()
@@ -311,7 +316,6 @@ class TimeTests(ServerCase):
         with RawConnection(self.name) as publisher:
             self.assertEqual(publisher.ask(b"PUBLISH news hello\n"), b"1\n")
         self.assertIn(b"hello", raw.receive())
-        self.assertGreaterEqual(len(server._sessions), 1)
 
 
 if __name__ == "__main__":

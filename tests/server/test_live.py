@@ -273,7 +273,7 @@ class EventTests(PushCase):
         self.ask(b"CONFIG SET notify-keyspace-events Ex")
         self.ask(b"SET asked v PX 10")
         self.ask(b"SET swept v PX 10")
-        self.clock.time += 0.02
+        self.clock.now += 0.02
         self.ask(b"GET asked")
         self.assertEqual(self.events(), [(b"__keyevent@0__:expired", b"asked")])
         self.store.sweep(10)
@@ -426,7 +426,7 @@ class OwnedTests(PushCase):
 
     def test_it_expires_too(self) -> None:
         self.ask(b"SET k v PX 10 OWNED", self.owner)
-        self.clock.time += 0.02
+        self.clock.now += 0.02
         self.store.sweep(10)
         self.check_owned()
 

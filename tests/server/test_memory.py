@@ -174,7 +174,7 @@ class MemoryCase(ClientCase):
             if lifetime is not None:
                 words += [b"EX", b"%d" % (lifetime + number * 10)]
             self.assertEqual(self.run_command(*words), b"OK")
-            self.clock.time += 1
+            self.clock.now += 1
 
 
 class EvictionTests(MemoryCase):
@@ -224,7 +224,7 @@ class EvictionTests(MemoryCase):
     def test_what_does_not_count_as_a_use(self) -> None:
         self.limit("allkeys-lru", math.inf)
         self.fill(1)
-        self.clock.time += 1000
+        self.clock.now += 1000
         for line in (
             *(b"EXISTS k0", b"TYPE k0", b"TTL k0", b"OBJECT ENCODING k0", b"OBJECT IDLETIME k0"),
             *(b"MEMORY USAGE k0", b"SCAN 0", b"SCAN 0 TYPE string", b"KEYS *", b"RANDOMKEY"),
@@ -318,7 +318,7 @@ class EvictionTests(MemoryCase):
                 self.fill(10, lifetime=10_000)
                 self.run_command(b"SET", b"big", b"x" * 10_000, b"PX", b"1")
                 self.limit(policy, self.store.used - 1)
-                self.clock.time += 1
+                self.clock.now += 1
                 self.assertEqual(self.ask(b"SET other v"), OK)
                 self.assertEqual((len(self.store), self.store.evicted), (11, 0))
 
@@ -327,7 +327,7 @@ class EvictionTests(MemoryCase):
         self.limit("allkeys-lru", 10_000)
         self.fill(20)
         self.run_command(b"SET", b"big", b"x" * 20_000)
-        self.clock.time += 1
+        self.clock.now += 1
         self.assertEqual(self.ask(b"SET k v"), OK)
         self.assertLess(self.store.used, 10_000)
         self.assertNotIn(b"big", self.store)
@@ -341,7 +341,7 @@ class EvictionTests(MemoryCase):
                         [b"SET %d v", b"RPUSH %d a b", b"HSET %d f v", b"SADD %d m", b"ZADD %d 1 m"]
                     )
                     self.ask(line % (random.randrange(10**9)))
-                    self.clock.time += 0.01
+                    self.clock.now += 0.01
                     self.assertLess(self.store.used, 102_000)
                 self.assertGreater(self.store.used, 90_000)
                 self.assertLess(len(self.store), 1000)
@@ -441,7 +441,7 @@ class SettingTests(MemoryCase):
     def test_idle_times(self) -> None:
         self.limit("allkeys-lru", math.inf)
         self.check((b"SET k v", OK), (b"OBJECT IDLETIME k", b":0\r\n"))
-        self.clock.time += 10.9
+        self.clock.now += 10.9
         self.check(
             (b"OBJECT IDLETIME k", b":10\r\n"),
             (b"OBJECT IDLETIME none", NIL),
@@ -450,10 +450,10 @@ class SettingTests(MemoryCase):
         )
         # Keys there are before it is asked for are as if used just then.
         self.limit("noeviction", math.inf)
-        self.clock.time += 100
+        self.clock.now += 100
         self.assertTrue(self.ask(b"OBJECT IDLETIME k").startswith(b"-ERR "))
         self.limit("volatile-lru", math.inf)
-        self.clock.time += 1
+        self.clock.now += 1
         self.check((b"OBJECT IDLETIME k", b":1\r\n"))
 
 
@@ -489,14 +489,14 @@ class NothingLeftTests(MemoryCase):
     def expire(self) -> None:
         for key in self.keys():
             self.run_command(b"EXPIRE", key, b"50")
-        self.clock.time += 51
+        self.clock.now += 51
         self.store.sweep(1000)
 
     def expire_and_look(self) -> None:
         keys = self.keys()
         for key in keys:
             self.run_command(b"PEXPIRE", key, b"1")
-        self.clock.time += 1
+        self.clock.now += 1
         for key in keys:
             self.run_command(b"GET", key)
 

@@ -26,16 +26,12 @@ from unittest import mock
 import client
 import pipecache
 from pipecache import (
-    Context,
     Hash,
     ListValue,
-    Live,
     Persistence,
     PersistenceError,
     Set,
-    Settings,
     SortedSet,
-    Statistics,
     Store,
     execute,
     pack,
@@ -46,6 +42,7 @@ from tests.support import (
     ROOT,
     WINDOWS,
     Background,
+    Clock,
     RawConnection,
     ServerProcess,
     new_client,
@@ -53,16 +50,23 @@ from tests.support import (
     unique_name,
     wait_until,
 )
-
-
-class Clock:
-    """A clock that goes on by itself never."""
-
-    def __init__(self, now: float) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.internals import (
+    close_file,
+    count_written_key,
+    empty_disk,
+    fill_disk,
+    load,
+    log_to,
+    new_client_object,
+    new_store,
+    pauses_before_saves,
+    persistence_of,
+    refuse_changes,
+    replace_thread,
+    save,
+    wait_for_changes,
+    while_writing,
+)
 
 
 def contents(store: Store) -> dict[bytes, tuple[Any, int | None, bool]]:
@@ -137,21 +141,18 @@ class FileCase(unittest.TestCase):
         self.addCleanup(patched.stop)
 
     def open(self, store: Store | None = None) -> tuple[Store, Persistence]:
-        store = Store(self.clock, self.wall) if store is None else store
+        store = new_store(self.clock, self.wall) if store is None else store
         persistence = Persistence(str(self.path), store)
         with mock.patch("time.time", self.wall):
             persistence.open()
-        self.addCleanup(persistence._disconnect)
+        self.addCleanup(close_file, persistence)
         return store, persistence
 
     def reopened(self) -> dict[bytes, tuple[Any, int | None, bool]]:
         """What the file holds, to a store that has another clock."""
-        store, persistence = self.open(Store(Clock(5.0), self.wall))
+        store, persistence = self.open(new_store(Clock(5.0), self.wall))
         persistence.stop(DEADLINE)
         return contents(store)
-
-    def context(self, store: Store) -> Context:
-        return Context(store, Settings(), Statistics("address"), Live(store))
 
 
 class KeepingTest(FileCase):
@@ -162,7 +163,7 @@ class KeepingTest(FileCase):
         store.replace(b"\xff\0", b"1", store.now() + 60_000)
         store.replace(b"moment", b"1", pipecache.Moment(store.now() + 60_000))
         kept = contents(store)
-        persistence._save()
+        save(persistence)
         persistence.stop(DEADLINE)
         self.assertEqual(self.reopened(), kept)
         self.assertEqual(len(kept), 8)
@@ -177,10 +178,10 @@ class KeepingTest(FileCase):
         store, persistence = self.open()
         store.replace(b"short", b"1", store.now() + 1000)
         store.replace(b"long", b"1", store.now() + 3000)
-        persistence._save()
+        save(persistence)
         persistence.stop(DEADLINE)
         self.wall.now += 2
-        store, persistence = self.open(Store(Clock(5.0), self.wall))
+        store, persistence = self.open(new_store(Clock(5.0), self.wall))
         self.assertEqual(store.keys(), [b"long"])
         self.assertEqual(store.deadline(b"long"), 6000)
         self.assertEqual((persistence.loaded, persistence.expired), (1, 1))
@@ -193,13 +194,13 @@ class KeepingTest(FileCase):
         for key in (b"plain", b"taken", b"later"):
             store.replace(key, b"1")
         store.own(b"taken", "owner")
-        persistence._save()
+        save(persistence)
         store.replace(b"later", b"2")
         store.own(b"later", "owner")
         store.rename(b"taken", b"renamed")
-        persistence._save()
+        save(persistence)
         store.replace(b"taken", b"3")
-        persistence._save()
+        save(persistence)
         persistence.stop(DEADLINE)
         self.assertEqual(set(self.reopened()), {b"plain", b"taken"})
 
@@ -218,7 +219,7 @@ class KeepingTest(FileCase):
         )  # fmt: skip
         weights = [10] * (len(commands) - 2) + [1, 5]
         store, persistence = self.open()
-        context = self.context(store)
+        client = new_client_object(store)
         for turn in range(30):
             for _ in range(chance.randrange(60)):
                 line = chance.choices(commands, weights)[0]
@@ -229,8 +230,8 @@ class KeepingTest(FileCase):
                     self.wall.now += 20
                     store.sweep(100)
                 else:
-                    execute(context, line.split())
-            persistence._save()
+                    execute(client, line.split())
+            save(persistence)
             self.assertFalse(persistence.error)
             persistence.stop(DEADLINE)
             kept = contents(store)
@@ -238,23 +239,23 @@ class KeepingTest(FileCase):
             # Go on with a store that is what was loaded.
             self.clock = Clock(chance.randrange(10_000))
             store, persistence = self.open()
-            context = self.context(store)
+            client = new_client_object(store)
             self.assertEqual(contents(store), kept)
 
     def test_a_key_the_file_cannot_take(self) -> None:
         store, persistence = self.open()
         store.replace(b"key", b"small")
-        persistence._save()
+        save(persistence)
         with mock.patch.multiple(pipecache, MAX_ROW=100, SHORT_VALUE=10):
             store.replace(b"key", b"x" * 98)
             store.replace(b"other", b"1")
             with self.assertLogs("pipecache", "ERROR") as logged:
-                persistence._save()
+                save(persistence)
             self.assertRegex(logged.output[0], "b'key' takes 101 bytes, more than the file can")
             self.assertEqual(persistence.refused, {b"key": 101})
             # What it was before is not what it is.
             store.replace(b"key", b"small again")
-            persistence._save()
+            save(persistence)
         self.assertEqual(persistence.refused, {})
         persistence.stop(DEADLINE)
         self.assertEqual(self.reopened()[b"key"][0], b"small again")
@@ -265,7 +266,7 @@ class KeepingTest(FileCase):
         for turn in range(2):
             for number in range(300):
                 store.replace(b"%d" % number, b"%d" % turn * 3000)
-            persistence._save()
+            save(persistence)
         files = (os.path.realpath(f"/proc/self/fd/{each}") for each in os.listdir("/proc/self/fd"))
         opened = [file for file in files if "/" in file and str(self.folder) not in file]
         self.assertFalse([file for file in opened if "etilqs" in file], opened)
@@ -274,6 +275,7 @@ class KeepingTest(FileCase):
     def test_what_was_written_is_not_kept_in_memory(self) -> None:
         script = (
             "import random, sys, pipecache\n"
+            "from tests.support.internals import save\n"
             "def memory(): return 4096 * int(open('/proc/self/statm').read().split()[1])\n"
             "store, chance = pipecache.Store(), random.Random(1)\n"
             "kept = pipecache.Persistence(sys.argv[1], store)\n"
@@ -281,7 +283,7 @@ class KeepingTest(FileCase):
             "for turn in range(100):\n"
             "    for _ in range(chance.randrange(1, 120)):\n"
             "        store.replace(b'%d' % chance.randrange(200), b'x' * 100_000)\n"
-            "    kept._save()\n"
+            "    save(kept)\n"
             "    before = before if turn else memory()\n"
             "print(memory() - before)\n"
         )
@@ -297,7 +299,7 @@ class KeepingTest(FileCase):
             store.replace(b"%d" % number, os.urandom(100_000))
         store.replace(b"short", b"1")
         kept = contents(store)
-        persistence._save()
+        save(persistence)
         persistence.stop(DEADLINE)
         self.assertEqual(self.reopened(), kept)
 
@@ -306,7 +308,7 @@ class KeepingTest(FileCase):
         for number in range(2500):
             store.replace(b"%04d" % number, b"")
         store.replace(b"long", b"x" * 10_000)
-        persistence._save()
+        save(persistence)
         persistence.stop(DEADLINE)
         with mock.patch.object(pipecache, "PROGRESS_INTERVAL", -1):
             with self.assertLogs("pipecache", "INFO") as logged:
@@ -324,12 +326,12 @@ class KeepingTest(FileCase):
         tracemalloc.start()
         self.addCleanup(tracemalloc.stop)
         whole = sum(len(pack(store.peek(key))) for key in [*store.keys()])
-        for take in (persistence._save, persistence._load):
+        for take in (save, load):
             with self.subTest(take=take.__name__):
-                if take == persistence._load:
+                if take == load:
                     store.clear()
                 tracemalloc.clear_traces()
-                take()
+                take(persistence)
                 rest, peak = tracemalloc.get_traced_memory()
                 self.assertLess(peak - rest, whole // 5)
         self.assertEqual(persistence.loaded, 30)
@@ -339,7 +341,7 @@ class KeepingTest(FileCase):
         store.replace(b"far", b"1", pipecache.INTEGER_MAX - store.unix_time(0))
         self.wall.now += 3600
         store.sweep(1)
-        persistence._save()
+        save(persistence)
         self.assertEqual(persistence.error, "")
         persistence.stop(DEADLINE)
         self.assertEqual(set(self.reopened()), {b"far"})
@@ -348,8 +350,8 @@ class KeepingTest(FileCase):
         store, persistence = self.open()
         told: list[int] = []
         store.replace(b"key", b"1")
-        persistence._database.set_progress_handler(lambda: told.append(persistence.unsaved), 1)
-        persistence._save()
+        while_writing(persistence, lambda: told.append(persistence.unsaved))
+        save(persistence)
         self.assertEqual(told, sorted(told, reverse=True))  # until it is
         self.assertEqual((told[0], persistence.unsaved), (1, 0))
 
@@ -360,21 +362,13 @@ class KeepingTest(FileCase):
                 for key in (b"a", b"b", b"c"):
                     store.replace(key, b"1")
                 began = time.monotonic()
-                persistence._wait(began + 2 * pipecache.LOOK_INTERVAL + many * DEADLINE)
+                wait_for_changes(persistence, began + 2 * pipecache.LOOK_INTERVAL + many * DEADLINE)
                 self.assertLess(time.monotonic() - began, DEADLINE)
 
     def test_a_failure_is_tried_again_less_often(self) -> None:
         store, persistence = self.open()
         store.replace(b"key", b"1")
-        pauses: list[float] = []
-
-        def wait(until: float) -> None:
-            pauses.append(until - time.monotonic())
-            persistence.error = "" if len(pauses) == 8 else "full"
-            persistence._ending = len(pauses) == 10
-
-        with mock.patch.multiple(persistence, _wait=wait, _save=mock.DEFAULT):
-            persistence._run()
+        pauses = pauses_before_saves(persistence, [*["full"] * 7, "", "full", "full"])
         least, most = pipecache.SAVE_INTERVAL, pipecache.MAX_PAUSE
         for found, expected in zip(pauses, [least, 2 * least, 4 * least, 8 * least, *[most] * 4]):
             self.assertAlmostEqual(found, expected, delta=least / 2)
@@ -385,13 +379,12 @@ class KeepingTest(FileCase):
         writing, go_on = threading.Event(), threading.Event()
         self.addCleanup(go_on.set)
 
-        def pause(*arguments: object) -> int:
+        def pause() -> None:
             writing.set()
             go_on.wait(DEADLINE)
-            return 0
 
         store.replace(b"key", b"1")
-        persistence._database.set_progress_handler(pause, 1)
+        while_writing(persistence, pause)
         persistence.start()
         with store.lock:
             persistence.request(lambda error: None)
@@ -430,7 +423,7 @@ class TroubleTest(FileCase):
         store, persistence = self.open()
         for number in range(count):
             store.replace(b"key%d" % number, b"x" * 100)
-        persistence._save()
+        save(persistence)
         persistence.stop(DEADLINE)
 
     def database(self) -> Any:
@@ -536,9 +529,8 @@ class TroubleTest(FileCase):
     def test_the_disk_is_full_and_then_is_not(self) -> None:
         store, persistence = self.open()
         store.replace(b"before", b"1")
-        persistence._save()
-        (pages,) = persistence._database.execute("PRAGMA page_count").fetchone()
-        persistence._database.execute(f"PRAGMA max_page_count={pages + 2}")
+        save(persistence)
+        fill_disk(persistence, free=2)
         for number in range(1000):
             store.replace(b"key%d" % number, b"x" * 100)
         store.delete(b"before")
@@ -547,7 +539,7 @@ class TroubleTest(FileCase):
             persistence.request(outcomes.append)
             with self.assertLogs("pipecache", "DEBUG") as logged:
                 pipecache.log.debug("attempt")
-                persistence._save()
+                save(persistence)
             said, reason = "Going on from memory, and trying again", "is full.*make room"
             self.assertEqual(len(logged.output), 1 if outcomes[1:] else 2)  # said once
             self.assertRegex(outcomes[-1], reason)
@@ -556,10 +548,10 @@ class TroubleTest(FileCase):
             self.assertEqual(store.untaken, 1001)
             store.replace(b"key0", b"changed meanwhile")
         self.assertEqual((persistence.error, persistence.saves), (outcomes[-1], 1))
-        persistence._database.execute("PRAGMA max_page_count=1000000")
+        empty_disk(persistence)
         kept = contents(store)
         with self.assertLogs("pipecache", "INFO") as logged:
-            persistence._save()
+            save(persistence)
         self.assertIn("works again", logged.output[0])
         self.assertEqual((persistence.error, store.untaken), ("", 0))
         persistence.stop(DEADLINE)
@@ -570,10 +562,10 @@ class TroubleTest(FileCase):
         store.replace(b"key", ListValue([b"element"]))
         with mock.patch.object(pipecache, "_pack", side_effect=TypeError("a fault")):
             with self.assertLogs("pipecache", "ERROR") as logged:
-                persistence._save()
+                save(persistence)
         self.assertIn("Traceback", logged.output[0])
         self.assertIn("a fault", persistence.error)
-        persistence._save()
+        save(persistence)
         self.assertEqual((persistence.error, store.untaken), ("", 0))
         persistence.stop(DEADLINE)
         self.assertEqual(set(self.reopened()), {b"key"})
@@ -581,17 +573,17 @@ class TroubleTest(FileCase):
     def test_the_changes_of_a_full_disk_do_not_pile_up(self) -> None:
         store, persistence = self.open()
         store.replace(b"stays", b"x" * 1_000_000)
-        persistence._database.execute("PRAGMA max_page_count=1")
+        fill_disk(persistence)
         for turn in range(3):
             for number in range(60_000):
                 store.replace(b"%d %d" % (turn, number), b"")
                 store.delete(b"%d %d" % (turn, number))
             with contextlib.suppress(AssertionError), self.assertLogs("pipecache"):
-                persistence._save()
+                save(persistence)
         self.assertTrue(persistence.error)
         self.assertLess(store.untaken, 100_000)
-        persistence._database.execute("PRAGMA max_page_count=1000000")
-        persistence._save()
+        empty_disk(persistence)
+        save(persistence)
         persistence.stop(DEADLINE)
         self.assertEqual(set(self.reopened()), {b"stays"})
 
@@ -599,15 +591,15 @@ class TroubleTest(FileCase):
         store, persistence = self.open()
         for number in range(100):
             store.replace(b"key%d" % number, b"x" * 1000)
-        persistence._save()
-        persistence._database.execute("PRAGMA max_page_count=1")
+        save(persistence)
+        fill_disk(persistence)
         store.replace(b"big", b"x" * 1_000_000)
-        persistence._save()
+        save(persistence)
         self.assertTrue(persistence.error)
         store.clear()
         store.replace(b"after", b"1")
-        persistence._database.execute("PRAGMA max_page_count=1000000")
-        persistence._save()
+        empty_disk(persistence)
+        save(persistence)
         self.assertEqual(persistence.error, "")
         persistence.stop(DEADLINE)
         self.assertEqual(set(self.reopened()), {b"after"})
@@ -621,12 +613,12 @@ class TroubleTest(FileCase):
                 store, persistence = self.open()
                 store.clear()
                 store.replace(b"old", b"1")
-                persistence._save()
+                save(persistence)
                 path.unlink()
                 if changed:
                     store.replace(b"new", b"1")
                 with self.assertLogs("pipecache", "WARNING") as logged:
-                    persistence._save()
+                    save(persistence)
                 self.assertIn("was taken away, and is begun anew", logged.output[0])
                 # As after a crash: what is there is what SQLite finds, not what it has in hand.
                 shutil.copytree(self.folder, self.folder / "copy")
@@ -644,14 +636,14 @@ class TroubleTest(FileCase):
             with self.subTest(path=path.name):
                 store, persistence = self.open()
                 store.replace(b"key", b"1")
-                persistence._save()
+                save(persistence)
                 path.unlink()
                 full = sqlite3.OperationalError("database or disk is full")
                 for _ in range(2):
                     with mock.patch.object(persistence, "_make_ready", side_effect=full):
-                        persistence._save()
+                        save(persistence)
                     self.assertRegex(persistence.error, "is full.*make room")
-                persistence._save()
+                save(persistence)
                 self.assertEqual(persistence.error, "")
                 persistence.stop(DEADLINE)
                 self.assertEqual(set(self.reopened()), {b"key"})
@@ -660,7 +652,7 @@ class TroubleTest(FileCase):
     def test_another_pipecache_file_was_put_in_its_place(self) -> None:
         store, persistence = self.open()
         store.replace(b"theirs", b"1")
-        persistence._save()
+        save(persistence)
         persistence.stop(DEADLINE)
         shutil.copy(self.path, self.folder / "backup.db")
         store, persistence = self.open()
@@ -668,10 +660,10 @@ class TroubleTest(FileCase):
         self.path.unlink()
         full = sqlite3.OperationalError("database or disk is full")
         with mock.patch.object(persistence, "_make_ready", side_effect=full):
-            persistence._save()
+            save(persistence)
         os.replace(self.folder / "backup.db", self.path)
         for _ in range(2):
-            persistence._save()
+            save(persistence)
             self.assertIn("another file was put in its place", persistence.error)
         persistence.stop(DEADLINE)
         self.assertEqual(set(self.reopened()), {b"theirs"})
@@ -680,23 +672,21 @@ class TroubleTest(FileCase):
         store, persistence = self.open()
         store.replace(b"key", b"1")
 
-        persistence._database.execute("PRAGMA max_page_count=1")
+        fill_disk(persistence)
         store.replace(b"big", b"x" * 1_000_000)
         taken = store.take_changes()
-        store._changed = mock.Mock(
-            wraps=set(), __len__=lambda _: 0, update=mock.Mock(side_effect=MemoryError)
-        )
+        refuse_changes(store)
         store.put_back(taken)
         self.assertEqual(store.untaken, 3)
-        persistence._database.execute("PRAGMA max_page_count=1000000")
-        persistence._save()
+        empty_disk(persistence)
+        save(persistence)
         persistence.stop(DEADLINE)
         self.assertEqual(set(self.reopened()), {b"key", b"big"})
 
     def test_a_file_that_is_given_up(self) -> None:
         store, persistence = self.open()
         store.replace(b"key", b"1")
-        persistence._save()
+        save(persistence)
         with mock.patch.object(pipecache, "HANDOVER", DEADLINE):
             with self.assertLogs("pipecache", "INFO") as logged:
                 second = Background(self.reopened)
@@ -726,7 +716,7 @@ class TroubleTest(FileCase):
         self.kept()
         with self.database() as database:
             database.execute("UPDATE keys SET kind='?' WHERE key=x'6b6579393939'")
-        store = Store(self.clock, self.wall)
+        store = new_store(self.clock, self.wall)
         with self.assertRaisesRegex(PersistenceError, "malformed"):
             self.open(store)
         self.assertEqual((len(store), store.used), (0, 0))
@@ -743,13 +733,14 @@ class TroubleTest(FileCase):
             def join(self, timeout: float | None = None) -> None:
                 now.now += 10
                 self.turns += 1
-                persistence._written += self.turns < 10
+                if self.turns < 10:
+                    count_written_key(persistence)
 
             def is_alive(self) -> bool:
                 return self.turns < 10 or not ends
 
         for ends in (True, False):
-            persistence._thread = Slow()
+            replace_thread(persistence, Slow())
             with mock.patch.object(pipecache, "time", mock.Mock(monotonic=now)):
                 with self.assertLogs("pipecache", "INFO") as logged:
                     self.assertEqual(persistence.stop(30.0), ends)
@@ -783,11 +774,11 @@ class TroubleTest(FileCase):
         self.path.write_bytes(b"somebody's work")
         store.replace(b"new", b"1")
         with self.assertLogs("pipecache", "ERROR") as logged:
-            persistence._save()
+            save(persistence)
         self.assertIn("another file was put in its place: move that away", logged.output[0])
         self.assertEqual(self.path.read_bytes(), b"somebody's work")
         self.path.unlink()
-        persistence._save()
+        save(persistence)
         self.assertEqual(persistence.error, "")
         persistence.stop(DEADLINE)
         self.assertEqual(self.path.read_bytes()[:6], b"SQLite")
@@ -922,17 +913,16 @@ class ServingTest(FileCase):
     def test_a_forked_child_leaves_the_file_alone(self) -> None:
         script = (
             "import os, sys, pipecache\n"
+            "from tests.support import new_client\n"
             "with pipecache.Server(sys.argv[1], db=sys.argv[2]) as server:\n"
-            "    server._store.replace(b'before', b'1')\n"
+            "    connected = new_client(sys.argv[1])\n"
+            "    connected.set('before', '1')\n"
             "    child = os.fork()\n"
             "    if not child:\n"
             "        sys.exit(0)\n"
             "    assert os.waitpid(child, 0)[1] == 0\n"
-            "    server._store.replace(b'after', b'1')\n"
-            "    import threading\n"
-            "    saved = threading.Event()\n"
-            "    server._persistence.request(lambda error: saved.set())\n"
-            "    saved.wait(30)\n"
+            "    connected.set('after', '1')\n"
+            "    connected.save()\n"
             "    os._exit(0)\n"
         )
         subprocess.run(
@@ -953,7 +943,7 @@ class ServingTest(FileCase):
             self.assertTrue(connected.save())
         handlers = list(pipecache.log.handlers)
         self.addCleanup(pipecache.log.setLevel, pipecache.log.level)
-        pipecache._log_to(str(self.folder / "log"), "INFO")
+        log_to(str(self.folder / "log"))
         (handler,) = set(pipecache.log.handlers) - set(handlers)
         pipecache.log.info("%s", self.path)
         pipecache.log.removeHandler(handler)
@@ -963,7 +953,7 @@ class ServingTest(FileCase):
     def test_inside_a_program(self) -> None:
         for _ in range(2):
             with pipecache.Server(unique_name(), db=str(self.path)) as server:
-                with new_client(server._settings.pipe) as connected:
+                with new_client(server.address) as connected:
                     connected.incr("starts")
         self.assertEqual(self.keys(), {b"starts": b"2"})
         with self.assertRaisesRegex(ValueError, "the file needs a name"):
@@ -980,10 +970,9 @@ class ServingTest(FileCase):
 
     def test_the_disk_is_full_while_it_serves(self) -> None:
         server = pipecache.Server(unique_name(), db=str(self.path))
-        with server, new_client(server._settings.pipe) as connected:
-            assert server._persistence is not None
+        with server, new_client(server.address) as connected:
             connected.execute_command("SAVE")
-            server._persistence._database.execute("PRAGMA max_page_count=1")
+            fill_disk(persistence_of(server))
             with self.assertLogs("pipecache", "ERROR"):
                 connected.set("key", "x" * 100_000)
                 with self.assertRaisesRegex(client.ResponseError, "is full"):
@@ -993,17 +982,16 @@ class ServingTest(FileCase):
             self.assertEqual(facts["rdb_last_bgsave_status"], "err")
             # In words, with or without a comma.
             self.assertRegex(facts["db_last_error"], "Cannot save to .*is full.*make room")
-            server._persistence._database.execute("PRAGMA max_page_count=100000")
+            empty_disk(persistence_of(server))
             connected.execute_command("SAVE")
             self.assertEqual(connected.info("persistence")["rdb_last_bgsave_status"], "ok")
 
     def test_the_disk_is_full_at_the_end(self) -> None:
         server = pipecache.Server(unique_name(), db=str(self.path))
         server.start()
-        with new_client(server._settings.pipe) as connected:
-            assert server._persistence is not None
+        with new_client(server.address) as connected:
             connected.execute_command("SAVE")
-            server._persistence._database.execute("PRAGMA max_page_count=1")
+            fill_disk(persistence_of(server))
             with self.assertLogs("pipecache", "ERROR") as logs:
                 connected.set("key", "x" * 100_000)
                 self.assertFalse(server.stop())
@@ -1036,14 +1024,14 @@ class ClockTest(FileCase):
                 store.replace(b"elapsed", b"1", store.now() + 1_800_000)
                 moment = store.now() + 7_200_000
                 store.replace(b"moment", b"1", pipecache.Moment(moment))
-                persistence._save()
+                save(persistence)
                 self.wall.now += step
                 store.sweep(10)
-                persistence._save()
+                save(persistence)
                 kept = contents(store)
                 persistence.stop(DEADLINE)
                 self.assertEqual(self.reopened(), kept)
-                store, persistence = self.open(Store(Clock(5.0), self.wall))
+                store, persistence = self.open(new_store(Clock(5.0), self.wall))
                 self.assertEqual(store.deadline(b"elapsed"), 5000 + 1_800_000)
                 self.assertEqual(store.deadline(b"moment"), 5000 + 7_200_000 - 1000 * step)
                 persistence.stop(DEADLINE)
@@ -1051,25 +1039,23 @@ class ClockTest(FileCase):
 
     def test_the_wall_clock_is_set(self) -> None:
         clock, wall = Clock(100.0), Clock(1_600_000_000.0)
-        store = Store(clock, wall)
-        context = Context(store, Settings(), Statistics("address"), Live(store))
+        store = new_store(clock, wall)
+        client = new_client_object(store)
         for line in (
             b"SET elapsed 1 EX 60", b"SET moment 1 EXAT 1600000060", b"SET later 1",
             b"EXPIREAT later 1600007200",
         ):  # fmt: skip
-            self.assertEqual(
-                execute(context, line.split()) or b"OK", b"OK" if b"SET" in line else 1
-            )
+            self.assertEqual(execute(client, line.split()) or b"OK", b"OK" if b"SET" in line else 1)
         wall.now += 3600  # forward
         store.sweep(10)
         self.assertEqual(store.keys(), [b"elapsed", b"later"])
-        self.assertEqual(execute(context, [b"TTL", b"elapsed"]), 60)
-        self.assertEqual(execute(context, [b"TTL", b"later"]), 3600)
+        self.assertEqual(execute(client, [b"TTL", b"elapsed"]), 60)
+        self.assertEqual(execute(client, [b"TTL", b"later"]), 3600)
         wall.now -= 7200  # back
         store.sweep(10)
-        self.assertEqual(execute(context, [b"TTL", b"elapsed"]), 60)
-        self.assertEqual(execute(context, [b"TTL", b"later"]), 10800)
-        self.assertEqual(execute(context, [b"EXPIRETIME", b"later"]), 1600007200)
+        self.assertEqual(execute(client, [b"TTL", b"elapsed"]), 60)
+        self.assertEqual(execute(client, [b"TTL", b"later"]), 10800)
+        self.assertEqual(execute(client, [b"EXPIRETIME", b"later"]), 1600007200)
         clock.now += 60
         wall.now += 60
         store.sweep(10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import subprocess
@@ -17,11 +18,22 @@ from tests.support import (
     DEADLINE,
     ROOT,
     WINDOWS,
+    Background,
     RawConnection,
     ServerCase,
     new_client,
     unique_name,
     wait_until,
+)
+from tests.support.internals import (
+    client_count,
+    connection_count,
+    is_quiet,
+    is_stopping,
+    listener_of,
+    settings_of,
+    store_locked,
+    thread_count,
 )
 from tests.support.wire import command
 
@@ -239,9 +251,9 @@ class CrowdTests(ServerCase):
         greedy = self.raw()
         with new_client(self.name) as cache, self.assertLogs("pipecache", "INFO") as logged:
             cache.set("big", "x" * 1_000_000)
-            with mock.patch.object(server._settings, "reply_timeout", 0.1):
+            with mock.patch.object(settings_of(server), "reply_timeout", 0.1):
                 greedy.send(b"GET big\n")
-                wait_until(lambda: len(server._sessions) == 1, "it is dropped")
+                wait_until(lambda: client_count(server) == 1, "it is dropped")
         self.assertIn("did not take its reply within 0.1 s", logged.output[-1])
 
     def test_one_that_never_writes_harms_nobody(self) -> None:
@@ -270,15 +282,11 @@ class CrowdTests(ServerCase):
             RawConnection(self.name).close()
         # A pipe may not see who leaves at once; a socket keeps them until they are accepted.
         wait_until(
-            lambda: (
-                (WINDOWS or server._statistics.connections == 300)
-                and not server._sessions
-                and server._desks[0].spare == server._workers
-            ),
+            lambda: (WINDOWS or connection_count(server) == 300) and is_quiet(server),
             "every client has left",
         )
         wait_until(lambda: self.sessions() <= before, "nothing is left of them")
-        self.assertLessEqual(server._workers, 2 * pipecache.SPARE_LISTENERS + 300)
+        self.assertLessEqual(thread_count(server), 2 * pipecache.SPARE_LISTENERS + 300)
 
     @staticmethod
     def sessions() -> int:
@@ -296,13 +304,17 @@ class LifeTests(ServerCase):
             cache.get("k")
 
     def test_serve_forever_until_stopped_elsewhere(self) -> None:
-        server = Server(unique_name())
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        wait_until(lambda: server._workers, "it runs")
+        self.name = unique_name()
+        server = Server(self.name)
+        serving = Background(server.serve_forever)
+        wait_until(self.answers, "it runs")
         server.stop()
-        thread.join(DEADLINE)
-        self.assertFalse(thread.is_alive())
+        serving.wait()
+
+    def answers(self) -> bool:
+        with contextlib.suppress(OSError), RawConnection(self.name) as raw:
+            return raw.ask(b"PING\n") == b"PONG\n"
+        return False
 
     def test_a_name_that_is_taken(self) -> None:
         self.serve()
@@ -349,7 +361,7 @@ class LifeTests(ServerCase):
         for thread in threads:
             thread.start()
         server.stop()
-        self.assertEqual(server._workers, 0)
+        self.assertEqual(thread_count(server), 0)
         for thread in threads:
             thread.join(DEADLINE)
         with Server(self.name):
@@ -383,25 +395,26 @@ class LifeTests(ServerCase):
                 for _ in range(pipecache.SPARE_LISTENERS):
                     raws.append(self.raw())
                     self.assertEqual(raws[-1].ask(b"PING\n"), b"PONG\n")
-            second = Server(unique_name())
+            name = unique_name()
+            second = Server(name)
             with self.assertLogs("pipecache", "ERROR"):
                 with self.assertRaises(pipecache.TransportError):
                     second.start()
         for each in (server, second):
             self.assertTrue(each.stop())
-            self.assertEqual(each._workers, 0)
-        with Server(second._settings.pipe):  # the name is free
+            self.assertEqual(thread_count(each), 0)
+        with Server(name):  # the name is free
             pass
 
     def test_a_command_under_way_is_answered(self) -> None:
         server = self.serve()
         raw = self.raw()
-        with server._store.lock:
+        with store_locked(server):
             raw.send(b"SET k v\n")
-            wait_until(lambda: server._sessions, "the client is served")
+            wait_until(lambda: client_count(server), "the client is served")
             stopping = threading.Thread(target=server.stop)
             stopping.start()
-            wait_until(server._stopping.is_set, "it stops")
+            wait_until(lambda: is_stopping(server), "it stops")
         self.assertIn(raw.receive(), (b"OK\n", b""))
         stopping.join(DEADLINE)
         self.assertFalse(stopping.is_alive())
@@ -428,7 +441,7 @@ class LifeTests(ServerCase):
 
     def test_accepting_goes_on_after_a_failure(self) -> None:
         server = self.serve()
-        listener = server._desks[0].listener
+        listener = listener_of(server)
         accept = listener.accept
         failures = [OSError(24, "Too many open files")] * 20
 

@@ -28,6 +28,7 @@ from tests.support import (
     unique_name,
     wait_until,
 )
+from tests.support.internals import client_count
 from tests.support.wire import command
 
 OK = b"+OK\r\n"
@@ -295,7 +296,7 @@ class BothDoorsTests(unittest.TestCase):
         tcp.ask(command(b"CLIENT", b"SETNAME", b"tcp"))
         pipe.ask(command(b"CLIENT", b"SETNAME", b"pipe"))
         listed = pipe.ask(command(b"CLIENT", b"LIST")).decode()
-        client = ":".join(map(str, tcp._tcp.getsockname()))
+        client = tcp.local
         address = pipecache.pipe_address(self.name)
         self.assertEqual(
             set(re.findall(r" addr=(\S+) laddr=(\S+) .*name=(\S+) age", listed)),
@@ -408,7 +409,7 @@ class BrowserTests(unittest.TestCase):
                     with self.subTest(pieces=pieces):
                         self.refused(port, pieces)
                         self.assertEqual(cache.mget("stored", "evil"), ["before", None])
-                wait_until(lambda: len(server._sessions) == 1, "the browsers are gone")
+                wait_until(lambda: client_count(server) == 1, "the browsers are gone")
             # On the pipe, where no browser can be, these are words like others.
             with RawConnection(name) as raw:
                 self.assertEqual(raw.ask(b"POST / HTTP/1.1\n"), b"ERROR: Unknown command\n")
@@ -417,7 +418,7 @@ class BrowserTests(unittest.TestCase):
     def refused(self, port: int, pieces: tuple[bytes, ...]) -> None:
         browser = TCPConnection(str(port))
         with browser, self.assertLogs("pipecache", "WARNING") as logged:
-            address = ":".join(map(str, browser._tcp.getsockname()))
+            address = browser.local
             with contextlib.suppress(OSError):  # it was closed before the last
                 for piece in pieces:
                     browser.send(piece)

@@ -58,11 +58,11 @@ def running_under_wine() -> bool:
 class Clock:
     """Seconds that go forward when told to."""
 
-    def __init__(self) -> None:
-        self.time = 1000.0
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
 
     def __call__(self) -> float:
-        return self.time
+        return self.now
 
 
 class Background:

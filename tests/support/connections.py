@@ -127,6 +127,8 @@ class TCPConnection(RawConnection):
 
     def __init__(self, name: str) -> None:
         self._tcp = socket.create_connection(("127.0.0.1", int(name)), DEADLINE)
+        #: The address and port of this end.
+        self.local = "{}:{}".format(*self._tcp.getsockname())
 
     def send(self, data: bytes) -> None:
         self._tcp.sendall(data)

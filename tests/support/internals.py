@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
+import threading
+import time
 from typing import Any, Callable, Iterable, Iterator, Sequence
+from unittest import mock
 
 import pipecache
 from pipecache import (
@@ -17,6 +21,7 @@ from pipecache import (
     Client,
     Keyspace,
     ListValue,
+    Persistence,
     Reply,
     Server,
     Session,
@@ -370,3 +375,155 @@ def client_count(server: Server) -> int:
 def thread_count(server: Server) -> int:
     """Return the number of threads that serve clients or accept them."""
     return server._workers
+
+
+def connection_count(server: Server) -> int:
+    """Return the number of connections that the server has accepted since its start."""
+    return server._state.connections
+
+
+def command_count(server: Server) -> int:
+    """Return the number of commands that the server has run since its start."""
+    return server._state.commands
+
+
+def listener_of(server: Server) -> pipecache.Listener:
+    """Return the listener of the pipe or Unix socket."""
+    return server._endpoints[0].listener
+
+
+def is_quiet(server: Server) -> bool:
+    """Return True if each thread waits for a client to accept."""
+    return not server._sessions and server._endpoints[0].spare_workers == server._workers
+
+
+def is_inbox_full(server: Server) -> bool:
+    """Return True if the server does not read on, because a client has sent too much ahead."""
+    return any(session.connection.inbox_full for session in list(server._sessions))
+
+
+def is_stopping(server: Server) -> bool:
+    """Return True once stop() was called."""
+    return server._stopping.is_set()
+
+
+#: The name of the method with which a server looks for clients to drop.
+DROP_OVERDUE = "_disconnect_timed_out"
+
+
+def settings_of(server: Server) -> Settings:
+    """Return the settings of a server, which CONFIG SET changes."""
+    return server._settings
+
+
+def persistence_of(server: Server) -> Persistence:
+    """Return what keeps the keyspace of a server in a file."""
+    assert server._state.persistence is not None
+    return server._state.persistence
+
+
+# ---------------------------------------------------------------------------
+# Persistence
+# ---------------------------------------------------------------------------
+
+
+def save(persistence: Persistence) -> None:
+    """Write all changes to the file, as the thread of a server does now and then."""
+    persistence._save()
+
+
+def load(persistence: Persistence) -> None:
+    """Read all keys of the file into the keyspace."""
+    persistence._load()
+
+
+def close_file(persistence: Persistence) -> None:
+    """Close the file as it is."""
+    persistence._disconnect()
+
+
+def fill_disk(persistence: Persistence, free: int | None = None) -> None:
+    """Let SQLite find that the disk is full.
+
+    :param free: the number of pages that there is still room for.
+    """
+    (pages,) = persistence._database.execute("PRAGMA page_count").fetchone()
+    persistence._database.execute(f"PRAGMA max_page_count={1 if free is None else pages + free}")
+
+
+def empty_disk(persistence: Persistence) -> None:
+    """Let SQLite find that there is room on the disk again."""
+    persistence._database.execute("PRAGMA max_page_count=1000000")
+
+
+def while_writing(persistence: Persistence, call: Callable[[], object]) -> None:
+    """Let SQLite call this again and again while it writes."""
+
+    def progress() -> int:
+        call()
+        return 0
+
+    persistence._database.set_progress_handler(progress, 1)
+
+
+def wait_for_changes(persistence: Persistence, until: float) -> None:
+    """Wait for many changes, until this time of time.monotonic()."""
+    persistence._wait(until)
+
+
+def pauses_before_saves(persistence: Persistence, errors: Sequence[str]) -> list[float]:
+    """Return the seconds that pass before each save, if the saves end with these errors."""
+    pauses: list[float] = []
+
+    def wait(until: float) -> None:
+        pauses.append(until - time.monotonic())
+        persistence.error = errors[len(pauses) - 1]
+        persistence._ending = len(pauses) == len(errors)
+
+    with mock.patch.multiple(persistence, _wait=wait, _save=mock.DEFAULT):
+        persistence._run()
+    return pauses
+
+
+def replace_thread(persistence: Persistence, thread: threading.Thread) -> None:
+    """Let this thread stand for the one that writes to the file."""
+    persistence._thread = thread
+
+
+def count_written_key(persistence: Persistence) -> None:
+    """Let the thread that writes to the file have written one more key."""
+    persistence._written += 1
+
+
+def refuse_changes(keyspace: Keyspace) -> None:
+    """Let memory be short when the keyspace notes that a key was changed."""
+    changed = mock.Mock(wraps=set(), update=mock.Mock(side_effect=MemoryError))
+    changed.__len__ = lambda _: 0
+    keyspace._changed = changed
+
+
+def log_to(file: str | None) -> None:
+    """Let the server log to a file, or to standard error, as its command line does."""
+    pipecache._log_to(file, "INFO")
+
+
+# ---------------------------------------------------------------------------
+# The command line and the table of commands
+# ---------------------------------------------------------------------------
+
+
+def parse_options(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the options that these arguments of the command line stand for."""
+    return vars(pipecache._argument_parser().parse_args(arguments))
+
+
+def every_command() -> Iterable[pipecache.Command]:
+    """Return the commands and subcommands."""
+    return pipecache.all_commands()
+
+
+if sys.platform == "win32":
+
+    def idle_instances(listener: pipecache.PipeListener) -> list[Any]:
+        """Return the instances of the pipe to which no client is connected."""
+        return listener._idle_instances

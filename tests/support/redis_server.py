@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import subprocess
 import tempfile
@@ -67,6 +68,10 @@ class Connection:
     def ask(self, *arguments: bytes) -> Reply:
         self.send(command(*arguments))
         return self.receive()
+
+    def has_reply(self, seconds: float) -> bool:
+        """Return True if a reply begins to arrive within this time."""
+        return bool(select.select([self._socket], [], [], seconds)[0])
 
     def close(self) -> None:
         self._file.close()

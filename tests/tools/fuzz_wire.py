@@ -43,6 +43,7 @@ from tests.support.internals import (
     ServedClient,
     SharedState,
     check_store,
+    every_command,
     expects_reply,
     new_store,
 )
@@ -360,7 +361,7 @@ def check(data: bytes) -> None:
 
 def dictionary() -> str:
     """What inputs are made of, as libFuzzer reads it."""
-    entries = pipecache._every_command()
+    entries = every_command()
     words = {word for entry in entries for word in entry.name.split()}
     words.update(word for entry in entries for word in re.findall(r"[A-Z]{2,}", entry.usage))
     words.update(limit.parameter for limit in pipecache.LIMITS.values())

@@ -41,7 +41,7 @@ class CommandTests(unittest.TestCase):
         for line, expected in conversation:
             with self.subTest(line=line):
                 if line.startswith("+"):
-                    self.clock.time += float(line)
+                    self.clock.now += float(line)
                 else:
                     self.assertEqual(self.run_text(line), expected)
 
@@ -255,7 +255,7 @@ class CommandTests(unittest.TestCase):
         for line, expected in conversation:
             with self.subTest(line=line):
                 if line.startswith(b"+"):
-                    self.clock.time += float(line)
+                    self.clock.now += float(line)
                 else:
                     self.assertEqual(self.run_resp(*line.split()), expected)
 

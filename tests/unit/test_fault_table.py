@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 import unittest
 
-import pipecache
 from tests.support import ROOT
+from tests.support.internals import every_command
 
 #: Bad input and faults: what happens, what the server does, and the tests, by module and name.
 FAULTS: dict[int, tuple[str, str, tuple[str, ...]]] = {
@@ -144,7 +144,7 @@ class FaultTableTests(unittest.TestCase):
             self.assertTrue(tests)
 
     def test_no_command_takes_a_path(self) -> None:
-        for entry in pipecache._every_command():
+        for entry in every_command():
             self.assertIsNone(re.search("path|file", entry.usage.lower()), entry.usage)
 
     def test_the_readme_says_so(self) -> None:

@@ -20,10 +20,10 @@ class StoreTests(unittest.TestCase):
 
     def test_a_value_is_there_until_its_deadline(self) -> None:
         self.expiring(b"k", 1500)
-        self.clock.time += 1.499
+        self.clock.now += 1.499
         self.assertEqual(self.store.read(b"k", bytes), b"value")
         self.assertIn(b"k", self.store)
-        self.clock.time += 0.001
+        self.clock.now += 0.001
         self.assertNotIn(b"k", self.store)
         self.assertIsNone(self.store.read(b"k", bytes))
         self.assertEqual((len(self.store), self.store.expiring, self.store.expired), (0, 0, 1))
@@ -40,7 +40,7 @@ class StoreTests(unittest.TestCase):
         for number, look in enumerate(looks):
             with self.subTest(number=number):
                 self.expiring(b"k", 10)
-                self.clock.time += 1
+                self.clock.now += 1
                 self.assertFalse(look())
                 self.assertEqual(len(self.store), 0)
 
@@ -50,7 +50,7 @@ class StoreTests(unittest.TestCase):
         self.assertIsNotNone(self.store.deadline(b"k"))
         self.store.replace(b"k", b"third")
         self.assertIsNone(self.store.deadline(b"k"))
-        self.clock.time += 2
+        self.clock.now += 2
         self.assertFalse(self.store.sweep(10))
         self.assertEqual(self.store.read(b"k", bytes), b"third")
 
@@ -59,13 +59,13 @@ class StoreTests(unittest.TestCase):
         self.assertTrue(self.store.persist(b"k"))
         self.assertFalse(self.store.persist(b"k"))
         self.assertFalse(self.store.persist(b"missing"))
-        self.clock.time += 2
+        self.clock.now += 2
         self.assertIn(b"k", self.store)
 
     def test_sweep_takes_what_is_over_in_order_and_no_more_than_told(self) -> None:
         for number in range(10):
             self.expiring(b"%d" % number, 100 * (10 - number))
-        self.clock.time += 0.5
+        self.clock.now += 0.5
         self.assertTrue(self.store.sweep(3))
         self.assertEqual(len(self.store), 7)
         self.assertFalse(self.store.sweep(100))
@@ -75,10 +75,10 @@ class StoreTests(unittest.TestCase):
     def test_sweep_passes_over_a_deadline_that_was_moved(self) -> None:
         self.expiring(b"k", 100)
         self.store.set_deadline(b"k", self.store.now() + 5000)
-        self.clock.time += 1
+        self.clock.now += 1
         self.store.sweep(10)
         self.assertIn(b"k", self.store)
-        self.clock.time += 5
+        self.clock.now += 5
         self.store.sweep(10)
         self.assertEqual(len(self.store), 0)
 
@@ -87,7 +87,7 @@ class StoreTests(unittest.TestCase):
         for number in range(10_000):
             self.expiring(b"k", 1000 + number)
         self.assertLess(queued_deadlines(self.store), 100)
-        self.clock.time += 0.1
+        self.clock.now += 0.1
         self.store.sweep(1000)
         self.assertEqual(self.store.keys(), [b"k"])
 
@@ -102,7 +102,7 @@ class StoreTests(unittest.TestCase):
         self.store.clear()
         self.assertEqual((len(self.store), self.store.expiring), (0, 0))
         self.store.replace(b"k", b"value")
-        self.clock.time += 1
+        self.clock.now += 1
         self.store.sweep(10)
         self.assertIn(b"k", self.store)
 

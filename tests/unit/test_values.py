@@ -58,7 +58,7 @@ class AccountingTests(ClientCase):
         self.store.limit = random.choice([1000, 5000, math.inf, math.inf])
         clients = [self.state.connect() for _ in range(3)]
         for step in Generator(seed).steps:
-            self.clock.time += random.choice([0] * 20 + [0.001, 1, 1000])
+            self.clock.now += random.choice([0] * 20 + [0.001, 1, 1000])
             reply = execute(clients[step.connection], list(step.arguments))
             self.assertNotIn("internal error", str(reply), step)
             expected = recount(self.store) + reserved(clients, self.state.blocked_keys())
@@ -330,7 +330,7 @@ class DrawTests(ClientCase):
         for number in range(100):
             self.ask(b"PSETEX %d 10 v" % number)
         self.assertEqual(len({self.ask(b"RANDOMKEY") for _ in range(10_000)}), 101)
-        self.clock.time += 1
+        self.clock.now += 1
         self.assertEqual({self.ask(b"RANDOMKEY") for _ in range(100)}, {b"$5\r\nstays\r\n"})
 
 
@@ -415,7 +415,7 @@ class WalkTests(ClientCase):
                 (b"ZADD", ranked, number, b"m"),
             )
             self.run_command(*random.choice(lines))
-            self.clock.time += 0.001
+            self.clock.now += 0.001
 
         keys = [key for kind in stays.values() for key in kind]
         for seed in range(self.ROUNDS):
