@@ -6,8 +6,6 @@ import contextlib
 import os
 import re
 import socket
-import subprocess
-import sys
 import tempfile
 import unittest
 from typing import Any, Pattern, Tuple, Union
@@ -16,7 +14,6 @@ import pipecache
 from pipecache import AddressInUse, Server
 from tests.support import (
     DEADLINE,
-    ROOT,
     WINDOWS,
     Conversation,
     RawConnection,
@@ -24,8 +21,10 @@ from tests.support import (
     TCPConnection,
     free_port,
     new_client,
+    options_of_server,
     redis_address,
     unique_name,
+    usage_error,
     wait_until,
 )
 from tests.support.internals import client_count
@@ -445,19 +444,6 @@ class CommandLineTests(unittest.TestCase):
             file.write(content)
         return path
 
-    def refused(self, *options: str) -> tuple[int, str]:
-        """The exit status, and all that is printed, of a server that does not start."""
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "pipecache.py"), "--pipe", unique_name(), *options],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=DEADLINE,
-            check=False,
-        )
-        self.assertEqual(done.stdout, b"")
-        self.assertNotIn(b"Traceback", done.stderr)
-        return done.returncode, done.stderr.decode()
-
     def test_wrong_options(self) -> None:
         port = ("--tcp", str(self.port))
         missing = os.path.join(self.folder, "missing.txt")
@@ -482,28 +468,26 @@ class CommandLineTests(unittest.TestCase):
             (("--tcp", "http", "--tcp-no-password"), "invalid int value: 'http'"),
         ):
             with self.subTest(options=options):
-                status, printed = self.refused(*options)
-                self.assertEqual(status, 2)
-                self.assertIn(expected, printed.splitlines()[-1])
+                self.assertIn(expected, usage_error(*options))
 
     @unittest.skipIf(getattr(os, "getuid", int)() == 0, "everything can be read here")
     def test_a_file_that_must_not_be_read(self) -> None:
         path = self.file(b"secret")
         os.chmod(path, 0)
-        status, printed = self.refused("--tcp", str(self.port), "--password-file", path)
-        self.assertEqual(status, 2)
-        self.assertIn("cannot read --password-file ", printed.splitlines()[-1])
+        error = usage_error("--tcp", str(self.port), "--password-file", path)
+        self.assertIn("cannot read --password-file ", error)
 
     def test_a_port_that_is_taken(self) -> None:
         with socket.socket() as other:
             other.bind(("127.0.0.1", self.port))
             other.listen(1)
-            status, printed = self.refused("--tcp", str(self.port), "--tcp-no-password")
-        self.assertEqual(status, 1)
-        self.assertEqual(printed.count("\n"), 1)
+            server = ServerProcess("--tcp", str(self.port), "--tcp-no-password")
+            self.addCleanup(server.close)
+            self.assertEqual(server.wait(), 1)
+        (printed,) = server.lines
         expected = rf"ERROR 127\.0\.0\.1:{self.port} is served by another program already; "
         self.assertRegex(printed, expected)
-        self.assertNotIn("name", printed)  # it is not one that is to be chosen
+        self.assertNotIn("name", printed)  # which the user need not change
 
     def test_the_first_line_of_the_file_is_the_password(self) -> None:
         for content, password in (
@@ -516,23 +500,30 @@ class CommandLineTests(unittest.TestCase):
             (b"\xef\xbb\xbfsecret\r\n", b"secret"),
             ("secret\r\nsecond line\r\n".encode("utf-16"), b"secret"),
         ):
-            with self.subTest(content=content), self.serve(content) as server:
-                with TCPConnection(str(self.port)) as raw:
-                    self.assertEqual(raw.ask(command(b"GET", b"k")), NOAUTH)
-                    self.assertEqual(raw.ask(command(b"AUTH", password + b"x")), WRONGPASS)
-                    self.assertEqual(raw.ask(command(b"AUTH", password)), OK)
-                    self.assertEqual(raw.ask(command(b"SET", b"k", b"v")), OK)
-                with new_client(server.name) as cache:
-                    self.assertEqual(cache.get("k"), "v")
-                server.interrupt()
-                self.assertEqual(server.wait(), 0)
-                self.assertNotIn(password.decode(), "\n".join(server.lines))
+            with self.subTest(content=content):
+                options = options_of_server(*self.options(content))
+                self.assertEqual(options["password"], password)
 
-    def serve(self, password: bytes) -> ServerProcess:
-        return ServerProcess("--tcp", str(self.port), "--password-file", self.file(password))
+    def test_a_password(self) -> None:
+        password = b" two words "
+        with ServerProcess(*self.options(password)) as server:
+            with TCPConnection(str(self.port)) as raw:
+                self.assertEqual(raw.ask(command(b"GET", b"k")), NOAUTH)
+                self.assertEqual(raw.ask(command(b"AUTH", password + b"x")), WRONGPASS)
+                self.assertEqual(raw.ask(command(b"AUTH", password)), OK)
+                self.assertEqual(raw.ask(command(b"SET", b"k", b"v")), OK)
+            with new_client(server.name) as cache:
+                self.assertEqual(cache.get("k"), "v")
+            server.interrupt()
+            self.assertEqual(server.wait(), 0)
+            self.assertNotIn(password.decode(), "\n".join(server.lines))
+
+    def options(self, content: bytes) -> list[str]:
+        """Return the options for a port whose password file has this content."""
+        return ["--tcp", str(self.port), "--password-file", self.file(content)]
 
     def test_the_banner(self) -> None:
-        with self.serve(b"secret") as server:
+        with ServerProcess(*self.options(b"secret")) as server:
             pipe, _, tcp, ready = server.lines
             self.assertIn(server.address, pipe)
             expected = f"Serving 127.0.0.1:{self.port}, to any account here, with a password"
