@@ -28,13 +28,19 @@ from tests.support import (
     wait_until,
 )
 from tests.support.internals import client_count
-from tests.support.wire import command
+from tests.support.wire import (
+    NIL,
+    OK,
+    RESET,
+    SYNTAX,
+    WRONGPASS,
+    command,
+    unknown_command,
+    unknown_subcommand,
+    wrong_arity,
+)
 
-OK = b"+OK\r\n"
-NIL = b"$-1\r\n"
-RESET = b"+RESET\r\n"
 NOAUTH = b"-NOAUTH Authentication required.\r\n"
-WRONGPASS = b"-WRONGPASS invalid username-password pair or user is disabled.\r\n"
 
 #: The password asked for, and the bytes of the longest argument until it is given.
 PASSWORD = b"open sesame"
@@ -57,9 +63,9 @@ BEFORE: tuple[Line, ...] = (
     *((line, NOAUTH) for line in (b"CLIENT KILL TYPE normal", b"CLIENT REPLY OFF", b"TIME")),
     *((line, NOAUTH) for line in (b"CONFIG GET *", b"CONFIG SET maxmemory 1", b"SELECT 0")),
     # What cannot be right anyway is told so, as Redis does it; that tells a stranger nothing.
-    (b"NOSUCH", b"-ERR unknown command 'NOSUCH', with args beginning with: \r\n"),
-    (b"GET", b"-ERR wrong number of arguments for 'get' command\r\n"),
-    (b"CLIENT NOSUCH", b"-ERR unknown subcommand 'NOSUCH'. Try CLIENT HELP.\r\n"),
+    (b"NOSUCH", unknown_command(b"NOSUCH")),
+    (b"GET", wrong_arity(b"get")),
+    (b"CLIENT NOSUCH", unknown_subcommand(b"CLIENT", b"NOSUCH")),
     (b"HELLO", STRANGER),
     (b"HELLO 3", STRANGER),
     (b"HELLO 3 SETNAME me", STRANGER),
@@ -67,8 +73,8 @@ BEFORE: tuple[Line, ...] = (
     (b"HELLO 3 AUTH default", b"-ERR Syntax error in HELLO option 'AUTH'\r\n"),
     (b"HELLO 3 AUTH default wrong", WRONGPASS),
     ((b"HELLO", b"3", b"AUTH", b"someone", PASSWORD), WRONGPASS),
-    (b"AUTH", b"-ERR wrong number of arguments for 'auth' command\r\n"),
-    (b"AUTH a b c", b"-ERR syntax error\r\n"),
+    (b"AUTH", wrong_arity(b"auth")),
+    (b"AUTH a b c", SYNTAX),
     (b"AUTH wrong", WRONGPASS),
     (b"AUTH default wrong", WRONGPASS),
     ((b"AUTH", b""), WRONGPASS),
