@@ -36,6 +36,7 @@ from tests.support import (
     wait_until,
 )
 from tests.support.programs import on_path
+from tests.support.wire import command
 from tests.tools.provision import Unavailable, given, skip
 
 #: Any bytes, but for the last: a line feed there would be a terminator.
@@ -69,12 +70,6 @@ VALUES_OF_LINES = {
     "each byte": bytes(range(256)),
     "a command in RESP": b"*1\r\n$4\r\nPING",
 }
-
-
-def resp(*arguments: bytes) -> bytes:
-    """A command in RESP."""
-    bulks = [b"$%d\r\n%b\r\n" % (len(argument), argument) for argument in arguments]
-    return b"*%d\r\n%b" % (len(arguments), b"".join(bulks))
 
 
 @contextlib.contextmanager
@@ -202,12 +197,12 @@ class ProgramTests(RealClientCase):
         if not WINDOWS:
             self.skipTest("os.OpenFile cannot open a socket: 'python tests' runs pipe.go on Wine")
         try:
-            command: list[str | Path] = [given("PIPECACHE_GO_CLIENT")]
+            program: list[str | Path] = [given("PIPECACHE_GO_CLIENT")]
         except Unavailable as error:
             if running_under_wine() or not shutil.which("go"):
                 skip(error)
-            command = ["go", "run", CLIENTS / "pipe.go"]
-        self.check(run_program([*command, self.server.name]))
+            program = ["go", "run", CLIENTS / "pipe.go"]
+        self.check(run_program([*program, self.server.name]))
 
     def test_windows_powershell(self) -> None:
         if not WINDOWS:
@@ -236,12 +231,12 @@ class ProgramTests(RealClientCase):
 
     def test_csharp_of_dotnet_core(self) -> None:
         try:
-            command = [given("PIPECACHE_DOTNET"), given("PIPECACHE_CSHARP_CLIENT")]
+            program = [given("PIPECACHE_DOTNET"), given("PIPECACHE_CSHARP_CLIENT")]
         except Unavailable as error:
             if sys.platform == "linux" or running_under_wine():
                 skip(error)
             self.skipTest(".NET Core 3.1 runs on Linux and under Wine; here the .NET SDK is used")
-        self.check(run_program([*command, self.server.name]))
+        self.check(run_program([*program, self.server.name]))
 
     def test_csharp_of_dotnet(self) -> None:
         dotnet = on_path("dotnet")
@@ -371,7 +366,7 @@ class PythonOpenTests(RealClientCase):
     def test_ten_megabytes_between_text_and_resp(self) -> None:
         pipe = self.open()
         bulk = b"$%d\r\n%b\r\n" % (len(TEN_MEGABYTES), TEN_MEGABYTES)
-        commands = resp(b"SET", b"big", TEN_MEGABYTES) + resp(b"GET", b"big")
+        commands = command(b"SET", b"big", TEN_MEGABYTES) + command(b"GET", b"big")
         self.check(pipe, commands, b"+OK\r\n" + bulk)
         self.check(pipe, b"GET big\n", TEN_MEGABYTES + b"\n")
 
@@ -430,13 +425,13 @@ class KilledClientTests(RealClientCase):
         self.check_another_client()
 
     def test_in_the_middle_of_a_resp_command(self) -> None:
-        begun = resp(b"SET", b"half", b"").replace(b"$0\r\n\r\n", b"$100000\r\n")
+        begun = command(b"SET", b"half", b"").replace(b"$0\r\n\r\n", b"$100000\r\n")
         self.kill_after(f"pipe.write({begun!r} + b'x' * 50_000); ready(); stay()")
         self.check_another_client()
 
     def test_in_the_middle_of_its_reply(self) -> None:
         with self.connect() as connection:
-            connection.send(resp(b"SET", b"big", TEN_MEGABYTES))
+            connection.send(command(b"SET", b"big", TEN_MEGABYTES))
             self.assertEqual(connection.receive(), b"+OK\r\n")
         self.kill_after("pipe.write(b'GET big\\n'); pipe.read(1); ready(); stay()")
         self.check_another_client()
@@ -545,13 +540,13 @@ class Pywin32Tests(RealClientCase):
 
     def test_transact_named_pipe(self) -> None:
         handle = self.open()
-        for command, reply in ((b"SET city dubai", b"OK"), (b"GET city", b"dubai")):
-            error, part = self.pipe.TransactNamedPipe(handle, command, 65536, None)
+        for message, reply in ((b"SET city dubai", b"OK"), (b"GET city", b"dubai")):
+            error, part = self.pipe.TransactNamedPipe(handle, message, 65536, None)
             self.assertEqual((error, bytes(part)), (0, reply))
 
     def test_call_named_pipe(self) -> None:
-        for command, reply in ((b"SET city dubai", b"OK"), (b"GET city", b"dubai")):
-            found = self.pipe.CallNamedPipe(self.server.address, command, 65536, 5000)
+        for message, reply in ((b"SET city dubai", b"OK"), (b"GET city", b"dubai")):
+            found = self.pipe.CallNamedPipe(self.server.address, message, 65536, 5000)
             self.assertEqual(bytes(found), reply)
 
 
@@ -607,15 +602,17 @@ class NodeTests(RealClientCase):
         self.check(commands, expected)
 
     def test_resp_in_one_write(self) -> None:
-        commands = resp(b"SET", b"key", b"a\r\n b") + resp(b"GET", b"key") + resp(b"GET", b"none")
+        commands = (
+            command(b"SET", b"key", b"a\r\n b") + command(b"GET", b"key") + command(b"GET", b"none")
+        )
         self.check([commands * 100], b"+OK\r\n$5\r\na\r\n b\r\n$-1\r\n" * 100)
 
     def test_resp_a_few_bytes_at_a_time(self) -> None:
-        commands = resp(b"SET", b"key", b"a\r\n b") + resp(b"GET", b"key")
+        commands = command(b"SET", b"key", b"a\r\n b") + command(b"GET", b"key")
         chunks = [commands[start : start + 3] for start in range(0, len(commands), 3)]
         self.check([*chunks, b"PING\n"], b"+OK\r\n$5\r\na\r\n b\r\nPONG\n")
 
     def test_ten_megabytes(self) -> None:
-        commands = resp(b"SET", b"big", TEN_MEGABYTES) + resp(b"GET", b"big")
+        commands = command(b"SET", b"big", TEN_MEGABYTES) + command(b"GET", b"big")
         size = len(TEN_MEGABYTES)
         self.check([commands], b"+OK\r\n$%d\r\n%b\r\n" % (size, TEN_MEGABYTES))

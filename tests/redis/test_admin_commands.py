@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import io
 import re
 import time
 import unittest
@@ -30,12 +31,19 @@ from tests.support.internals import (
     take_blocked_reply,
     takes_slow_path,
 )
-from tests.support.wire import command
-
-OK = b"+OK\r\n"
-PONG = b"+PONG\r\n"
-SYNTAX = b"-ERR syntax error\r\n"
-NIL = b"$-1\r\n"
+from tests.support.wire import (
+    NIL,
+    NO_MULTI,
+    OK,
+    PONG,
+    RESET,
+    SYNTAX,
+    Reply,
+    command,
+    read_reply,
+    unknown_subcommand,
+    wrong_arity,
+)
 
 #: A command and the reply, or its pattern.
 Line = Tuple[bytes, Union[bytes, Pattern[bytes]]]
@@ -43,10 +51,6 @@ Line = Tuple[bytes, Union[bytes, Pattern[bytes]]]
 
 def unknown_client_type(name: bytes) -> bytes:
     return b"-ERR Unknown client type '%b'\r\n" % name
-
-
-def wrong_arity(name: bytes) -> bytes:
-    return b"-ERR wrong number of arguments for '%b' command\r\n" % name
 
 
 def failed(name: bytes, reason: bytes) -> bytes:
@@ -98,10 +102,10 @@ CLIENTS: tuple[Line, ...] = (
     (b"CLIENT REPLY nosuch", SYNTAX),
     (b"CLIENT REPLY on", OK),
     (b"client reply ON", OK),
-    (b"CLIENT NOSUCH", b"-ERR unknown subcommand 'NOSUCH'. Try CLIENT HELP.\r\n"),
+    (b"CLIENT NOSUCH", unknown_subcommand(b"CLIENT", b"NOSUCH")),
     (b"CLIENT HELP", re.compile(rb"\*\d+\r\n\+.*", re.DOTALL)),
     (b"CONFIG HELP", re.compile(rb"\*\d+\r\n\+.*", re.DOTALL)),
-    (b"RESET", b"+RESET\r\n"),
+    (b"RESET", RESET),
     (b"CLIENT GETNAME", NIL),
     (b"RESET x", wrong_arity(b"reset")),
 )
@@ -148,7 +152,7 @@ CONFIG: tuple[Line, ...] = (
     (b"OBJECT IDLETIME k", b":0\r\n"),
     (b"OBJECT IDLETIME none", NIL),
     (b"CONFIG SET maxmemory 0 maxmemory-policy noeviction", OK),
-    (b"CONFIG NOSUCH", b"-ERR unknown subcommand 'NOSUCH'. Try CONFIG HELP.\r\n"),
+    (b"CONFIG NOSUCH", unknown_subcommand(b"CONFIG", b"NOSUCH")),
 )
 
 SERVER: tuple[Line, ...] = (
@@ -161,7 +165,7 @@ SERVER: tuple[Line, ...] = (
     (b"MEMORY USAGE", wrong_arity(b"memory|usage")),
     (b"MEMORY USAGE none SAMPLES x", b"-ERR value is not an integer or out of range\r\n"),
     (b"MEMORY USAGE none SAMPLES -1", SYNTAX),
-    (b"COMMAND NOSUCH", b"-ERR unknown subcommand 'NOSUCH'. Try COMMAND HELP.\r\n"),
+    (b"COMMAND NOSUCH", unknown_subcommand(b"COMMAND", b"NOSUCH")),
     (b"COMMAND COUNT", re.compile(rb":\d\d+\r\n")),
     (b"command count", re.compile(rb":\d\d+\r\n")),
     (b"Command Count", re.compile(rb":\d\d+\r\n")),
@@ -178,7 +182,7 @@ REPLIES: tuple[tuple[bytes, bytes], ...] = (
     (b"CLIENT REPLY OFF;CLIENT REPLY OFF;PING;CLIENT REPLY ON;PING", OK + PONG),
     (b"CLIENT REPLY OFF;CLIENT REPLY SKIP;PING;CLIENT REPLY ON;PING", OK + PONG),
     (b"CLIENT REPLY OFF;CLIENT REPLY nosuch;PING;CLIENT REPLY ON", OK),
-    (b"CLIENT REPLY OFF;RESET;PING", b"+RESET\r\n" + PONG),
+    (b"CLIENT REPLY OFF;RESET;PING", RESET + PONG),
     (b"CLIENT REPLY OFF;HELLO 3;CLIENT REPLY ON;GET none", OK + b"_\r\n"),
     # What stands before an option that is none has been done.
     (
@@ -249,29 +253,13 @@ ARITIES = {
     "spop": (-2, {"write"}),
 }
 
-#: A reply: what stands for its type, and bytes, int, None or a list of replies.
-Parsed = Tuple[str, Any]
+
+def parse(data: bytes) -> Reply:
+    """Return the reply that these bytes are."""
+    return read_reply(io.BytesIO(data))
 
 
-def parse(data: bytes) -> Parsed:
-    """A reply by the types it is made of; maps are lists of keys and values in turn."""
-    lines = iter(data.split(b"\r\n"))
-
-    def one() -> Parsed:
-        line = next(lines)
-        kind, rest = line[:1].decode(), line[1:]
-        if kind == ":":
-            return kind, int(rest)
-        if kind == "$":
-            return kind, next(lines) if int(rest) >= 0 else None
-        if kind in "*~%":
-            return kind, [one() for _ in range(int(rest) * (2 if kind == "%" else 1))]
-        return kind, rest
-
-    return one()
-
-
-def pairs(reply: Parsed) -> dict[str, Parsed]:
+def pairs(reply: Reply) -> dict[str, Reply]:
     """The keys and values of a map."""
     kind, elements = reply
     if kind != "%":
@@ -467,7 +455,7 @@ class ConversationTests(ConversationCase):
         _, value, condition, *_ = arguments
         self.assertEqual((value["name"], value["type"]), (("$", b"value"), ("$", b"string")))
         self.assertEqual(condition["type"], ("$", b"oneof"))
-        self.assertEqual(condition["flags"], ("~", [("+", b"optional")]))
+        self.assertEqual(condition["flags"], ("~", (("+", b"optional"),)))
         choice = pairs(condition["arguments"][1][0])
         token = {"name": ("$", b"nx"), "type": ("$", b"pure-token"), "token": ("$", b"NX")}
         self.assertEqual(choice, token)
@@ -525,7 +513,7 @@ class MessageTests(unittest.TestCase):
         off = command(b"CLIENT", b"REPLY", b"OFF")
         ping = command(b"PING")
         self.assertEqual(self.sent(off, ping, ping + ping, b"PING", b"GET none"), [])
-        self.assertEqual(self.sent(off + ping, command(b"RESET")), [b"+RESET\r\n"])
+        self.assertEqual(self.sent(off + ping, command(b"RESET")), [RESET])
         skip = command(b"CLIENT", b"REPLY", b"SKIP")
         self.assertEqual(self.sent(skip, ping, ping), [PONG])
         self.assertEqual(self.sent(b"CLIENT REPLY OFF", b"PING", b"CLIENT REPLY ON"), [b"OK"])
@@ -614,12 +602,12 @@ class InformationTests(ClientCase):
         """Everything a client has chosen is as when it came."""
         for line in (b"HELLO 3", b"CLIENT SETNAME me", b"WATCH k", b"MULTI", b"SET k v"):
             self.ask(line)
-        self.assertEqual(self.ask(b"RESET"), b"+RESET\r\n")
+        self.assertEqual(self.ask(b"RESET"), RESET)
         self.assertEqual(self.client.protocol, 2)
         self.assertEqual(self.state.leftovers(), [])
         self.check(
             (b"CLIENT GETNAME", NIL),
-            (b"EXEC", b"-ERR EXEC without MULTI\r\n"),
+            (b"EXEC", NO_MULTI),
             (b"GET k", NIL),
         )
         self.assertIs(self.run_command(b"CLIENT", b"REPLY", b"OFF"), NOTHING)

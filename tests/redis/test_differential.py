@@ -29,8 +29,8 @@ from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
 
 from tests.support import WINDOWS, ServerProcess, redis_address
 from tests.support.generator import TABLE, Generator, Step, command_name, rows
-from tests.support.redis_server import Connection, Reply
-from tests.support.wire import command
+from tests.support.redis_server import Connection
+from tests.support.wire import Reply, command
 
 #: Sequences in a run.
 SEQUENCES = 3000

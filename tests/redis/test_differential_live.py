@@ -25,8 +25,8 @@ from typing import List, Tuple
 
 from tests.support import WINDOWS, ServerProcess, redis_address
 from tests.support.generator import Generator
-from tests.support.redis_server import Connection, Reply
-from tests.support.wire import command
+from tests.support.redis_server import Connection
+from tests.support.wire import Reply, command
 
 SCHEDULES = 300
 LENGTH = 40

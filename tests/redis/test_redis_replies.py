@@ -6,6 +6,7 @@ and, where there is one, with a real redis-server, so that the tables themselves
 
 from __future__ import annotations
 
+import contextlib
 import re
 import unittest
 from typing import Tuple
@@ -19,12 +20,17 @@ from tests.support.wire import (
     NEGATIVE,
     NIL,
     NIL_ARRAY,
+    NO_MULTI,
     NOT_A_FLOAT,
     NOT_A_NUMBER,
     NOT_AN_INTEGER,
     OK,
     OVERFLOW,
+    PING,
+    PONG,
+    PROTOCOL_ERRORS,
     QUEUED,
+    RESET,
     SYNTAX,
     WRONG_TYPE,
     Line,
@@ -33,6 +39,8 @@ from tests.support.wire import (
     command,
     message,
     protocol_error,
+    unknown_command,
+    unknown_subcommand,
     wrong_arity,
 )
 
@@ -176,11 +184,11 @@ ERRORS: tuple[Line, ...] = (
     (b"gEt a b", wrong_arity(b"get")),
     (b"MSET a", wrong_arity(b"mset")),
     (b"HSET h f", wrong_arity(b"hset")),
-    (b"FOO a b", b"-ERR unknown command 'FOO', with args beginning with: 'a' 'b' \r\n"),
-    (b"foo", b"-ERR unknown command 'foo', with args beginning with: \r\n"),
-    (b"CLIENT FOO", b"-ERR unknown subcommand 'FOO'. Try CLIENT HELP.\r\n"),
-    (b"client foo", b"-ERR unknown subcommand 'foo'. Try CLIENT HELP.\r\n"),
-    (b"OBJECT FOO", b"-ERR unknown subcommand 'FOO'. Try OBJECT HELP.\r\n"),
+    (b"FOO a b", unknown_command(b"FOO", b"a", b"b")),
+    (b"foo", unknown_command(b"foo")),
+    (b"CLIENT FOO", unknown_subcommand(b"CLIENT", b"FOO")),
+    (b"client foo", unknown_subcommand(b"CLIENT", b"foo")),
+    (b"OBJECT FOO", unknown_subcommand(b"OBJECT", b"FOO")),
     (b"CLIENT", wrong_arity(b"client")),
     (b"CLIENT GETNAME x", wrong_arity(b"client|getname")),
     (b"SELECT 1", b"-ERR DB index is out of range\r\n"),
@@ -291,7 +299,7 @@ CHANNELS: tuple[Line, ...] = (
     (b"SUBSCRIBE", wrong_arity(b"subscribe")),
     (b"PUBLISH c", wrong_arity(b"publish")),
     (b"PUBSUB", wrong_arity(b"pubsub")),
-    (b"PUBSUB NOPE", b"-ERR unknown subcommand 'NOPE'. Try PUBSUB HELP.\r\n"),
+    (b"PUBSUB NOPE", unknown_subcommand(b"PUBSUB", b"NOPE")),
     (b"PUBSUB NUMSUB c", array(bulk(b"c"), b":0\r\n")),
     (b"PUBSUB CHANNELS", EMPTY),
     (b"SUBSCRIBE c", message(b"subscribe", b"c", 1)),
@@ -304,7 +312,7 @@ CHANNELS: tuple[Line, ...] = (
     (b"CONFIG GET x", forbidden(b"config|get")),
     (b"PUBLISH c m", forbidden(b"publish")),
     (b"MULTI", forbidden(b"multi")),
-    (b"NOPE", b"-ERR unknown command 'NOPE', with args beginning with: \r\n"),
+    (b"NOPE", unknown_command(b"NOPE")),
     (b"GET", wrong_arity(b"get")),
     (b"UNSUBSCRIBE none", message(b"unsubscribe", b"none", 2)),
     (b"UNSUBSCRIBE", message(b"unsubscribe", b"c", 1)),
@@ -313,11 +321,11 @@ CHANNELS: tuple[Line, ...] = (
     (b"MULTI", OK),
     (b"SUBSCRIBE c", QUEUED),
     (b"EXEC", array(message(b"subscribe", b"c", 1))),
-    (b"RESET", b"+RESET\r\n"),
-    (b"PING", b"+PONG\r\n"),
+    (b"RESET", RESET),
+    (b"PING", PONG),
     (b"HELLO 3", re.compile(b"%7\r\n" + HELLO % 3)),
     (b"SUBSCRIBE c", message(b"subscribe", b"c", 1, resp=b">")),
-    (b"PING", b"+PONG\r\n"),
+    (b"PING", PONG),
     (b"GET k", b"_\r\n"),
     (b"PUBLISH c m", message(b"message", b"c", b"m", resp=b">")),
     # From here on, each is the reply to the line before.
@@ -327,7 +335,7 @@ CHANNELS: tuple[Line, ...] = (
 )
 
 TRANSACTIONS: tuple[Line, ...] = (
-    (b"EXEC", b"-ERR EXEC without MULTI\r\n"),
+    (b"EXEC", NO_MULTI),
     (b"DISCARD", b"-ERR DISCARD without MULTI\r\n"),
     (b"MULTI", OK),
     (b"MULTI", b"-ERR MULTI calls can not be nested\r\n"),
@@ -342,7 +350,7 @@ TRANSACTIONS: tuple[Line, ...] = (
     (b"EXEC", array(OK, NOT_AN_INTEGER, bulk(b"v"))),
     (b"MULTI", OK),
     (b"SET k w", QUEUED),
-    (b"FOO", b"-ERR unknown command 'FOO', with args beginning with: \r\n"),
+    (b"FOO", unknown_command(b"FOO")),
     (b"EXEC", ABORTED),
     (b"MULTI", OK),
     (b"GET", wrong_arity(b"get")),
@@ -421,20 +429,10 @@ CONVERSATIONS = {
     "RESP3": RESP3,
 }
 
-PING, PONG = command(b"PING"), b"+PONG\r\n"
-
 PROTOCOL: tuple[Exchange, ...] = (
     (b"*0\r\n*-1\r\n" + PING, PONG, True),
     (PING + b"*-10\r\n" + PING + b"\r\n", PONG + PONG, True),
     (command(b"GET") + PING, wrong_arity(b"get") + PONG, True),
-    (PING + b"*abc\r\n", PONG + protocol_error(b"invalid multibulk length"), False),
-    (b"*3000000000\r\n", protocol_error(b"invalid multibulk length"), False),
-    (b"*1\r\n$-1\r\n", protocol_error(b"invalid bulk length"), False),
-    (b"*1\r\n$abc\r\n", protocol_error(b"invalid bulk length"), False),
-    (b"*1\r\n$536870913\r\n", protocol_error(b"invalid bulk length"), False),
-    (b"*1\r\nPING\r\n", protocol_error(b"expected '$', got 'P'"), False),
-    (b"*" + b"1" * 70_000, protocol_error(b"too big mbulk count string"), False),
-    (b"*1\r\n$" + b"1" * 70_000, protocol_error(b"too big bulk count string"), False),
     (command(b"QUIT") + PING, OK, False),
 )
 
@@ -472,6 +470,16 @@ class ReplyTableTests(ConversationCase):
                 if goes_on:
                     self.assertEqual(raw.ask(PING), PONG)
                 else:
+                    self.assertTrue(raw.ended())
+
+    def test_protocol_errors(self) -> None:
+        for data, expected, redis_answers_so in PROTOCOL_ERRORS:
+            if redis_answers_so:
+                with self.subTest(data=data[:60]), RawConnection(self.name) as raw:
+                    with contextlib.suppress(OSError):  # the server ends the connection first
+                        raw.send(PING + data)
+                    reply = PONG + protocol_error(expected)
+                    self.assertEqual(raw.read(len(reply)), reply)
                     self.assertTrue(raw.ended())
 
     def test_a_scan_finds_what_was_there_throughout(self) -> None:

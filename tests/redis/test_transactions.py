@@ -22,13 +22,21 @@ from tests.support import (
 )
 from tests.support.cases import ClientCase
 from tests.support.internals import store_of, watched_keys
-from tests.support.wire import command
-
-OK = b"+OK\r\n"
-PONG = b"+PONG\r\n"
-QUEUED = b"+QUEUED\r\n"
-BROKEN = b"*-1\r\n"
-ABORTED = b"-EXECABORT Transaction discarded because of previous errors.\r\n"
+from tests.support.wire import (
+    ABORTED,
+    EMPTY,
+    NIL_ARRAY,
+    NO_MULTI,
+    OK,
+    PONG,
+    QUEUED,
+    RESET,
+    SYNTAX,
+    command,
+    unknown_command,
+    unknown_subcommand,
+    wrong_arity,
+)
 
 #: What is there before a client watches the key k, and what another client does then: commands,
 #: separated by semicolons.
@@ -195,14 +203,14 @@ KEEPS: tuple[Change, ...] = (
 CONVERSATIONS: dict[str, tuple[Line, ...]] = {
     "errors before EXEC": (
         (b"MULTI", OK),
-        (b"SET k", b"-ERR wrong number of arguments for 'set' command\r\n"),
+        (b"SET k", wrong_arity(b"set")),
         (b"SET k v", QUEUED),
         (b"EXEC", ABORTED),
         (b"MULTI", OK),
-        (b"CLIENT NOSUCH", b"-ERR unknown subcommand 'NOSUCH'. Try CLIENT HELP.\r\n"),
+        (b"CLIENT NOSUCH", unknown_subcommand(b"CLIENT", b"NOSUCH")),
         (b"EXEC", ABORTED),
         (b"EXISTS k", b":0\r\n"),
-        (b"EXEC", b"-ERR EXEC without MULTI\r\n"),
+        (b"EXEC", NO_MULTI),
         # Not so these, which are no fault in what is queued.
         (b"MULTI", OK),
         (b"MULTI", b"-ERR MULTI calls can not be nested\r\n"),
@@ -216,9 +224,9 @@ CONVERSATIONS: dict[str, tuple[Line, ...]] = {
             b"-EXECABORT Transaction discarded because of: "
             b"wrong number of arguments for 'exec' command\r\n",
         ),
-        (b"EXEC", b"-ERR EXEC without MULTI\r\n"),
+        (b"EXEC", NO_MULTI),
         (b"MULTI", OK),
-        (b"DISCARD now", b"-ERR wrong number of arguments for 'discard' command\r\n"),
+        (b"DISCARD now", wrong_arity(b"discard")),
         (b"EXEC", ABORTED),
     ),
     "errors inside": (
@@ -227,7 +235,7 @@ CONVERSATIONS: dict[str, tuple[Line, ...]] = {
         (b"LPUSH k e", QUEUED),
         (b"SET k w NX XX", QUEUED),
         (b"EXPIRE k x", QUEUED),
-        (b"HSET k f", b"-ERR wrong number of arguments for 'hset' command\r\n"),
+        (b"HSET k f", wrong_arity(b"hset")),
         (b"DISCARD", OK),
         (b"MULTI", OK),
         (b"SET k v", QUEUED),
@@ -241,7 +249,7 @@ CONVERSATIONS: dict[str, tuple[Line, ...]] = {
             b"*6\r\n"
             + OK
             + b"-WRONGTYPE Operation against a key holding the wrong kind of value\r\n"
-            + b"-ERR syntax error\r\n"
+            + SYNTAX
             + b"-ERR value is not an integer or out of range\r\n"
             + b"-ERR DB index is out of range\r\n"
             + b":2\r\n",
@@ -252,7 +260,7 @@ CONVERSATIONS: dict[str, tuple[Line, ...]] = {
         (b"WATCH k", OK),
         (b"SET k v", OK),
         (b"MULTI", OK),
-        (b"EXEC", BROKEN),
+        (b"EXEC", NIL_ARRAY),
         # It is over with EXEC, whatever came of that,
         (b"MULTI", OK),
         (b"PING", QUEUED),
@@ -260,28 +268,28 @@ CONVERSATIONS: dict[str, tuple[Line, ...]] = {
         (b"WATCH k", OK),
         (b"SET k v", OK),
         (b"MULTI", OK),
-        (b"NOSUCH", b"-ERR unknown command 'NOSUCH', with args beginning with: \r\n"),
+        (b"NOSUCH", unknown_command(b"NOSUCH")),
         (b"EXEC", ABORTED),
         (b"MULTI", OK),
-        (b"EXEC", b"*0\r\n"),
+        (b"EXEC", EMPTY),
         # and with DISCARD and UNWATCH.
         (b"WATCH k none", OK),
         (b"SET k v", OK),
         (b"MULTI", OK),
         (b"DISCARD", OK),
         (b"MULTI", OK),
-        (b"EXEC", b"*0\r\n"),
+        (b"EXEC", EMPTY),
         (b"WATCH k", OK),
         (b"SET k v", OK),
         (b"UNWATCH", OK),
         (b"MULTI", OK),
-        (b"EXEC", b"*0\r\n"),
+        (b"EXEC", EMPTY),
         # A second WATCH adds to the first.
         (b"WATCH k", OK),
         (b"SET k v", OK),
         (b"WATCH k none", OK),
         (b"MULTI", OK),
-        (b"EXEC", BROKEN),
+        (b"EXEC", NIL_ARRAY),
         # What is queued breaks nothing.
         (b"WATCH k", OK),
         (b"MULTI", OK),
@@ -294,11 +302,11 @@ CONVERSATIONS: dict[str, tuple[Line, ...]] = {
         (b"SET k v", OK),
         (b"MULTI", OK),
         (b"SET k w", QUEUED),
-        (b"RESET", b"+RESET\r\n"),
-        (b"EXEC", b"-ERR EXEC without MULTI\r\n"),
+        (b"RESET", RESET),
+        (b"EXEC", NO_MULTI),
         (b"GET k", b"$1\r\nv\r\n"),
         (b"MULTI", OK),
-        (b"EXEC", b"*0\r\n"),
+        (b"EXEC", EMPTY),
     ),
 }
 
@@ -325,7 +333,7 @@ class ConversationTests(ConversationCase):
                 self.assertEqual(watching.ask(b"EXEC"), expected)
 
     def test_what_breaks_a_watch(self) -> None:
-        self.each(BREAKS, BROKEN)
+        self.each(BREAKS, NIL_ARRAY)
 
     def test_what_does_not(self) -> None:
         self.each(KEEPS, b"*1\r\n" + PONG)
@@ -344,7 +352,7 @@ class ConversationTests(ConversationCase):
                 other.ask(take, b"k")
                 self.assertEqual(other.ask(b"EXISTS", b"k"), b":0\r\n")
                 self.assertEqual(watching.ask(b"MULTI"), OK)
-                self.assertEqual(watching.ask(b"EXEC"), BROKEN)
+                self.assertEqual(watching.ask(b"EXEC"), NIL_ARRAY)
 
     def test_a_key_that_expires(self) -> None:
         watching, other = self.clients
@@ -353,7 +361,7 @@ class ConversationTests(ConversationCase):
         wait_until(lambda: other.ask(b"EXISTS", b"k") == b":0\r\n", "it has expired")
         self.assertEqual(watching.ask(b"MULTI"), OK)
         # On a slow machine it had expired before it was watched.
-        self.assertIn(watching.ask(b"EXEC"), (BROKEN, b"*0\r\n"))
+        self.assertIn(watching.ask(b"EXEC"), (NIL_ARRAY, EMPTY))
 
     def test_of_one_client(self) -> None:
         for title, lines in CONVERSATIONS.items():
@@ -375,7 +383,7 @@ class ConversationTests(ConversationCase):
         one, other = self.clients
         self.assertEqual(one.ask(b"MULTI"), OK)
         self.assertEqual(one.ask(b"SET", b"k", b"v"), QUEUED)
-        self.assertEqual(other.ask(b"EXEC"), b"-ERR EXEC without MULTI\r\n")
+        self.assertEqual(other.ask(b"EXEC"), NO_MULTI)
         self.assertEqual(other.ask(b"GET", b"k"), b"$-1\r\n")
         self.assertEqual(one.ask(b"EXEC"), b"*1\r\n" + OK)
         self.assertEqual(other.ask(b"GET", b"k"), b"$1\r\nv\r\n")
@@ -427,7 +435,7 @@ class ConversationTests(ConversationCase):
                 seen = conversation.ask(b"GET", b"n").split(b"\r\n")[1]
                 conversation.ask(b"MULTI")
                 conversation.ask(b"SET", b"n", b"%d" % (int(seen) + 1))
-                done += conversation.ask(b"EXEC") != BROKEN
+                done += conversation.ask(b"EXEC") != NIL_ARRAY
 
         self.clients[0].ask(b"SET", b"n", b"0")
         self.in_threads(*[count] * 4)
@@ -536,7 +544,7 @@ class WatchTests(ClientCase):
             self.ask(b"MULTI", client)
             self.ask(b"SET k v", client)
         self.assertEqual(self.ask(b"EXEC", self.other), b"*1\r\n" + OK)
-        self.assertEqual(self.ask(b"EXEC", self.client), BROKEN)
+        self.assertEqual(self.ask(b"EXEC", self.client), NIL_ARRAY)
         self.assertEqual(self.ask(b"GET k", third), b"$1\r\nv\r\n")
 
     def test_the_store_s_own(self) -> None:

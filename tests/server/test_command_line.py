@@ -16,9 +16,11 @@ from tests.support import (
     WINDOWS,
     RawConnection,
     ServerProcess,
+    log_restored,
     new_client,
     running_under_wine,
     unique_name,
+    usage_error,
 )
 from tests.support.internals import log_to
 from tests.tools import provision
@@ -137,10 +139,11 @@ class ServerTests(unittest.TestCase):
             (["--nonsense"], "unrecognized arguments: --nonsense"),
         ):
             with self.subTest(arguments=arguments):
-                status, out, err = run(*arguments)
-                self.assertEqual((status, out), (2, ""))
-                self.assertIn(expected, err.splitlines()[-1])
-                self.assertNotIn("Traceback", err)
+                self.assertIn(expected, usage_error(*arguments))
+        status, out, err = run("--max-clients", "0")
+        self.assertEqual((status, out), (2, ""))
+        self.assertIn(usage_error("--max-clients", "0").partition(": ")[2], err.splitlines()[-1])
+        self.assertNotIn("Traceback", err)
 
     def test_help_and_version(self) -> None:
         status, out, _ = run("--help")
@@ -154,10 +157,9 @@ class ServerTests(unittest.TestCase):
     def test_without_a_console(self) -> None:
         # As under pythonw.exe.
         with mock.patch.object(sys, "stderr", None):
-            handlers = list(pipecache.log.handlers)
-            log_to(None)
-            self.addCleanup(pipecache.log.handlers.__setitem__, slice(None), handlers)
-            pipecache.log.info("nobody sees this")
+            with log_restored():
+                log_to(None)
+                pipecache.log.info("nobody sees this")
 
 
 class ClientTests(unittest.TestCase):

@@ -24,12 +24,18 @@ from tests.support import (
 )
 from tests.support.cases import ClientCase
 from tests.support.internals import new_client_object, new_store
-from tests.support.wire import command
+from tests.support.wire import (
+    ABORTED,
+    NIL,
+    NO_MULTI,
+    OK,
+    QUEUED,
+    SYNTAX,
+    command,
+    unknown_command,
+    wrong_arity,
+)
 
-OK = b"+OK\r\n"
-QUEUED = b"+QUEUED\r\n"
-NIL = b"$-1\r\n"
-ABORTED = b"-EXECABORT Transaction discarded because of previous errors.\r\n"
 OOM = b"-OOM command not allowed when used memory > 'maxmemory'.\r\n"
 
 #: The commands that Redis refuses when memory is short, and some that it never refuses.
@@ -75,7 +81,7 @@ MULTI: tuple[Line, ...] = (
     (b"SET k w", QUEUED),
     (b"& CONFIG SET maxmemory 1", OK),
     (b"EXEC", b"-EXECABORT Transaction discarded because of: %b" % OOM[1:]),
-    (b"EXEC", b"-ERR EXEC without MULTI\r\n"),
+    (b"EXEC", NO_MULTI),
     (b"GET k", b"$1\r\nv\r\n"),
     # Else it is.
     (b"CONFIG SET maxmemory 0", OK),
@@ -91,8 +97,8 @@ MULTI: tuple[Line, ...] = (
 WRONG: tuple[Line, ...] = (
     (b"SET filler " + b"x" * 1000, OK),
     (b"CONFIG SET maxmemory 1", OK),
-    (b"SET k", b"-ERR wrong number of arguments for 'set' command\r\n"),
-    (b"NOSUCH", b"-ERR unknown command 'NOSUCH', with args beginning with: \r\n"),
+    (b"SET k", wrong_arity(b"set")),
+    (b"NOSUCH", unknown_command(b"NOSUCH")),
     # But Redis does not look as far as this.
     (b"HSET k f v g", OOM),
     (b"INCR filler", OOM),
@@ -434,8 +440,8 @@ class SettingTests(MemoryCase):
                     self.assertEqual(usage, b":%d\r\n" % self.store.used)
         self.check(
             (b"MEMORY USAGE none", NIL),
-            (b"MEMORY USAGE k SAMPLES -1", b"-ERR syntax error\r\n"),
-            (b"MEMORY USAGE k x", b"-ERR syntax error\r\n"),
+            (b"MEMORY USAGE k SAMPLES -1", SYNTAX),
+            (b"MEMORY USAGE k x", SYNTAX),
         )
 
     def test_idle_times(self) -> None:

@@ -45,6 +45,7 @@ from tests.support import (
     Clock,
     RawConnection,
     ServerProcess,
+    log_restored,
     new_client,
     running_under_wine,
     unique_name,
@@ -941,13 +942,9 @@ class ServingTest(FileCase):
             )
             connected.set("key", "1")
             self.assertTrue(connected.save())
-        handlers = list(pipecache.log.handlers)
-        self.addCleanup(pipecache.log.setLevel, pipecache.log.level)
-        log_to(str(self.folder / "log"))
-        (handler,) = set(pipecache.log.handlers) - set(handlers)
-        pipecache.log.info("%s", self.path)
-        pipecache.log.removeHandler(handler)
-        handler.stream.close()  # type: ignore[attr-defined]
+        with log_restored():
+            log_to(str(self.folder / "log"))
+            pipecache.log.info("%s", self.path)
         self.assertIn("caf\\udce9.db", (self.folder / "log").read_text(encoding="utf-8"))
 
     def test_inside_a_program(self) -> None:

@@ -6,8 +6,6 @@ import contextlib
 import os
 import re
 import socket
-import subprocess
-import sys
 import tempfile
 import unittest
 from typing import Any, Pattern, Tuple, Union
@@ -16,7 +14,6 @@ import pipecache
 from pipecache import AddressInUse, Server
 from tests.support import (
     DEADLINE,
-    ROOT,
     WINDOWS,
     Conversation,
     RawConnection,
@@ -24,18 +21,26 @@ from tests.support import (
     TCPConnection,
     free_port,
     new_client,
+    options_of_server,
     redis_address,
     unique_name,
+    usage_error,
     wait_until,
 )
 from tests.support.internals import client_count
-from tests.support.wire import command
+from tests.support.wire import (
+    NIL,
+    OK,
+    RESET,
+    SYNTAX,
+    WRONGPASS,
+    command,
+    unknown_command,
+    unknown_subcommand,
+    wrong_arity,
+)
 
-OK = b"+OK\r\n"
-NIL = b"$-1\r\n"
-RESET = b"+RESET\r\n"
 NOAUTH = b"-NOAUTH Authentication required.\r\n"
-WRONGPASS = b"-WRONGPASS invalid username-password pair or user is disabled.\r\n"
 
 #: The password asked for, and the bytes of the longest argument until it is given.
 PASSWORD = b"open sesame"
@@ -58,9 +63,9 @@ BEFORE: tuple[Line, ...] = (
     *((line, NOAUTH) for line in (b"CLIENT KILL TYPE normal", b"CLIENT REPLY OFF", b"TIME")),
     *((line, NOAUTH) for line in (b"CONFIG GET *", b"CONFIG SET maxmemory 1", b"SELECT 0")),
     # What cannot be right anyway is told so, as Redis does it; that tells a stranger nothing.
-    (b"NOSUCH", b"-ERR unknown command 'NOSUCH', with args beginning with: \r\n"),
-    (b"GET", b"-ERR wrong number of arguments for 'get' command\r\n"),
-    (b"CLIENT NOSUCH", b"-ERR unknown subcommand 'NOSUCH'. Try CLIENT HELP.\r\n"),
+    (b"NOSUCH", unknown_command(b"NOSUCH")),
+    (b"GET", wrong_arity(b"get")),
+    (b"CLIENT NOSUCH", unknown_subcommand(b"CLIENT", b"NOSUCH")),
     (b"HELLO", STRANGER),
     (b"HELLO 3", STRANGER),
     (b"HELLO 3 SETNAME me", STRANGER),
@@ -68,8 +73,8 @@ BEFORE: tuple[Line, ...] = (
     (b"HELLO 3 AUTH default", b"-ERR Syntax error in HELLO option 'AUTH'\r\n"),
     (b"HELLO 3 AUTH default wrong", WRONGPASS),
     ((b"HELLO", b"3", b"AUTH", b"someone", PASSWORD), WRONGPASS),
-    (b"AUTH", b"-ERR wrong number of arguments for 'auth' command\r\n"),
-    (b"AUTH a b c", b"-ERR syntax error\r\n"),
+    (b"AUTH", wrong_arity(b"auth")),
+    (b"AUTH a b c", SYNTAX),
     (b"AUTH wrong", WRONGPASS),
     (b"AUTH default wrong", WRONGPASS),
     ((b"AUTH", b""), WRONGPASS),
@@ -445,19 +450,6 @@ class CommandLineTests(unittest.TestCase):
             file.write(content)
         return path
 
-    def refused(self, *options: str) -> tuple[int, str]:
-        """The exit status, and all that is printed, of a server that does not start."""
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "pipecache.py"), "--pipe", unique_name(), *options],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=DEADLINE,
-            check=False,
-        )
-        self.assertEqual(done.stdout, b"")
-        self.assertNotIn(b"Traceback", done.stderr)
-        return done.returncode, done.stderr.decode()
-
     def test_wrong_options(self) -> None:
         port = ("--tcp", str(self.port))
         missing = os.path.join(self.folder, "missing.txt")
@@ -482,28 +474,26 @@ class CommandLineTests(unittest.TestCase):
             (("--tcp", "http", "--tcp-no-password"), "invalid int value: 'http'"),
         ):
             with self.subTest(options=options):
-                status, printed = self.refused(*options)
-                self.assertEqual(status, 2)
-                self.assertIn(expected, printed.splitlines()[-1])
+                self.assertIn(expected, usage_error(*options))
 
     @unittest.skipIf(getattr(os, "getuid", int)() == 0, "everything can be read here")
     def test_a_file_that_must_not_be_read(self) -> None:
         path = self.file(b"secret")
         os.chmod(path, 0)
-        status, printed = self.refused("--tcp", str(self.port), "--password-file", path)
-        self.assertEqual(status, 2)
-        self.assertIn("cannot read --password-file ", printed.splitlines()[-1])
+        error = usage_error("--tcp", str(self.port), "--password-file", path)
+        self.assertIn("cannot read --password-file ", error)
 
     def test_a_port_that_is_taken(self) -> None:
         with socket.socket() as other:
             other.bind(("127.0.0.1", self.port))
             other.listen(1)
-            status, printed = self.refused("--tcp", str(self.port), "--tcp-no-password")
-        self.assertEqual(status, 1)
-        self.assertEqual(printed.count("\n"), 1)
+            server = ServerProcess("--tcp", str(self.port), "--tcp-no-password")
+            self.addCleanup(server.close)
+            self.assertEqual(server.wait(), 1)
+        (printed,) = server.lines
         expected = rf"ERROR 127\.0\.0\.1:{self.port} is served by another program already; "
         self.assertRegex(printed, expected)
-        self.assertNotIn("name", printed)  # it is not one that is to be chosen
+        self.assertNotIn("name", printed)  # which the user need not change
 
     def test_the_first_line_of_the_file_is_the_password(self) -> None:
         for content, password in (
@@ -516,23 +506,30 @@ class CommandLineTests(unittest.TestCase):
             (b"\xef\xbb\xbfsecret\r\n", b"secret"),
             ("secret\r\nsecond line\r\n".encode("utf-16"), b"secret"),
         ):
-            with self.subTest(content=content), self.serve(content) as server:
-                with TCPConnection(str(self.port)) as raw:
-                    self.assertEqual(raw.ask(command(b"GET", b"k")), NOAUTH)
-                    self.assertEqual(raw.ask(command(b"AUTH", password + b"x")), WRONGPASS)
-                    self.assertEqual(raw.ask(command(b"AUTH", password)), OK)
-                    self.assertEqual(raw.ask(command(b"SET", b"k", b"v")), OK)
-                with new_client(server.name) as cache:
-                    self.assertEqual(cache.get("k"), "v")
-                server.interrupt()
-                self.assertEqual(server.wait(), 0)
-                self.assertNotIn(password.decode(), "\n".join(server.lines))
+            with self.subTest(content=content):
+                options = options_of_server(*self.options(content))
+                self.assertEqual(options["password"], password)
 
-    def serve(self, password: bytes) -> ServerProcess:
-        return ServerProcess("--tcp", str(self.port), "--password-file", self.file(password))
+    def test_a_password(self) -> None:
+        password = b" two words "
+        with ServerProcess(*self.options(password)) as server:
+            with TCPConnection(str(self.port)) as raw:
+                self.assertEqual(raw.ask(command(b"GET", b"k")), NOAUTH)
+                self.assertEqual(raw.ask(command(b"AUTH", password + b"x")), WRONGPASS)
+                self.assertEqual(raw.ask(command(b"AUTH", password)), OK)
+                self.assertEqual(raw.ask(command(b"SET", b"k", b"v")), OK)
+            with new_client(server.name) as cache:
+                self.assertEqual(cache.get("k"), "v")
+            server.interrupt()
+            self.assertEqual(server.wait(), 0)
+            self.assertNotIn(password.decode(), "\n".join(server.lines))
+
+    def options(self, content: bytes) -> list[str]:
+        """Return the options for a port whose password file has this content."""
+        return ["--tcp", str(self.port), "--password-file", self.file(content)]
 
     def test_the_banner(self) -> None:
-        with self.serve(b"secret") as server:
+        with ServerProcess(*self.options(b"secret")) as server:
             pipe, _, tcp, ready = server.lines
             self.assertIn(server.address, pipe)
             expected = f"Serving 127.0.0.1:{self.port}, to any account here, with a password"

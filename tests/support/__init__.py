@@ -30,7 +30,10 @@ from tests.support.servers import (
     ConversationCase,
     ServerCase,
     ServerProcess,
+    log_restored,
     new_client,
+    options_of_server,
+    usage_error,
 )
 
 __all__ = [
@@ -47,11 +50,14 @@ __all__ = [
     "ServerProcess",
     "TCPConnection",
     "free_port",
+    "log_restored",
     "new_client",
+    "options_of_server",
     "redis_address",
     "run_javascript",
     "run_program",
     "running_under_wine",
     "unique_name",
+    "usage_error",
     "wait_until",
 ]

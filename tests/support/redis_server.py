@@ -9,18 +9,14 @@ import socket
 import subprocess
 import tempfile
 import unittest
-from typing import Any, Tuple
 
 import pipecache
 from tests.support.basics import DEADLINE, wait_until
-from tests.support.wire import command
+from tests.support.wire import Reply, command, read_reply
 from tests.tools import provision
 
 #: Seconds without a reply after which a server is taken to have lost it.
 PATIENCE = 5.0
-
-#: A reply: the byte that stands for its type, and bytes, int, None or a tuple of replies.
-Reply = Tuple[str, Any]
 
 
 class Connection:
@@ -40,30 +36,11 @@ class Connection:
         self._socket.sendall(data)
 
     def receive(self) -> Reply:
-        """The next reply.
+        """Return the next reply.
 
         :raises OSError: if none comes.
         """
-        line = self._file.readline()
-        kind, rest = line[:1].decode("latin-1"), line[1:-2]
-        if not line.endswith(b"\r\n"):
-            raise ConnectionError(f"the connection ended after {line!r}")
-        if kind in "+-,#(_":
-            return kind, rest
-        if kind == ":":
-            return kind, int(rest)
-        if kind not in "$=*~%>":
-            raise ConnectionError(f"{line!r} is no reply")
-        size = int(rest)
-        if size < 0:
-            return kind, None
-        if kind in "$=":
-            data = self._file.read(size + 2)
-            if len(data) != size + 2 or not data.endswith(b"\r\n"):
-                raise ConnectionError(f"a bulk string of {size} bytes ends in {data[-10:]!r}")
-            return kind, data[:-2]
-        size = 2 * size if kind == "%" else size
-        return kind, tuple([self.receive() for _ in range(size)])
+        return read_reply(self._file)
 
     def ask(self, *arguments: bytes) -> Reply:
         self.send(command(*arguments))

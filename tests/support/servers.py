@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import queue
@@ -11,7 +12,8 @@ import subprocess
 import sys
 import threading
 import unittest
-from typing import Any
+from typing import Any, Iterator
+from unittest import mock
 
 import client
 import pipecache
@@ -104,6 +106,46 @@ class ServerProcess:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def log_restored() -> Iterator[None]:
+    """Undo what is changed about the server's log in the context."""
+    handlers, level = list(pipecache.log.handlers), pipecache.log.level
+    try:
+        yield
+    finally:
+        for handler in set(pipecache.log.handlers) - set(handlers):
+            pipecache.log.removeHandler(handler)
+            stream = getattr(handler, "stream", None)
+            if isinstance(stream, io.TextIOWrapper) and stream is not sys.stderr:
+                stream.close()
+        pipecache.log.setLevel(level)
+
+
+def usage_error(*options: str) -> str:
+    """Return what ``python pipecache.py`` says about wrong options, without a process.
+
+    :raises AssertionError: if the options are accepted.
+    """
+    printed = io.StringIO()
+    accepted = mock.Mock(side_effect=AssertionError(f"{options} are accepted"))
+    with contextlib.redirect_stderr(printed), log_restored():
+        with mock.patch.object(Server, "serve_forever", accepted):
+            try:
+                pipecache.main(options)
+            except SystemExit as error:
+                assert error.code == 2, error.code
+    return printed.getvalue().splitlines()[-1]
+
+
+def options_of_server(*options: str) -> dict[str, Any]:
+    """Return the options that ``python pipecache.py`` gives to the server, which is not started."""
+    made = mock.Mock(side_effect=InterruptedError)
+    with log_restored(), mock.patch.object(pipecache, "Server", made):
+        with contextlib.suppress(InterruptedError):
+            pipecache.main(options)
+    return dict(made.call_args[1])
 
 
 def new_client(name: str, **options: Any) -> client.Client:
