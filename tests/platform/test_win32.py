@@ -147,11 +147,11 @@ if sys.platform == "win32":
         def test_who_may_connect(self) -> None:
             convert = self.record(pipecache, "ConvertStringSecurityDescriptorToSecurityDescriptorW")
             sid = pipecache.current_user_sid()
-            own = f"(A;;GA;;;SY)(A;;GA;;;{sid})"
+            set_owner = f"(A;;GA;;;SY)(A;;GA;;;{sid})"
             for access, entries in (
-                ("user", own),
+                ("user", set_owner),
                 # A client's rights, without the one to create an instance (0x4).
-                ("admins", own + "(A;;0x12019b;;;BA)"),
+                ("admins", set_owner + "(A;;0x12019b;;;BA)"),
                 # This account first: over SSH it is a network logon itself.
                 ("users", f"{own}(D;;GA;;;NU)(A;;0x12019b;;;AU)"),
                 (f"O:{sid}G:{sid}D:P(A;;GA;;;{sid})", f"(A;;GA;;;{sid})"),
@@ -188,8 +188,8 @@ if sys.platform == "win32":
 
         def test_others_who_could_serve_the_name_are_told_of(self) -> None:
             sid = pipecache.current_user_sid()
-            own = f"O:{sid}G:{sid}D:P(A;;GA;;;{sid})(A;;GA;;;SY)(A;;GA;;;BA)"
-            for entries, rivals in (
+            set_owner = f"O:{sid}G:{sid}D:P(A;;GA;;;{sid})(A;;GA;;;SY)(A;;GA;;;BA)"
+            for entries, other_servers in (
                 ("(A;;0x12019b;;;AU)", []), ("(A;;GA;;;OW)", []),
                 ("(A;;GR;;;WD)(D;;GA;;;BG)(A;IO;GA;;;AU)", []),
                 ("(A;;GRGW;;;AU)", ["S-1-5-11"]),
@@ -198,16 +198,16 @@ if sys.platform == "win32":
             ):  # fmt: skip
                 with self.subTest(entries=entries):
                     with self.assertLogs("pipecache", "INFO") as logged:
-                        with pipecache.Server(unique_name(), access=own + entries):
+                        with pipecache.Server(unique_name(), access=set_owner + entries):
                             pass
                     told = [line for line in logged.output if "WARNING" in line]
                     found = [
                         line.split(":")[2].split(" can serve this name too")[0] for line in told
                     ]
-                    self.assertEqual(found, rivals, logged.output)
+                    self.assertEqual(found, other_servers, logged.output)
 
         def test_no_list_at_all_lets_everybody(self) -> None:
-            self.assertEqual(pipecache._allowed(None, pipecache.SERVER_RIGHTS), ["S-1-1-0"])
+            self.assertEqual(pipecache._sids_with_rights(None, pipecache.SERVER_RIGHTS), ["S-1-1-0"])
 
         def test_a_list_that_leaves_this_account_one_instance(self) -> None:
             create = pipecache.CreateNamedPipeW
@@ -247,7 +247,7 @@ if sys.platform == "win32":
             instance = idle_instances(listener).pop()
             with RawConnection(name):
                 pipecache.DisconnectNamedPipe(instance.handle)
-                listener.take_back(instance, disconnected=True)
+                listener.recycle(instance, disconnected=True)
             self.assertEqual(idle_instances(listener), [instance])
             listener.interrupt()
             listener.close()
@@ -266,7 +266,7 @@ if sys.platform == "win32":
                 name = unique_name()
                 server = pipecache.Server(name)
                 with server:
-                    pipecache._stop_at_the_last_moment(server)
+                    pipecache._stop_on_console_close(server)
                     (handler,) = handlers
                     for event in (0, 1):  # Ctrl+C and Ctrl+Break go to Python
                         self.assertFalse(handler(event))

@@ -8,7 +8,7 @@ import threading
 import unittest
 from typing import Callable, Iterable, Tuple
 
-from pipecache import NO_LIST, WATCH_COST, Server, Watch
+from pipecache import NULL_ARRAY, WATCH_COST, Server, Watch
 from tests.support import (
     DEADLINE,
     WINDOWS,
@@ -21,7 +21,7 @@ from tests.support import (
     wait_until,
 )
 from tests.support.cases import ClientCase
-from tests.support.internals import store_of, watched_keys
+from tests.support.internals import keyspace_of, watched_keys
 from tests.support.wire import (
     ABORTED,
     EMPTY,
@@ -461,8 +461,8 @@ class WatchTests(ClientCase):
         """Whether EXEC does nothing; in any case the watch is over."""
         self.assertEqual(self.ask(b"MULTI"), OK)
         reply = self.run_command(b"EXEC")
-        self.assertIn(reply, ([], NO_LIST))
-        return reply is NO_LIST
+        self.assertIn(reply, ([], NULL_ARRAY))
+        return reply is NULL_ARRAY
 
     def test_a_key_that_expires_unseen(self) -> None:
         self.ask(b"PSETEX k 100 v")
@@ -491,7 +491,7 @@ class WatchTests(ClientCase):
         self.ask(b"PSETEX k 100 v")
         self.ask(b"WATCH k")
         self.clock.now += 1
-        self.store.sweep(10)
+        self.keyspace.remove_expired(10)
         self.assertTrue(self.broken())
 
     def test_a_key_that_is_evicted(self) -> None:
@@ -499,21 +499,21 @@ class WatchTests(ClientCase):
             with self.subTest(policy=policy):
                 self.ask(b"SETEX k 100 v")
                 self.ask(b"WATCH k")
-                self.store.policy = policy
-                self.store.limit = WATCH_COST + 10
-                self.store.make_room()
+                self.keyspace.policy = policy
+                self.keyspace.memory_limit = WATCH_COST + 10
+                self.keyspace.free_memory()
                 self.assertTrue(self.broken())
-                self.store.limit = math.inf
+                self.keyspace.memory_limit = math.inf
 
     def test_a_transaction_evicts_what_it_watches(self) -> None:
         """EXEC makes room before it looks at the watch, as Redis does."""
-        self.store.policy = "allkeys-lru"
+        self.keyspace.policy = "allkeys-lru"
         self.ask(b"SET k v")
         self.ask(b"WATCH k")
         self.ask(b"MULTI")
         self.ask(b"SET other v")
-        self.store.limit = self.store.used - 1
-        self.assertIs(self.run_command(b"EXEC"), NO_LIST)
+        self.keyspace.memory_limit = self.keyspace.used_memory - 1
+        self.assertIs(self.run_command(b"EXEC"), NULL_ARRAY)
 
     def test_nothing_is_left_of_a_watch(self) -> None:
         for number, end in enumerate((b"EXEC", b"DISCARD", b"UNWATCH", b"RESET", b"EXEC now")):
@@ -526,16 +526,16 @@ class WatchTests(ClientCase):
                 if end != b"UNWATCH":
                     self.ask(b"MULTI")
                 self.ask(end)
-                self.assertEqual(watched_keys(self.store), {b"b": 1})
+                self.assertEqual(watched_keys(self.keyspace), {b"b": 1})
                 self.ask(b"UNWATCH", self.other)
-                self.assertEqual(watched_keys(self.store), {})
+                self.assertEqual(watched_keys(self.keyspace), {})
 
     def test_one_that_leaves_watches_no_more(self) -> None:
         self.ask(b"WATCH a b")
         self.ask(b"MULTI")
         self.ask(b"SET a v")
-        self.client.leave()
-        self.assertEqual(watched_keys(self.store), {})
+        self.state.disconnect(self.client)
+        self.assertEqual(watched_keys(self.keyspace), {})
 
     def test_two_that_watch_one_key(self) -> None:
         third = self.state.connect()
@@ -549,11 +549,11 @@ class WatchTests(ClientCase):
 
     def test_the_store_s_own(self) -> None:
         watch = Watch()
-        self.store.watch(b"k", watch)
-        self.store.watch(b"k", watch)
-        self.store.unwatch(watch)
+        self.keyspace.watch(b"k", watch)
+        self.keyspace.watch(b"k", watch)
+        self.keyspace.unwatch(watch)
         self.assertFalse(watch.broken)
-        self.assertEqual(watched_keys(self.store), {})
+        self.assertEqual(watched_keys(self.keyspace), {})
 
 
 class LeavingTests(unittest.TestCase):
@@ -572,7 +572,7 @@ class LeavingTests(unittest.TestCase):
                 begin += command(b"SET", b"a", b"v")
                 raw.send(begin)
                 self.assertEqual(raw.read(len(OK + OK + QUEUED)), OK + OK + QUEUED)
-                self.assertEqual(watched_keys(store_of(self.server)).keys(), {b"a", b"b"})
+                self.assertEqual(watched_keys(keyspace_of(self.server)).keys(), {b"a", b"b"})
                 if last:
                     raw.send(last)
                     while raw.receive():
@@ -581,7 +581,7 @@ class LeavingTests(unittest.TestCase):
         with self.assertLogs("pipecache", "WARNING"):
             for last in (b"", command(b"QUIT"), b"*1\r\nfoo\r\n"):
                 leave(last)
-                wait_until(lambda: not watched_keys(store_of(self.server)), "its watches are gone")
+                wait_until(lambda: not watched_keys(keyspace_of(self.server)), "its watches are gone")
         with new_client(self.name) as cache:
             self.assertEqual(cache.dbsize(), 0)
 

@@ -20,7 +20,7 @@ from tests.support.internals import (
     is_inbox_full,
     parse_options,
     settings_of,
-    store_of,
+    keyspace_of,
 )
 from tests.support.wire import command
 
@@ -83,14 +83,14 @@ class SettingTests(ServerCase):
 
     def test_what_is_too_small(self) -> None:
         for name, limit in LIMITS.items():
-            if limit.least:
+            if limit.minimum:
                 with self.subTest(limit=name), self.assertRaisesRegex(
                     ValueError, f"{name} must be"
                 ):
-                    Settings(**{name: limit.least / 2})  # type: ignore[arg-type]
+                    Settings(**{name: limit.minimum / 2})  # type: ignore[arg-type]
         with self.assertRaises(TypeError):
             Settings(max_nonsense=1)
-        with self.assertRaisesRegex(ValueError, "max_memory must be a number of bytes"):
+        with self.assertRaisesRegex(ValueError, "max_memory must be 0 bytes or more"):
             Settings(max_memory="10mb")  # type: ignore[arg-type]
 
 
@@ -141,7 +141,7 @@ class SizeTests(ServerCase):
         # A list of a million times the same value takes no memory before it is encoded.
         value = b"x" * 1_000_000
         for reply in ([value] * 1_000_000, {b"a": [value] * 999_999, b"b": (value, 1, None)}):
-            self.assertTrue(10**12 <= pipecache.measure(reply) < 1.0001 * 10**12)
+            self.assertTrue(10**12 <= pipecache.reply_size(reply) < 1.0001 * 10**12)
 
     def test_commands_half_read_count_as_memory(self) -> None:
         server = self.serve(max_memory=10_000_000)
@@ -151,13 +151,13 @@ class SizeTests(ServerCase):
             with contextlib.suppress(OSError):  # it is refused before it has sent all
                 raw.send(beginning)
         wait_until(lambda: client_count(server) < 6, "some are refused")
-        self.assertTrue(4_000_000 < store_of(server).used < 10_200_000, store_of(server).used)
+        self.assertTrue(4_000_000 < keyspace_of(server).used_memory < 10_200_000, keyspace_of(server).used_memory)
         with new_client(self.name) as cache:
             self.assertTrue(cache.ping())
         for raw in senders:
             raw.close()
         wait_until(lambda: client_count(server) == 0, "all are gone")
-        self.assertEqual(store_of(server).used, 0)
+        self.assertEqual(keyspace_of(server).used_memory, 0)
 
     def test_what_is_sent_ahead_counts_as_memory(self) -> None:
         server = self.serve(max_memory=10_000_000)
@@ -165,7 +165,7 @@ class SizeTests(ServerCase):
         with new_client(self.name) as cache:
             cache.set("big", big)
         wait_until(lambda: client_count(server) == 0, "it is gone")
-        before = store_of(server).used
+        before = keyspace_of(server).used_memory
         raw = self.raw()
         # Whose replies are not taken, while it sends on.
         count = 2000
@@ -173,13 +173,13 @@ class SizeTests(ServerCase):
             lambda: raw.send(command(b"GET", b"big") * 20 + command(b"ECHO", small) * count)
         )
         wait_until(lambda: is_inbox_full(server), "it is full")
-        self.assertTrue(10_000_000 < store_of(server).used < 10_200_000, store_of(server).used)
+        self.assertTrue(10_000_000 < keyspace_of(server).used_memory < 10_200_000, keyspace_of(server).used_memory)
         expected = b"$%d\r\n%b\r\n" % (len(big), big) * 20
         expected += b"$%d\r\n%b\r\n" % (len(small), small) * count
         self.assertTrue(raw.read(len(expected)) == expected)
         sending.wait()
         raw.close()
-        wait_until(lambda: store_of(server).used == before, "nothing of it is left")
+        wait_until(lambda: keyspace_of(server).used_memory == before, "nothing of it is left")
 
     def test_who_waits_and_sends_more_than_may_be_kept(self) -> None:
         server = self.serve(max_memory=5_000_000)
@@ -190,7 +190,7 @@ class SizeTests(ServerCase):
                 raw.send(command(b"ECHO", b"y" * 10_000) * 2000)
             wait_until(lambda: client_count(server) == 0, "it is gone")
         self.assertIn("it sent more than can be kept while it waited", "".join(logs.output))
-        self.assertEqual(store_of(server).used, 0)
+        self.assertEqual(keyspace_of(server).used_memory, 0)
 
     def test_a_half_read_command_makes_keys_give_way(self) -> None:
         self.serve(max_memory=5_000_000, policy="allkeys-random")
@@ -207,10 +207,10 @@ class SizeTests(ServerCase):
     def test_what_is_beyond_a_lower_limit_goes_by_itself(self) -> None:
         server = self.serve(policy="allkeys-lru")
         with new_client(self.name) as cache:
-            cache.mset({str(number): "x" for number in range(5 * pipecache.SWEEP_KEYS)})
+            cache.mset({str(number): "x" for number in range(5 * pipecache.KEYS_PER_CYCLE)})
             cache.config_set("maxmemory", "10kb")
-            wait_until(lambda: store_of(server).used <= 10240, "the keys beyond it are gone")
-            self.assertTrue(0 < cache.dbsize() < pipecache.SWEEP_KEYS)
+            wait_until(lambda: keyspace_of(server).used_memory <= 10240, "the keys beyond it are gone")
+            self.assertTrue(0 < cache.dbsize() < pipecache.KEYS_PER_CYCLE)
 
 
 class OverdueTests(unittest.TestCase):
@@ -250,7 +250,7 @@ class OverdueTests(unittest.TestCase):
 
 class TimeTests(ServerCase):
     def serve(self, **options: Any) -> Server:
-        patched = mock.patch.object(pipecache, "OVERDUE_INTERVAL", 0.01)
+        patched = mock.patch.object(pipecache, "TIMEOUT_CHECK_INTERVAL", 0.01)
         patched.start()
         self.addCleanup(patched.stop)
         return super().serve(**options)
