@@ -22,7 +22,7 @@ only programs of the user who started it can connect.
 
 Sections, each of which uses only the sections above it:
 
-    Limits and defaults, Exceptions, Replies
+    Limits and defaults, Exceptions and replies
     Wire protocol: parsing and encoding of text and RESP, without input or output
     Values, Keyspace, State, Persistence
     Commands: declaration and dispatch, argument parsing, strings, keys, lists, hashes,
@@ -37,7 +37,7 @@ reverse. Hold none of these locks while waiting for a client or for another thre
 The path of three commands; the keyspace lock is held inside the brackets:
 
     GET: Session.run -> RequestParser.feed -> [execute -> encode_resp] -> Connection.send
-    BLPOP: [execute -> block_client] -> Connection.watch, until another session wakes this one
+    BLPOP: [execute -> block_client] -> Connection.wait_for_input, until Session.wake is called
     PUBLISH: [execute -> PubSub.publish -> PubSub.flush -> Connection.push to each subscriber]
 
 SPDX-License-Identifier: MIT
@@ -99,17 +99,17 @@ log = logging.getLogger("pipecache")
 DEFAULT_PIPE = "KeyValuePipe"  #: The name of the pipe.
 STOP_TIMEOUT = 5.0  #: Seconds that Server.stop() waits for its worker threads.
 STOP_GRACE = 2.0  #: Seconds after which stop() also aborts writes to clients that do not read.
-SPARE_LISTENERS = 8  #: Number of idle workers, so that as many clients can connect at once.
+SPARE_LISTENERS = 8  #: Number of idle workers that are ready for new clients.
 CHUNK_SIZE = 65536  #: Bytes of one read, and of the pipe's buffer in each direction.
 MAX_WRITE = 1024 * 1024  #: Bytes of one WriteFile; Windows charges pending writes to nonpaged pool.
-MAX_INBOX = 256 * 1024 * 1024  #: Bytes of input to buffer while a client is blocked or not reading.
+MAX_INBOX = 256 * 1024 * 1024  #: Bytes to buffer from a client that is blocked or not reading.
 CHUNK_OVERHEAD = 100  #: Bytes of memory that a buffered chunk needs besides its data.
 MAX_HEADER = 65536  #: Bytes of a RESP line that announces a length, as in Redis.
 ARGUMENT_OVERHEAD = 48  #: Bytes of memory that a parsed argument needs besides its data.
 REPLY_OVERHEAD = 6  #: Bytes of an encoded reply besides its data.
 MEMORY_CHECK_THRESHOLD = 1024 * 1024  #: Bytes a client may buffer even when memory is full.
 MAX_PARSED_REQUESTS = 1000  #: Number of requests to parse before they are executed.
-MAX_UNAUTHENTICATED_ARGUMENTS = 10  #: Number of arguments before AUTH, as in Redis.
+MAX_UNAUTHENTICATED_ARGUMENTS = 10  #: Number of arguments of a command before AUTH, as in Redis.
 MAX_UNAUTHENTICATED_BYTES = 16384  #: Bytes of one argument before AUTH, as in Redis.
 
 #: Bytes of replies after which a session releases the keyspace lock, so that other clients are
@@ -123,13 +123,13 @@ KEYS_PER_CYCLE = 1000  #: Number of keys to expire or evict before the keyspace 
 TIMEOUT_CHECK_INTERVAL = 0.5  #: Seconds between two searches for clients that timed out.
 
 SAVE_INTERVAL = 0.75  #: Seconds between two writes to the file.
-MAX_RETRY_DELAY = 10.0  #: Seconds between two attempts at most while writes fail.
+MAX_RETRY_DELAY = 10.0  #: Seconds; the longest time between two attempts while writes fail.
 SAVE_AT_DIRTY_KEYS = 200_000  #: Number of changed keys at which SAVE_INTERVAL ends early.
-DIRTY_CHECK_INTERVAL = 0.1  #: Seconds between two checks of that number.
+DIRTY_CHECK_INTERVAL = 0.1  #: Seconds between two checks of the number of changed keys.
 PROGRESS_INTERVAL = 1.0  #: Seconds between two log lines about loading or saving.
 SAVE_TIMEOUT = 30.0  #: Seconds without progress after which stop() gives up saving.
 FILE_LOCK_TIMEOUT = 5.0  #: Seconds to wait for another process to release the file.
-MAX_ROW = 999_000_000  #: Bytes of a key and its value in the file; SQLite allows a row 10**9.
+MAX_ROW = 999_000_000  #: Bytes of a key and its value in the file; a row of SQLite holds 10**9.
 #: Number of parameters of one SQL statement. SQLite before 3.32 allows 999, later versions 32766.
 MAX_SQL_PARAMETERS = 999 if sqlite3 is None or sqlite3.sqlite_version_info < (3, 32) else 8000
 BATCH_BYTES = 1024 * 1024  #: Bytes of values after which a statement takes no more rows.
@@ -141,10 +141,10 @@ MAX_SCAN = 10_000  #: Number of keys that one SCAN visits at most.
 SCAN_ALL_BELOW = 128  #: Number of members up to which HSCAN, SSCAN and ZSCAN return all at once.
 LRU_SAMPLES = 5  #: Number of keys from which an LRU policy evicts the least recently used one.
 CLOCK_TOLERANCE = 500  #: Milliseconds; a larger jump of the wall clock means that it was set.
-M_ARENA_MAX = -8  #: Number of this parameter of mallopt(3) in the GNU C library.
-#: Bytes of one pattern, and of all patterns of one PSUBSCRIBE. Compilation blocks all clients.
+M_ARENA_MAX = -8  #: The number of a parameter of mallopt(3) in the GNU C library.
+#: Bytes of one pattern, and of all patterns of one PSUBSCRIBE. To compile them blocks all clients.
 MAX_PATTERN, MAX_PATTERNS = 4096, 16384
-MAX_NUMBER = 4000  #: Bytes of a decimal number.
+MAX_NUMBER = 4000  #: Bytes of a decimal number that a command accepts.
 MAX_NAME = 1024  #: Bytes of a client's name.
 MAX_WAIT = 86400.0  #: Seconds of one wait; the system's limit is 2**31 milliseconds, 24 days.
 MAX_SLEEP = 3600.0  #: Seconds that DEBUG SLEEP accepts at most.
@@ -208,7 +208,7 @@ def _invalid(name: str, value: object, expected: str) -> ValueError:
 
 
 class Limit(NamedTuple):
-    """A limit. Its key in LIMITS is the name of its option; 0 means no limit where 0 is allowed."""
+    """A limit. Its key in LIMITS is the option's name. The value 0, if allowed, means no limit."""
 
     parameter: str  #: The name in CONFIG SET, as in Redis if Redis has this limit.
     default: float
@@ -220,10 +220,10 @@ class Limit(NamedTuple):
         """Return the value in a text, or raise ValueError if it is not allowed."""
         if self.unit == "bytes":
             return self.check(parse_size(text))
-        seconds = self.unit == "seconds"
-        if re.fullmatch(r"\d{1,9}(\.\d{1,3})?" if seconds else r"\d{1,9}", text):
-            return self.check(float(text) if seconds else int(text))
-        return self.check(text)
+        is_float = self.unit == "seconds"
+        if not re.fullmatch(r"\d{1,9}(\.\d{1,3})?" if is_float else r"\d{1,9}", text):
+            return self.check(text)  # This raises, because a text is not a number.
+        return self.check(float(text) if is_float else int(text))
 
     def check(self, value: object, name: str = "argument") -> float:
         """Return the value, or raise ValueError with the argument's name if it is not allowed."""
@@ -315,18 +315,17 @@ class Settings:
             raise _invalid("db", db, "the name of a file")
         if db is not None and sqlite3 is None:
             raise ValueError(f"db {db!r} needs a Python with the module sqlite3")
-        unknown = sorted(limits.keys() - LIMITS.keys())
-        if unknown:
-            raise TypeError(f"unknown arguments: {', '.join(unknown)}")
         self.pipe, self.access, self.max_memory_policy = pipe, access, max_memory_policy
         self.notify_keyspace_events = notify_keyspace_events
         self.tcp, self.password, self.db = tcp, password, db
         for name, limit in LIMITS.items():
-            setattr(self, name, limit.check(limits.get(name, limit.default), name))
+            setattr(self, name, limit.check(limits.pop(name, limit.default), name))
+        if limits:
+            raise TypeError(f"unknown arguments: {', '.join(sorted(limits))}")
 
 
 # ----------------------------------------------------------------------------
-# Exceptions
+# Exceptions and replies
 # ----------------------------------------------------------------------------
 
 
@@ -359,7 +358,7 @@ class CommandError(PipecacheError):
 
 
 def reply_too_long(limit: int) -> CommandError:
-    """Return the error that replaces a reply longer than so many bytes."""
+    """Return the error that replaces a reply of more than ``limit`` bytes."""
     return CommandError(f"ERR the reply is longer than max-reply ({limit} bytes); request less")
 
 
@@ -381,11 +380,6 @@ class UnknownCommand(CommandError):
         super().__init__(f"ERR unknown command '{command}', with args beginning with: {shown}")
 
 
-def invalid_expire(name: str) -> CommandError:
-    """Return Redis's error for a time to live that is not positive or exceeds 64 bits."""
-    return CommandError(f"ERR invalid expire time in '{name}' command")
-
-
 def _printable(data: bytes) -> str:
     # A line break would end the RESP error that contains it. Redis cuts the text at a NUL.
     return data.partition(b"\0")[0].decode("latin-1").replace("\r", " ").replace("\n", " ")
@@ -399,11 +393,6 @@ BAD_HASH_INTEGER = "ERR hash value is not an integer"
 INTERNAL_ERROR = "ERR internal error, see the server's log"
 OVERFLOW = "ERR increment or decrement would overflow"
 OUT_OF_MEMORY = "OOM command not allowed when used memory > 'maxmemory'."
-
-
-# ----------------------------------------------------------------------------
-# Replies
-# ----------------------------------------------------------------------------
 
 
 class Status(bytes):
@@ -434,7 +423,7 @@ class MultipleReplies(List[Any]):
 
 
 class NullReply:
-    """A null reply with its own form in RESP2; None is the null bulk string."""
+    """A null reply that RESP2 encodes as these bytes. None is encoded as the null bulk string."""
 
     def __init__(self, resp2: bytes) -> None:
         self.resp2 = resp2
@@ -442,6 +431,9 @@ class NullReply:
 
 NULL_ARRAY = NullReply(b"*-1\r\n")
 NO_REPLY = NullReply(b"")  #: No reply at all, for CLIENT REPLY OFF and SKIP.
+
+#: The types of replies whose size is checked against max_reply before they are encoded.
+_MEASURED_TYPES = frozenset({list, dict, SetReply, PairsReply, MultipleReplies, Verbatim})
 
 #: The types that a command can return. None is a missing value, bytes are a bulk string.
 Reply = Union[None, int, float, bytes, NullReply, PipecacheError, List[Any], Dict[bytes, Any]]
@@ -512,12 +504,8 @@ def reply_size(reply: Reply) -> int:
     return REPLY_OVERHEAD + (len(reply) if isinstance(reply, bytes) else 0)
 
 
-def encode_text(reply: Reply, terminator: bytes) -> bytes:
+def encode_text(reply: Reply, separator: bytes = b"\n") -> bytes:
     """Return the text form of a reply: bare values, one line per element, ``ERROR: ...``."""
-    return _text_body(reply, terminator or b"\n") + terminator
-
-
-def _text_body(reply: Reply, separator: bytes) -> bytes:
     if reply is None or isinstance(reply, NullReply):
         return b""
     if isinstance(reply, bytes):
@@ -532,7 +520,7 @@ def _text_body(reply: Reply, separator: bytes) -> bytes:
     if isinstance(reply, Push):
         separator = b" "
     if isinstance(reply, list):
-        return separator.join(_text_body(element, separator) for element in reply)
+        return separator.join(encode_text(element, separator) for element in reply)
     if isinstance(reply, UnknownCommand):
         return b"ERROR: Unknown command"
     return b"ERROR: " + str(reply).partition(" ")[2].encode("latin-1", "replace")
@@ -582,7 +570,7 @@ def encode_resp(reply: Reply, version: int = 2) -> bytes:
 _RESP3_LIST_TYPES = {SetReply: b"~", Push: b">"}
 
 # The header of a short argument by its length, and the number of CRLF-separated tokens of a
-# command by its header. A lookup is faster than formatting and parsing.
+# command by its header. To look them up is faster than to format and to parse them.
 _BULK_HEADERS = {length: b"$%d" % length for length in range(1025)}
 _TOKENS_PER_COMMAND = {b"*%d" % size: 1 + 2 * size for size in range(1, 129)}
 
@@ -848,19 +836,13 @@ class ListValue(Deque[bytes]):
     def shrink(self) -> None:
         """Do nothing: a deque releases the memory of removed elements itself."""
 
-    def replace_elements(self, elements: Iterable[bytes]) -> None:
-        elements = list(elements)
-        self.clear()
-        self.data_bytes = 0
-        self.push(elements, left=False)
-
     def to_parts(self) -> list[bytes]:
         """Return the contents as a list for from_parts()."""
         return list(self)
 
     @classmethod
     def from_parts(cls, parts: list[bytes]) -> ListValue:
-        """Return a value with these contents. All types raise ValueError for invalid parts."""
+        """Return a new value with these contents. All types raise ValueError for invalid parts."""
         return cls(parts)
 
 
@@ -890,8 +872,8 @@ class ScannableDict(Dict[bytes, Any]):
         """Return the next cursor, 0 at the end, and up to ``count`` keys from this cursor on.
 
         As in Redis, an iteration returns every key that exists from its start to its end. It
-        visits positions from last to first, because a removal moves later keys of a dict to lower
-        positions: when the list of keys is made again, no key moves out of the remaining part.
+        visits positions from last to first: a removal moves keys of a dict to lower positions, so
+        no key leaves the part that the iteration still has to visit.
         """
         if self._scan_keys is None or not cursor:
             self._scan_keys = list(self)
@@ -940,9 +922,6 @@ class Hash(ScannableDict):
         self.data_bytes -= len(field) + len(value)
         return True
 
-    def copy(self) -> Any:
-        return self.from_parts(self.to_parts())
-
     def to_parts(self) -> list[bytes]:
         return list(itertools.chain.from_iterable(self.items()))
 
@@ -984,7 +963,7 @@ def event_class(value: Any) -> str:
 
 
 class _LastMember:
-    # Greater than every member, as the upper bound of a range of equal scores.
+    # An object that is greater than every member: the upper bound of a range of equal scores.
     def __gt__(self, other: object) -> bool:
         return True
 
@@ -998,10 +977,11 @@ class SortedSet:
     __slots__ = ("_chunks", "accounted", "data_bytes", "scores")
     EVENT_CLASS = "z"
     COST, ELEMENT_COST = 440, 160
-    MAX_CHUNK = 1000  #: Number of pairs in one chunk, which an insertion moves.
+    MAX_CHUNK = 1000  #: Number of pairs in one chunk; an insertion moves the pairs of one chunk.
 
     def __init__(self) -> None:
         self.scores = ScannableDict()
+        # All pairs of score and member in order, divided into sorted lists.
         self._chunks: list[list[tuple[float, bytes]]] = [[]]
         self.data_bytes = self.accounted = 0
 
@@ -1063,9 +1043,6 @@ class SortedSet:
     def shrink(self) -> None:
         self.scores.shrink()
 
-    def copy(self) -> SortedSet:
-        return self.from_parts(self.to_parts())
-
     def to_parts(self) -> list[bytes]:
         return [*self.scores, struct.pack(f"<{len(self)}d", *self.scores.values())]
 
@@ -1083,15 +1060,10 @@ class SortedSet:
         return value
 
     def _find_chunk(self, pair: tuple[Any, ...]) -> int:
-        # Return the first chunk whose last pair is not before this pair, else the last chunk.
-        low, high = 0, len(self._chunks) - 1
-        while low < high:
-            middle = (low + high) // 2
-            if self._chunks[middle][-1] < pair:
-                low = middle + 1
-            else:
-                high = middle
-        return low
+        # Return the index of the last chunk whose first pair is not after this pair, or else 0.
+        # LAST_MEMBER makes the bound greater than a chunk that begins with this pair.
+        bound: list[Any] = [pair, LAST_MEMBER]
+        return max(bisect.bisect_left(self._chunks, bound) - 1, 0)
 
 
 # ----------------------------------------------------------------------------
@@ -1100,9 +1072,10 @@ class SortedSet:
 
 Value = TypeVar("Value")
 
-# An element of a Redis pattern: a class such as [^a-z] or one character; an element of a class.
-_GLOB = re.compile(rb"\[(?P<negated>\^?)(?P<members>(?:\\.|[^\]]-.|[^\]])*)\]?|\\?.", re.DOTALL)
-_GLOB_MEMBER = re.compile(rb"\\(.)|(.)-(.)|(.)", re.DOTALL)
+# An element of a Redis pattern: stars, a class such as [^a-z], or one character.
+_GLOB = re.compile(rb"(?s)\*+|\[(?P<negated>\^?)(?P<members>(?:\\.|[^\]]-.|[^\]])*)\]?|\\?.")
+# An element of a class: an escaped character, a range or one character.
+_GLOB_MEMBER = re.compile(rb"(?s)\\(.)|(.)-(.)|(.)")
 
 
 @functools.lru_cache(maxsize=256)
@@ -1110,7 +1083,9 @@ def compile_glob(pattern: bytes) -> Callable[[bytes], object]:
     r"""Return a function that tests if a key matches a pattern of Redis (``*?[a-z][^a]\x``).
 
     Each ``*`` takes the first match of the part behind it without backtracking, so that the time
-    grows linearly with the key and the pattern. A pattern over MAX_PATTERN raises CommandError.
+    is at most proportional to the length of the key times the length of the pattern.
+
+    :raises CommandError: if the pattern is longer than MAX_PATTERN.
     """
     if len(pattern) > MAX_PATTERN:
         raise CommandError(f"ERR the pattern is longer than {MAX_PATTERN} bytes")
@@ -1121,24 +1096,21 @@ def compile_glob(pattern: bytes) -> Callable[[bytes], object]:
         return functools.partial(_match_literals, first_literal, literals[:-1], literals[-1])
     parts = [b""]  # The regular expressions of the parts between the stars.
     for match in _GLOB.finditer(pattern):
-        if match[0] == b"*":
-            if parts[-1] or len(parts) == 1:  # Adjacent stars match the same as one star.
-                parts.append(b"")
+        if match[0].startswith(b"*"):  # Adjacent stars match the same as one star.
+            parts.append(b"")
         elif match[0] == b"?":
             parts[-1] += b"."
         elif match["members"] is not None:
             parts[-1] += _glob_class(match["negated"], match["members"])
         else:
             parts[-1] += re.escape(match[0][-1:])
-    first, *others = parts
-    if not others:
-        return re.compile(first, re.DOTALL).fullmatch
-    # (?=(?P<x>...))(?P=x) is an atomic group, for which Python has (?>...) only since 3.11.
-    middle = b"".join(
-        b"(?=(?P<g%d>.*?%b))(?P=g%d)" % (number, part, number)
-        for number, part in enumerate(others[:-1])
-    )
-    return re.compile(b"%b%b.*%b" % (first, middle, others[-1]), re.DOTALL).fullmatch
+    expression = parts[0]
+    for number, part in enumerate(parts[1:-1]):
+        # (?=(?P<x>...))(?P=x) is an atomic group, for which Python has (?>...) only since 3.11.
+        expression += b"(?=(?P<g%d>.*?%b))(?P=g%d)" % (number, part, number)
+    if len(parts) > 1:
+        expression += b".*" + parts[-1]
+    return re.compile(expression, re.DOTALL).fullmatch
 
 
 def _match_literals(first: bytes, middle: list[bytes], last: bytes, key: bytes) -> bool:
@@ -1186,17 +1158,13 @@ class Changes(NamedTuple):
 
     cleared: bool  #: True if every key that is not listed was deleted.
     keys: list[bytes]  #: The changed keys in ascending order.
-    values: list[
-        Any
-    ]  #: Their values: None for a deleted key, (event class, parts) of a collection.
-    deadlines: list[int | None]  #: Their deadlines as in the keyspace; empty if no key has one.
+    values: list[Any]  #: None for a deleted key; event class and parts of a collection.
+    deadlines: list[int | None]  #: The keys' deadlines; empty if no key of the keyspace has one.
     epoch: int  #: Milliseconds since 1970 at 0 of the keyspace's clock.
 
 
 class Watch:
     """The keys that a client watches with WATCH."""
-
-    __slots__ = ("broken", "keys")
 
     def __init__(self) -> None:
         #: True once one of the keys was changed, so that EXEC must fail.
@@ -1213,7 +1181,7 @@ def ignore_event(event: bytes, key: bytes, value: Any) -> None:
 
 
 class Keyspace:
-    """Every key with its value, deadline and owner, as a Redis database holds them.
+    """All keys with their values, deadlines and owners, like one database of Redis.
 
     :param clock: returns seconds and never goes back, like :func:`time.monotonic`.
     :param wall_clock: returns seconds since 1970, like :func:`time.time`.
@@ -1235,7 +1203,7 @@ class Keyspace:
         #: this exceeds the limit.
         self.used_memory = self._reserved = 0
         self.memory_limit = math.inf
-        #: Receives each keyspace event: its name, the key, and the value that was changed.
+        #: The function that receives each keyspace event: its name, the key, the changed value.
         self.notify: Callable[[bytes, bytes, Any], None] = ignore_event
         self._clock, self._wall_clock = clock, wall_clock
         # Milliseconds to add to now() to get the wall-clock time.
@@ -1252,8 +1220,8 @@ class Keyspace:
         # When each key was last used. None unless the eviction policy is an LRU policy.
         self._access_times: dict[bytes, int] | None = None
         self._key_cost = KEY_COST
-        # The keys changed since take_changes(). None without persistence. _cleared is True if
-        # every key was deleted since then.
+        # The keys changed since take_changes(), or None without persistence. _cleared is True if
+        # all keys were deleted or mark_all_changed() was called since then.
         self._changed: set[bytes] | None = None
         self._cleared = False
 
@@ -1289,7 +1257,7 @@ class Keyspace:
                     self._changed.add(key)
 
     def read(self, key: bytes, value_type: type[Value]) -> Value | None:
-        """Return the value of a key, or None. Counts as a use of the key.
+        """Return the value of a key, or None, and count a use of the key.
 
         :raises CommandError: if the value is not of this type.
         """
@@ -1317,22 +1285,17 @@ class Keyspace:
         values = map(self._values.get, keys)
         return [value if value.__class__ is bytes else None for value in values]
 
-    def lookup(self, key: bytes) -> Any:
-        """Return the value of a key, of any type, or None. Counts as a use of the key."""
-        value = self.lookup_no_touch(key)
-        if value is not None and self._access_times is not None:
-            self._access_times[key] = self.now()
-        return value
-
-    def lookup_no_touch(self, key: bytes) -> Any:
-        """Return the value of a key, of any type, or None. Does not count as a use."""
+    def lookup(self, key: bytes, touch: bool = True) -> Any:
+        """Return the value of a key of any type, or None; count a use if ``touch`` is true."""
         value = self.peek(key)
         if value is None:
             self.notify(b"keymiss", key, None)
+        elif touch and self._access_times is not None:
+            self._access_times[key] = self.now()
         return value
 
     def peek(self, key: bytes) -> Any:
-        """Return the value of a key, of any type, or None, without use and without event."""
+        """Return the value of a key of any type, or None; count no use and publish no event."""
         return self._values[key] if key in self else None
 
     def __contains__(self, key: object) -> bool:
@@ -1439,7 +1402,7 @@ class Keyspace:
     def copy(self, source: bytes, target: bytes) -> None:
         """Copy an existing key and overwrite the target, as COPY does. The owner is not copied."""
         value = self._values[source]
-        copied = value if isinstance(value, bytes) else value.copy()
+        copied = value if isinstance(value, bytes) else value.from_parts(value.to_parts())
         self._overwrite(target, copied, self._deadlines.get(source))
         self.notify(b"copy_to", target, None)
 
@@ -1457,7 +1420,7 @@ class Keyspace:
             self._set_deadline(key, deadline)
 
     def set_owner(self, key: bytes, owner: object) -> None:
-        """Let :meth:`delete_owned` of this owner delete an existing key (SET with OWNED)."""
+        """Give an existing key an owner, so that :meth:`delete_owned` deletes it (SET OWNED)."""
         self.clear_owner(key)
         self._owners[key] = owner
         self._owned.add(owner, key)
@@ -1562,7 +1525,7 @@ class Keyspace:
 
     @property
     def dirty_keys(self) -> int:
-        """The number of changes that were not taken yet."""
+        """The number of changes that :meth:`take_changes` has not returned yet."""
         return len(self._values) + 1 if self._cleared else len(self._changed or ())
 
     def take_changes(self) -> Changes:
@@ -1589,16 +1552,14 @@ class Keyspace:
         assert self._changed is not None
         # Keys that were created and deleted again would otherwise collect here without bound.
         many = len(self._changed) + len(changes.keys) > 2 * len(self) + 100_000
-        if changes.cleared or many:
-            self.mark_all_changed()
-        elif not self._cleared:
-            try:
+        if not (changes.cleared or many):
+            with contextlib.suppress(MemoryError):
                 self._changed.update(changes.keys)
-            except MemoryError:
-                self.mark_all_changed()
+                return
+        self.mark_all_changed()
 
     def mark_all_changed(self) -> None:
-        """Let the next take_changes() return every key."""
+        """Make the next take_changes() return every key."""
         self._changed, self._cleared = set(), True
 
     def watch(self, key: bytes, watch: Watch) -> None:
@@ -1627,14 +1588,14 @@ class Keyspace:
 
     @policy.setter
     def policy(self, policy: str) -> None:
-        self._policy = policy
-        if not policy.endswith("lru"):
+        is_lru = policy.endswith("lru")
+        if not is_lru:
             self._access_times = None
         elif self._access_times is None:
             self._access_times = dict.fromkeys(self._values, self.now())
-        before = self._key_cost
-        self._key_cost = KEY_COST + (self._access_times is not None) * ACCESS_TIME_COST
-        self.used_memory += (self._key_cost - before) * len(self)
+        key_cost = KEY_COST + is_lru * ACCESS_TIME_COST
+        self.used_memory += (key_cost - self._key_cost) * len(self)
+        self._policy, self._key_cost = policy, key_cost
 
     def idle_time(self, key: bytes) -> int | None:
         """Return the milliseconds since an existing key was used; None without an LRU policy."""
@@ -1743,8 +1704,6 @@ class Keyspace:
 class Transaction:
     """The commands of a client since MULTI."""
 
-    __slots__ = ("commands", "failed", "size")
-
     def __init__(self) -> None:
         self.commands: list[tuple[Command, list[bytes]]] = []
         #: True if a command could not be queued, so that EXEC must fail.
@@ -1788,12 +1747,10 @@ class Client:
         #: The subscribed channels and patterns, in the order of subscription.
         self.channels: dict[bytes, None] = {}
         self.patterns: dict[bytes, None] = {}
-        #: True after MONITOR.
-        self.monitoring = False
         #: Encoded messages that PubSub.flush() will write, and their number of bytes.
         self.pending_output: list[bytes] = []
         self.pending_bytes = 0
-        #: Why the server closes the connection, and the level for logging it; "" while it is open.
+        #: The reason to close the connection, "" while there is none, and its log level.
         self.close_reason, self.close_level = "", logging.DEBUG
         #: The name of the last command, as the client sent it.
         self.last_command = b""
@@ -1808,10 +1765,10 @@ class Client:
         return len(self.channels) + len(self.patterns)
 
     def needs_slow_path(self) -> bool:
-        """Return True if a command needs more checks than to be found and called.
+        """Return True if execute() has to check more than the name and arguments of a command.
 
-        These facts change only in commands that always take the slow path, and with MONITOR of
-        another client, which sets :attr:`slow_path` of every client.
+        The result changes only in commands that always take the slow path, and when another
+        client sends MONITOR, which sets :attr:`slow_path` of every client.
         """
         return (
             not self.authenticated
@@ -1832,6 +1789,15 @@ class Client:
         self.keyspace.unwatch(watch)
         return watch.broken
 
+    def encode(self, reply: Reply) -> bytes:
+        """Return a reply, or an error if the reply is too long, as bytes of RESP or text."""
+        max_reply = self.settings.max_reply
+        if reply.__class__ in _MEASURED_TYPES and reply_size(reply) > max_reply:
+            reply = reply_too_long(max_reply)
+        if self.terminator is None or reply is NO_REPLY:
+            return encode_resp(reply, self.protocol)
+        return encode_text(reply, self.terminator or b"\n") + self.terminator
+
     def close(self, reason: str, level: int = logging.DEBUG) -> None:
         """Close the connection after the current reply.
 
@@ -1841,7 +1807,7 @@ class Client:
             self.close_reason, self.close_level = reason, level
 
     def disconnect(self, reason: str) -> None:
-        """Close the connection at once, even while its thread sends or waits. From any thread."""
+        """Close the connection at once, even while its thread waits. Any thread may call this."""
         self.close(reason, logging.INFO)
 
     def expect_pushes(self) -> None:
@@ -1875,17 +1841,6 @@ class Client:
         return f"process {process}, {program or 'unknown program'}" if process else self.address
 
 
-#: How a client reads a reply: in this version of RESP, or as text with this terminator.
-ReplyFormat = Union[int, bytes]
-
-
-def encode_reply(reply: Reply, reply_format: ReplyFormat) -> bytes:
-    """Return a reply as bytes of RESP or text."""
-    if isinstance(reply_format, int):
-        return encode_resp(reply, reply_format)
-    return encode_text(reply, reply_format)
-
-
 class PubSub:
     """The subscriptions of all clients and the messages queued for them.
 
@@ -1897,7 +1852,7 @@ class PubSub:
         #: The subscribed clients by channel and by pattern.
         self.channels, self.patterns = OrderedSets(), OrderedSets()
         self._matchers: dict[bytes, Callable[[bytes], object]] = {}  # by pattern
-        self.monitors: dict[Client, None] = {}
+        self.monitors: dict[Client, None] = {}  # the clients that have sent MONITOR
         #: The clients for which messages are queued.
         self.pending_clients: list[Client] = []
 
@@ -1930,13 +1885,11 @@ class PubSub:
     def monitor(self, client: Client) -> None:
         """Send every command of every client to this client (MONITOR)."""
         self.monitors[client] = None
-        client.monitoring = True
         client.expect_pushes()
 
     def remove(self, client: Client) -> None:
         """Remove every subscription of a client, and MONITOR."""
         self.monitors.pop(client, None)
-        client.monitoring = False
         for name in list(client.channels):
             self.unsubscribe(client, name, False)
         for pattern in list(client.patterns):
@@ -1955,8 +1908,9 @@ class PubSub:
         return count
 
     def queue(self, reply: Reply, clients: Iterable[Client]) -> None:
-        """Queue a message for these clients. It is encoded once per reply format."""
-        encoded: dict[ReplyFormat, bytes] = {}
+        """Queue a message for these clients."""
+        # The encoded messages, by the version of RESP or by the terminator of text.
+        encoded: dict[int | bytes, bytes] = {}
         size = reply_size(reply)
         for client in clients:
             if not client.can_queue(size):
@@ -1964,7 +1918,7 @@ class PubSub:
             reply_format = client.protocol if client.terminator is None else client.terminator
             data = encoded.get(reply_format)
             if data is None:
-                data = encoded[reply_format] = encode_reply(reply, reply_format)
+                data = encoded[reply_format] = client.encode(reply)
             if not client.pending_output:
                 self.pending_clients.append(client)
             client.pending_output.append(data)
@@ -2004,21 +1958,12 @@ class KeyspaceEvents:
         b"rename_to": "g", b"evicted": "e", b"expired": "x", b"keymiss": "m", b"new": "n",
     }  # fmt: skip
 
-    def __init__(self, keyspace: Keyspace, pubsub: PubSub) -> None:
+    def __init__(self, keyspace: Keyspace, pubsub: PubSub, letters: str) -> None:
         self._keyspace, self._pubsub = keyspace, pubsub
-        self._classes: frozenset[str] = frozenset()
-
-    @staticmethod
-    def check(letters: str) -> None:
-        """Check a value of notify-keyspace-events.
-
-        :raises ValueError: if a letter is not an event class.
-        """
-        if not set(letters) <= set(EVENT_CLASSES):
-            raise ValueError("Invalid event class character. Use 'Ag$lshzxeKEtmdn'.")
+        self.configure(letters)
 
     def configure(self, letters: str) -> None:
-        """Choose the published events by a value of notify-keyspace-events."""
+        """Choose the published events by letters of EVENT_CLASSES."""
         self._classes = frozenset(letters.replace("A", self.ALL))
         enabled = self._classes - {"K", "E"} and self._classes & {"K", "E"}
         self._keyspace.notify = self._publish if enabled else ignore_event
@@ -2044,8 +1989,6 @@ class BlockedClient(Watch):
     :param deadline: the end of the wait as a time of :func:`time.monotonic`, or None.
     """
 
-    __slots__ = ("client", "deadline", "done", "reply", "suppress_reply", "take", "value_type")
-
     def __init__(
         self, client: Client, value_type: type | None = None,
         take: Callable[[Client, bytes], Reply] | None = None, deadline: float | None = None,
@@ -2063,10 +2006,6 @@ class BlockedClient(Watch):
     def key_changed(self, key: bytes) -> None:
         self.client.state.blocked.ready_keys[key] = None
 
-    def remaining(self) -> float | None:
-        """Return the seconds until the deadline, or None if there is no deadline."""
-        return None if self.deadline is None else self.deadline - time.monotonic()
-
 
 class BlockedClients:
     """The clients that are blocked by a command. The keyspace lock guards everything here."""
@@ -2080,7 +2019,7 @@ class BlockedClients:
     def block(self, blocked: BlockedClient, keys: Iterable[bytes] = ()) -> NullReply:
         """Block a client until one of the keys is ready, or until :meth:`unblock`.
 
-        :returns: the reply for now, which is none.
+        :returns: NO_REPLY, the reply for the present.
         """
         blocked.client.blocked = blocked
         self.clients[blocked] = None
@@ -2100,8 +2039,8 @@ class BlockedClients:
     def serve_ready_keys(self) -> None:
         """Serve the clients that are blocked on changed keys, the longest-waiting client first.
 
-        The session calls this after each command, so that no other command runs in between. To
-        serve one client can make a key ready for another one (BLMOVE).
+        The session calls this after each command, so that no other command runs in between. The
+        command of a served client can make another key ready (BLMOVE).
         """
         while self.ready_keys:
             key = next(iter(self.ready_keys))
@@ -2145,8 +2084,8 @@ class State:
         self.keyspace.memory_limit = settings.max_memory or math.inf
         self.keyspace.policy = settings.max_memory_policy
         self.pubsub = PubSub(self.keyspace)
-        self.events = KeyspaceEvents(self.keyspace, self.pubsub)
-        self.events.configure(settings.notify_keyspace_events)
+        letters = settings.notify_keyspace_events
+        self.events = KeyspaceEvents(self.keyspace, self.pubsub, letters)
         self.blocked = BlockedClients(self.keyspace)
         #: None without --db.
         self.persistence: Persistence | None = None
@@ -3280,7 +3219,7 @@ def parse_deadline(
     now, epoch = client.keyspace.now(), client.keyspace.unix_time(0)
     latest = INTEGER_MAX if absolute else INTEGER_MAX - epoch - now
     if number < minimum or not INTEGER_MIN <= duration <= latest:
-        raise invalid_expire(command)
+        raise CommandError(f"ERR invalid expire time in '{command}' command")
     return WallClockDeadline(duration - epoch) if absolute else duration + now
 
 
@@ -3588,7 +3527,7 @@ generic.writes("DELIFEQ key value", "Delete a key with this value; return 1 if d
     )
 )
 generic.reads("EXISTS key [key ...]", "Return how many of the keys exist.")(
-    lambda client, *keys: sum(client.keyspace.lookup_no_touch(key) is not None for key in keys)
+    lambda client, *keys: sum(client.keyspace.lookup(key, touch=False) is not None for key in keys)
 )
 generic.reads("TOUCH key [key ...]", "Mark keys as used now and return how many exist.")(
     lambda client, *keys: sum(client.keyspace.lookup(key) is not None for key in keys)
@@ -3598,7 +3537,7 @@ generic.writes("PERSIST key", "Remove the time to live of a key; return 1 if it 
     lambda client, key: int(client.keyspace.persist(key))
 )
 generic.reads("TYPE key", "Return the type of a value: string, list, hash, set, zset or none.")(
-    lambda client, key: Status(TYPE_NAMES[type(client.keyspace.lookup_no_touch(key))])
+    lambda client, key: Status(TYPE_NAMES[type(client.keyspace.lookup(key, touch=False))])
 )
 
 
@@ -3679,7 +3618,7 @@ def expire(client: Client, key: bytes, argument: bytes, *conditions: bytes, name
 @generic.reads("EXPIRETIME key", "Return the Unix time of expiry, -1 or -2.", unit=1000, at=True)
 @generic.reads("PEXPIRETIME key", "Return EXPIRETIME in milliseconds.", unit=1, at=True)
 def ttl(client: Client, key: bytes, *, unit: int, at: bool = False) -> Reply:
-    if client.keyspace.lookup_no_touch(key) is None:
+    if client.keyspace.lookup(key, touch=False) is None:
         return -2
     deadline = client.keyspace.deadline(key)
     if deadline is None:
@@ -3797,7 +3736,9 @@ def lrem(value: ListValue, count: int, element: bytes) -> Reply:
         else:
             remaining.append(each)
     if len(remaining) < length:
-        value.replace_elements(reversed(remaining) if count < 0 else remaining)
+        value.clear()
+        value.data_bytes = 0
+        value.push(remaining, left=count < 0)
     return length - len(remaining)
 
 
@@ -4457,7 +4398,7 @@ def _parse_client_name(label: str, name: bytes) -> str:
 def _client_line(client: Client) -> str:
     process, program = client.process()
     flags = {
-        "O": client.monitoring,
+        "O": client in client.state.pubsub.monitors,
         "P": client.subscription_count > 0,
         "x": client.transaction is not None,
         "b": client.blocked is not None and not client.blocked.done,
@@ -4682,7 +4623,8 @@ def _parse_policy(text: str) -> str:
 
 
 def _parse_event_classes(text: str) -> str:
-    KeyspaceEvents.check(text)
+    if not set(text) <= set(EVENT_CLASSES):
+        raise ValueError("Invalid event class character. Use 'Ag$lshzxeKEtmdn'.")
     return text
 
 
@@ -6093,10 +6035,6 @@ def _is_http(request: Request) -> bool:
     return words[0].upper() in (b"POST", b"HOST:")
 
 
-#: The types of replies whose size is checked against max_reply before they are encoded.
-_MEASURED_TYPES = frozenset({list, dict, SetReply, PairsReply, MultipleReplies, Verbatim})
-
-
 class Session(Client):
     """A client with its connection: reads requests, executes them and writes the replies.
 
@@ -6200,7 +6138,7 @@ class Session(Client):
                     elif reply is OK and terminator is None and not self.close_reason:
                         data = b"+OK\r\n"
                     else:
-                        data = self._encode(reply)
+                        data = self.encode(reply)
                         stop = bool(self.close_reason) or self.blocked is not None
                     if pending_output:
                         # Messages that this command has published come before its reply.
@@ -6233,19 +6171,12 @@ class Session(Client):
             if self.blocked is not None:
                 self._wait_while_blocked(self.blocked)
 
-    def _encode(self, reply: Reply) -> bytes:
-        max_reply = self.settings.max_reply
-        if reply.__class__ in _MEASURED_TYPES and reply_size(reply) > max_reply:
-            reply = reply_too_long(max_reply)
-        if self.terminator is None or reply is NO_REPLY:
-            return encode_resp(reply, self.protocol)
-        return encode_text(reply, self.terminator)
-
     def _wait_while_blocked(self, blocked: BlockedClient) -> None:
         # Wait for the reply of a blocking command, and send it.
         connection, blocked_clients = self.connection, self.state.blocked
         while not blocked.done:
-            remaining = blocked.remaining()
+            deadline = blocked.deadline
+            remaining = None if deadline is None else deadline - time.monotonic()
             if remaining is not None and remaining <= 0:
                 with self.keyspace.lock:
                     blocked_clients.unblock(blocked, blocked.reply)
@@ -6254,7 +6185,7 @@ class Session(Client):
                     self.disconnect("sent more input than can be buffered while it was blocked")
                 self.close("disconnected while it was blocked")
                 return
-        data, whole = self._encode(blocked.reply), self.terminator is not None
+        data, whole = self.encode(blocked.reply), self.terminator is not None
         with self.keyspace.lock:
             self.blocked = None
             push_mode = connection.push_mode
@@ -6274,7 +6205,7 @@ class Session(Client):
         limit = self.settings.idle_timeout
         # A client that is blocked, subscribed, or in the middle of a command or reply is not idle.
         busy = self.blocked is not None or started is not None or self.connection.outbox_bytes
-        subscribed = self.subscription_count > 0 or self.monitoring
+        subscribed = self.subscription_count > 0 or self in self.state.pubsub.monitors
         if not (busy or subscribed) and 0 < limit < now - self.last_command_at:
             return f"idle for longer than --idle-timeout ({limit:g} s)"
         return ""

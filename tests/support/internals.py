@@ -226,10 +226,8 @@ def set_last_command(client: ServedClient, name: bytes) -> None:
 
 def seconds_left(client: ServedClient) -> float:
     """Return the seconds until the block of a client ends by itself."""
-    assert client.blocked is not None
-    seconds = client.blocked.remaining()
-    assert seconds is not None
-    return seconds
+    assert client.blocked is not None and client.blocked.deadline is not None
+    return client.blocked.deadline - time.monotonic()
 
 
 def expects_reply(client: ServedClient) -> bool:
