@@ -22,9 +22,7 @@ each uses only the sections above it:
     Wire protocol: RESP commands and replies
     Transport interface
     Win32 API
-    Named pipe transport
-    Unix socket transport
-    Trusted connections
+    Transports: named pipes on Windows, Unix sockets elsewhere
     Reply conversion: from RESP types to the types that redis-py returns
     Commands as methods
     Connections of a client
@@ -32,7 +30,6 @@ each uses only the sections above it:
     Locks
     Publish/subscribe and MONITOR
     Client
-    Text commands
     Doctor: check a server, explain Windows error numbers
     Command line
 
@@ -60,7 +57,7 @@ import weakref
 from collections import deque
 from datetime import datetime, timedelta
 from types import SimpleNamespace
-from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, Sequence, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, Protocol, Sequence, Union
 
 if sys.platform == "win32":
     import ctypes
@@ -496,7 +493,7 @@ def pipe_address(name: str) -> str:
     return os.path.join(os.environ.get("TMPDIR") or "/tmp", "CoreFxPipe_" + name)
 
 
-class Transport:
+class Transport(Protocol):
     """An open connection to the server, for one thread at a time.
 
     All methods that send or receive raise :class:`ConnectionLost` if the server ended the
@@ -507,11 +504,10 @@ class Transport:
     _address: str
 
     def exchange(self, data: bytes) -> bytes:
-        """Send data and return the first chunk of the reply.
-
-        If the server hangs up while it is being sent to, return its last reply, which says why.
-        """
-        raise NotImplementedError
+        """Send data and return the first chunk of the reply."""
+        with contextlib.suppress(ConnectionLost):  # The server's last reply can still be received.
+            self.send(data)
+        return self.receive()
 
     def exchange_blocking(self, data: bytes, timeout: float | None) -> bytes:
         """Do the same as :meth:`exchange`, with another time limit in seconds; None: no limit."""
@@ -523,48 +519,39 @@ class Transport:
 
     def send(self, data: bytes) -> None:
         """Send data. Another thread may wait or receive at the same time."""
-        raise NotImplementedError
 
     def receive(self) -> bytes:
         """Wait for the next chunk of bytes and return it."""
-        raise NotImplementedError
 
     def wait(self, timeout: float | None) -> bool:
         """Return True as soon as :meth:`receive` would not block, False after ``timeout`` seconds.
 
         None is no limit. The end of the connection counts as readable. Ctrl+C interrupts the wait.
         """
-        raise NotImplementedError
 
     def interrupt(self) -> None:
         """Make :meth:`wait` and :meth:`receive` in another thread raise ConnectionLost."""
-        raise NotImplementedError
 
     def exchange_text(self, command: bytes) -> bytes:
         """Send one text command and return its whole reply. The connection cannot be used again."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Close the connection. Nothing happens if it is closed already."""
-        raise NotImplementedError
 
     def owner(self) -> str:
         """Return the owner of the server's end: a SID on Windows, elsewhere a user id.
 
         :raises OSError: if the system does not report it.
         """
-        raise NotImplementedError
 
     def process(self) -> tuple[int, str]:
         """Return the server's process id and the path of its program; 0 and "" if not known."""
-        raise NotImplementedError
 
     def access(self) -> str:
         """Return the access list of the pipe: SDDL on Windows, elsewhere the socket's octal mode.
 
         :raises OSError: if the system does not report it.
         """
-        raise NotImplementedError
 
 
 def _connection_lost(address: str) -> ConnectionLost:
@@ -649,15 +636,9 @@ if sys.platform == "win32":
     LPDWORD, LPOVERLAPPED = wintypes.LPDWORD, ctypes.POINTER(OVERLAPPED)
 
     # fmt: off
-    CreateFileW = _bind(
+    CreateFileW = _bind(  # name, access, share mode, security, disposition, flags, template
         _kernel32, "CreateFileW", HANDLE, None,
-        wintypes.LPCWSTR,  # lpFileName
-        DWORD,  # dwDesiredAccess
-        DWORD,  # dwShareMode
-        LPVOID,  # lpSecurityAttributes
-        DWORD,  # dwCreationDisposition
-        DWORD,  # dwFlagsAndAttributes
-        HANDLE,  # hTemplateFile
+        wintypes.LPCWSTR, DWORD, DWORD, LPVOID, DWORD, DWORD, HANDLE,
     )
     SetNamedPipeHandleState = _bind(
         _kernel32, "SetNamedPipeHandleState", BOOL, _true, HANDLE, LPDWORD, LPDWORD, LPDWORD
@@ -758,17 +739,13 @@ if sys.platform == "win32":
 
 
 # ----------------------------------------------------------------------------
-# Named pipe transport
+# Transports: named pipes on Windows, Unix sockets elsewhere
 # ----------------------------------------------------------------------------
 
 if sys.platform == "win32":
 
     class PipeTransport(Transport):
-        """A connection to a named pipe in message mode, with overlapped I/O.
-
-        :param connect_timeout: seconds to wait for a free instance of the pipe.
-        :param timeout: seconds to wait for each chunk of a reply; None: no limit.
-        """
+        """A connection to a named pipe in message mode, with overlapped I/O."""
 
         def __init__(self, address: str, connect_timeout: float, timeout: float | None) -> None:
             self._address = address
@@ -834,48 +811,35 @@ if sys.platform == "win32":
                 )
             return ServerNotRunning(f"Cannot open {self._address}: {ctypes.WinError(error)}")
 
-        def exchange(self, data: bytes) -> bytes:
-            # TransactNamedPipe would write and read in one call, but it is slower under Wine, and
-            # it fails if a part of an earlier reply is still unread.
-            with contextlib.suppress(ConnectionLost):  # The last reply can still be received.
-                self.send(data)
-            return self.receive()
-
         def send(self, data: bytes) -> None:
-            if len(data) <= MAX_WRITE:
-                self._write_message(data)
-                return
             for start in range(0, len(data), MAX_WRITE):
                 self._write_message(data[start : start + MAX_WRITE])
 
         def _write_message(self, data: bytes) -> None:
-            if not WriteFile(self._handle, data, len(data), None, self._write_ref):
-                error = ctypes.get_last_error()
-                if error == ERROR_IO_PENDING:
-                    error = self._finish(self._write, self._write_count)
-                if error:
-                    raise _connection_lost(self._address) from ctypes.WinError(error)
+            if WriteFile(self._handle, data, len(data), None, self._write_ref):
+                return
+            error = ctypes.get_last_error()
+            if error == ERROR_IO_PENDING:
+                timeout = math.inf if self._timeout is None else self._timeout
+                try:
+                    if not self._wait_for_event(self._write, time.monotonic() + timeout):
+                        raise _timed_out(self._address, self._timeout)
+                except BaseException:
+                    self._cancel(self._write, self._write_count)
+                    raise
+                error = self._get_result(self._write, self._write_count)
+            if error:
+                raise _connection_lost(self._address) from ctypes.WinError(error)
 
         def receive(self) -> bytes:
-            if self._read_pending or self._received is not None:
-                if not self.wait(self._timeout):
-                    raise _timed_out(self._address, self._timeout)
-                chunk, self._received = self._received, None
-                return chunk or b""
-            if ReadFile(
-                self._handle, self._buffer, CHUNK_SIZE, self._read_count_ref, self._read_ref
-            ):
-                self._message_incomplete = False
-            else:
-                error = ctypes.get_last_error()
-                if error == ERROR_IO_PENDING:
-                    error = self._finish(self._read, self._read_count)
-                self._check_read(error)
-            return self._view[: self._read_count.value].tobytes()
+            if not self.wait(self._timeout):
+                raise _timed_out(self._address, self._timeout)
+            chunk, self._received = self._received, None
+            return chunk or b""
 
         def wait(self, timeout: float | None) -> bool:
             # wait() begins a read. When the time is up, the read stays pending, so that no bytes
-            # are lost; the next wait() or receive() continues it.
+            # are lost; the next wait() or receive() continues it, or close() cancels it.
             deadline = math.inf if timeout is None else time.monotonic() + timeout
             while self._received is None:
                 error = 0
@@ -891,7 +855,11 @@ if sys.platform == "win32":
                     error = self._get_result(self._read, self._read_count)
                     if error == ERROR_OPERATION_ABORTED and not self._interrupted:
                         continue  # Windows cancels a pending read if the thread that began it ends.
-                self._check_read(error)
+                self._message_incomplete = error == ERROR_MORE_DATA
+                if error == ERROR_MORE_DATA:
+                    self._read_count.value = CHUNK_SIZE
+                elif error:
+                    raise _connection_lost(self._address) from ctypes.WinError(error)
                 self._received = self._view[: self._read_count.value].tobytes()
             return True
 
@@ -901,24 +869,6 @@ if sys.platform == "win32":
             while self._message_incomplete:
                 chunks.append(self.receive())
             return b"".join(chunks)
-
-        def _check_read(self, error: int) -> None:
-            if error == ERROR_MORE_DATA:
-                self._read_count.value = CHUNK_SIZE
-            elif error:
-                raise _connection_lost(self._address) from ctypes.WinError(error)
-            self._message_incomplete = error == ERROR_MORE_DATA
-
-        def _finish(self, operation: OVERLAPPED, count: wintypes.DWORD) -> int:
-            # Wait for a pending operation and return its Win32 error, or 0.
-            timeout = math.inf if self._timeout is None else self._timeout
-            try:
-                if not self._wait_for_event(operation, time.monotonic() + timeout):
-                    raise _timed_out(self._address, self._timeout)
-            except BaseException:
-                self._cancel(operation, count)
-                raise
-            return self._get_result(operation, count)
 
         def _get_result(self, operation: OVERLAPPED, count: wintypes.DWORD) -> int:
             done = GetOverlappedResult(
@@ -1010,12 +960,7 @@ if sys.platform == "win32":
 
     make_transport: Callable[[str, float, float | None], Transport] = PipeTransport
 
-
-# ----------------------------------------------------------------------------
-# Unix socket transport
-# ----------------------------------------------------------------------------
-
-if sys.platform != "win32":
+else:
     #: The user id of root, whose programs have full control of the machine anyway. The name is
     #: that of Windows, so that connect() is the same on both systems.
     TRUSTED_SIDS = ("0",)
@@ -1034,11 +979,7 @@ if sys.platform != "win32":
             return f"user {account}"
 
     class UnixTransport(Transport):
-        """A connection to a Unix domain socket.
-
-        :param connect_timeout: seconds to wait until the server's queue accepts the connection.
-        :param timeout: seconds to wait for each chunk of a reply; None: no limit.
-        """
+        """A connection to a Unix domain socket."""
 
         def __init__(self, address: str, connect_timeout: float, timeout: float | None) -> None:
             self._address = address
@@ -1162,11 +1103,6 @@ if sys.platform != "win32":
                 return process, ""
 
     make_transport = UnixTransport
-
-
-# ----------------------------------------------------------------------------
-# Trusted connections
-# ----------------------------------------------------------------------------
 
 
 def connect(
@@ -1799,12 +1735,7 @@ class Commands:
         return self.execute_command("BRPOPLPUSH", src, dst, timeout or 0)
 
     def blmpop(
-        self,
-        timeout: float,
-        numkeys: int,
-        *args: Argument,
-        direction: str,
-        count: int | None = 1,
+        self, timeout: float, numkeys: int, *args: Argument, direction: str, count: int | None = 1
     ) -> Any:
         """Do the same as :meth:`lmpop`, but block as :meth:`blpop` does."""
         options = _options(COUNT=count)
@@ -2897,7 +2828,7 @@ class PubSub:
         self._subscribe("SUBSCRIBE", self.channels, args, kwargs)
 
     def psubscribe(self, *args: Any, **kwargs: MessageHandler) -> None:
-        """Do the same as :meth:`subscribe`, for all channels that match patterns like ``news.*``."""
+        """Subscribe to all channels that match patterns such as ``news.*``."""
         self._subscribe("PSUBSCRIBE", self.patterns, args, kwargs)
 
     def unsubscribe(self, *args: Any) -> None:
@@ -3476,24 +3407,9 @@ def _describe_access(access: str) -> str:
     return f"{', '.join(dict.fromkeys(names)) or 'no account'} ({access})"
 
 
-class _Report:
-    # Prints one line per finding. The status is that of the worst finding, as run_doctor()
-    # returns it.
-    def __init__(self) -> None:
-        self.status = 0
-
-    def _print(self, mark: str, text: str, status: int) -> None:
-        self.status = max(self.status, status)
-        _print(f"[{mark}] {text}".encode())
-
-    def ok(self, text: str) -> None:
-        self._print(" ok ", text, 0)
-
-    def warn(self, text: str) -> None:
-        self._print("warn", text, 1)
-
-    def fail(self, text: str) -> None:
-        self._print("FAIL", text, 2)
+#: The severity of a finding, which is also the exit status; and the mark of its line.
+OK, WARNING, FAILURE = 0, 1, 2
+_MARKS = ("[ ok ]", "[warn]", "[FAIL]")
 
 
 def run_doctor(pipe: str, arguments: Sequence[str] = (), trust_any_owner: bool = False) -> int:
@@ -3514,21 +3430,28 @@ def run_doctor(pipe: str, arguments: Sequence[str] = (), trust_any_owner: bool =
         for each in arguments:
             _print(explain(int(each)).encode())
         return 0 if all(int(each) in EXPLANATIONS for each in arguments) else 2
-    report = _Report()
+    status = OK
+    for severity, text in _find_problems(pipe, trust_any_owner):
+        _print(f"{_MARKS[severity]} {text}".encode())
+        status = max(status, severity)
+    results = ("No problems found.", "Working, with warnings.", "Not usable; see the lines above.")
+    _print(results[status].encode())
+    return status
+
+
+def _find_problems(pipe: str, trust_any_owner: bool) -> Iterator[tuple[int, str]]:
+    # Yield the severity and the text of each finding.
     try:
-        _check_server(report, pipe, trust_any_owner)
+        yield from _check_server(pipe, trust_any_owner)
     except (CacheError, ConnectionError) as error:
-        report.fail(str(error))
+        yield FAILURE, str(error)
         cause: Any = error.__cause__ or error.__context__
         number = getattr(cause, "winerror", None) or getattr(cause, "errno", None)
         if number in EXPLANATIONS:
-            report.fail(explain(number))
-    results = ("No problems found.", "Working, with warnings.", "Not usable; see the lines above.")
-    _print(results[report.status].encode())
-    return report.status
+            yield FAILURE, explain(number)
 
 
-def _check_server(report: _Report, pipe: str, trust_any_owner: bool) -> None:
+def _check_server(pipe: str, trust_any_owner: bool) -> Iterator[tuple[int, str]]:
     address = pipe_address(pipe)
     transport = connect(address, CONNECT_TIMEOUT, TIMEOUT, True)
     try:
@@ -3537,39 +3460,41 @@ def _check_server(report: _Report, pipe: str, trust_any_owner: bool) -> None:
     finally:
         transport.close()
     server = f"process {process}, {program or 'unknown program'}" if process else "unknown process"
-    report.ok(f"{address} is served by {server}")
+    yield OK, f"{address} is served by {server}"
     name = account_name(owner)
     if owner == current_user():
-        report.ok(f"The server belongs to {name}, which is you")
+        yield OK, f"The server belongs to {name}, which is you"
     elif owner in TRUSTED_SIDS or trust_any_owner:
-        report.warn(f"The server belongs to {name}, which is not you, but is trusted")
+        yield WARNING, f"The server belongs to {name}, which is not you, but is trusted"
     accounts = _describe_access(access)
-    (report.warn if _EVERYONE in accounts else report.ok)(f"Allowed to connect: {accounts}")
+    yield WARNING if _EVERYONE in accounts else OK, f"Allowed to connect: {accounts}"
     with Client(pipe, trust_any_owner=trust_any_owner) as cache:
         info = cache.info()
         version, uptime = info.get("pipecache_version"), info.get("uptime_in_seconds")
         if version is None:
-            report.warn("The server speaks the Redis protocol, but is not pipecache; check --pipe")
+            yield (
+                WARNING,
+                "The server speaks the Redis protocol, but is not pipecache; check --pipe",
+            )
             return
-        report.ok(f"pipecache {version} on Python {info['python_version']}, running for {uptime} s")
+        yield OK, f"pipecache {version} on Python {info['python_version']}, running for {uptime} s"
         times = []
         for _ in range(1000):
             started = time.perf_counter()
             cache.get("pipecache:doctor")
             times.append((time.perf_counter() - started) * 1e6)
         times.sort()
-        report.ok(
-            f"A round trip takes {times[500]:.0f} µs; 99 of 100 take {times[990]:.0f} µs or less"
-        )
+        slow = f"99 of 100 take {times[990]:.0f} µs or less"
+        yield OK, f"A round trip takes {times[500]:.0f} µs; {slow}"
     if send_command("PING", pipe, trust_any_owner) == "PONG":
-        report.ok("The server answers text commands")
+        yield OK, "The server answers text commands"
     else:
-        report.warn("The server does not answer text commands")
-    _check_limits(report, info)
-    _check_persistence(report, info)
+        yield WARNING, "The server does not answer text commands"
+    yield from _check_limits(info)
+    yield from _check_persistence(info)
 
 
-def _check_limits(report: _Report, info: dict[str, Any]) -> None:
+def _check_limits(info: dict[str, Any]) -> Iterator[tuple[int, str]]:
     for unit, used, most, advice in (
         ("clients connected", "connected_clients", "maxclients",
          "start the server with a higher --max-clients, or with --idle-timeout"),
@@ -3578,21 +3503,21 @@ def _check_limits(report: _Report, info: dict[str, Any]) -> None:
     ):  # fmt: skip
         amount, limit = info[used], info[most]
         if not limit:
-            report.ok(f"{amount} {unit} (no limit)")
+            yield OK, f"{amount} {unit} (no limit)"
         elif amount >= limit * 0.8:
-            report.warn(f"{amount} of {limit} {unit}, which is close to the limit: {advice}")
+            yield WARNING, f"{amount} of {limit} {unit}, which is close to the limit: {advice}"
         else:
-            report.ok(f"{amount} of {limit} {unit}")
+            yield OK, f"{amount} of {limit} {unit}"
 
 
-def _check_persistence(report: _Report, info: dict[str, Any]) -> None:
+def _check_persistence(info: dict[str, Any]) -> Iterator[tuple[int, str]]:
     if "db_file" not in info:
-        report.ok("No persistence (start the server with --db FILE to keep data)")
+        yield OK, "No persistence (start the server with --db FILE to keep data)"
     elif info["rdb_last_bgsave_status"] == "ok":
         unsaved = info["rdb_changes_since_last_save"]
-        report.ok(f"Data is saved in {info['db_file']}; {unsaved} changes are not written yet")
+        yield OK, f"Data is saved in {info['db_file']}; {unsaved} changes are not written yet"
     else:
-        report.warn(str(info["db_last_error"]))
+        yield WARNING, str(info["db_last_error"])
 
 
 # ----------------------------------------------------------------------------
