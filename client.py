@@ -20,7 +20,7 @@ each uses only the sections above it:
     Limits and defaults
     Exceptions
     Wire protocol: RESP commands and replies
-    Transport interface
+    Addresses and errors of connecting
     Win32 API
     Transports: named pipes on Windows, Unix sockets elsewhere
     Reply conversion: from RESP types to the types that redis-py returns
@@ -57,7 +57,7 @@ import weakref
 from collections import deque
 from datetime import datetime, timedelta
 from types import SimpleNamespace
-from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, Protocol, Sequence, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, Sequence, Union
 
 if sys.platform == "win32":
     import ctypes
@@ -345,10 +345,12 @@ class ReplyReader:
             return line.decode() if decode else line
         if kind == SIMPLE_ERROR:
             return _response_error(buffer[start + 1 : end].decode("utf-8", "replace"))
+        if kind not in (INTEGER, BULK_STRING, ARRAY):
+            raise _protocol_error(buffer[start:end])
         try:
             number = int(buffer[start + 1 : end])
         except ValueError:
-            kind = 0
+            raise _protocol_error(buffer[start:end]) from None
         if kind == BULK_STRING:
             if number < 0:
                 return None
@@ -359,12 +361,7 @@ class ReplyReader:
             return data.decode() if decode else data
         if kind == INTEGER:
             return number
-        if kind == ARRAY:
-            return None if number < 0 else self.read_many(number, decode)
-        raise ProtocolError(
-            f"the reply {buffer[start : start + 64]!r} is not RESP;"
-            " check that the program that serves the pipe is pipecache"
-        )
+        return None if number < 0 else self.read_many(number, decode)
 
     @property
     def empty(self) -> bool:
@@ -428,6 +425,12 @@ class ReplyReader:
         return self._buffer[:size]
 
 
+def _protocol_error(line: bytes) -> ProtocolError:
+    return ProtocolError(
+        f"the reply {line[:64]!r} is not RESP; check that pipecache serves the pipe"
+    )
+
+
 def _token_to_bytes(token: str) -> bytes:
     return token.encode("latin-1")
 
@@ -473,7 +476,7 @@ def _parse_tokens(
 
 
 # ----------------------------------------------------------------------------
-# Transport interface
+# Addresses and errors of connecting
 # ----------------------------------------------------------------------------
 
 
@@ -491,67 +494,6 @@ def pipe_address(name: str) -> str:
     if "/" in name:
         return name
     return os.path.join(os.environ.get("TMPDIR") or "/tmp", "CoreFxPipe_" + name)
-
-
-class Transport(Protocol):
-    """An open connection to the server, for one thread at a time.
-
-    All methods that send or receive raise :class:`ConnectionLost` if the server ended the
-    connection and :class:`CacheTimeout` if the time limit has passed. After either exception
-    the only method left to call is :meth:`close`.
-    """
-
-    _address: str
-
-    def exchange(self, data: bytes) -> bytes:
-        """Send data and return the first chunk of the reply."""
-        with contextlib.suppress(ConnectionLost):  # The server's last reply can still be received.
-            self.send(data)
-        return self.receive()
-
-    def exchange_blocking(self, data: bytes, timeout: float | None) -> bytes:
-        """Do the same as :meth:`exchange`, with another time limit in seconds; None: no limit."""
-        with contextlib.suppress(ConnectionLost):  # The server's last reply can still be received.
-            self.send(data)
-        if not self.wait(timeout):
-            raise _timed_out(self._address, timeout)
-        return self.receive()
-
-    def send(self, data: bytes) -> None:
-        """Send data. Another thread may wait or receive at the same time."""
-
-    def receive(self) -> bytes:
-        """Wait for the next chunk of bytes and return it."""
-
-    def wait(self, timeout: float | None) -> bool:
-        """Return True as soon as :meth:`receive` would not block, False after ``timeout`` seconds.
-
-        None is no limit. The end of the connection counts as readable. Ctrl+C interrupts the wait.
-        """
-
-    def interrupt(self) -> None:
-        """Make :meth:`wait` and :meth:`receive` in another thread raise ConnectionLost."""
-
-    def exchange_text(self, command: bytes) -> bytes:
-        """Send one text command and return its whole reply. The connection cannot be used again."""
-
-    def close(self) -> None:
-        """Close the connection. Nothing happens if it is closed already."""
-
-    def owner(self) -> str:
-        """Return the owner of the server's end: a SID on Windows, elsewhere a user id.
-
-        :raises OSError: if the system does not report it.
-        """
-
-    def process(self) -> tuple[int, str]:
-        """Return the server's process id and the path of its program; 0 and "" if not known."""
-
-    def access(self) -> str:
-        """Return the access list of the pipe: SDDL on Windows, elsewhere the socket's octal mode.
-
-        :raises OSError: if the system does not report it.
-        """
 
 
 def _connection_lost(address: str) -> ConnectionLost:
@@ -742,13 +684,31 @@ if sys.platform == "win32":
 # Transports: named pipes on Windows, Unix sockets elsewhere
 # ----------------------------------------------------------------------------
 
+# A transport is an open connection to the server. Both classes have these methods:
+#
+#   exchange(data)          send data and return the first chunk of the reply
+#   send(data)              send data; another thread may wait or receive at the same time
+#   receive()               wait for the next chunk of bytes and return it
+#   wait(timeout)           return True as soon as receive() would not block, and False after
+#                           this number of seconds (None: no limit); Ctrl+C interrupts the wait
+#   interrupt()             make wait() and receive() in another thread raise ConnectionLost
+#   exchange_text(command)  send one text command, return its whole reply; then only close()
+#   close()                 close the connection, if it is open
+#   owner()                 return the server's owner: a SID, outside Windows a user id
+#   process()               return the server's process id and program, or 0 and ""
+#   access()                return the access list: SDDL, outside Windows the socket's octal mode
+#
+# Methods raise ConnectionLost if the server has ended the connection, and CacheTimeout after the
+# time limit; then only close() may be called. owner() and access() raise OSError if the system
+# does not report them.
+
 if sys.platform == "win32":
 
-    class PipeTransport(Transport):
+    class PipeTransport:
         """A connection to a named pipe in message mode, with overlapped I/O."""
 
         def __init__(self, address: str, connect_timeout: float, timeout: float | None) -> None:
-            self._address = address
+            self.address = address
             self._timeout = timeout
             self._handle: int | None = None
             self._events: list[int] = []
@@ -774,16 +734,11 @@ if sys.platform == "win32":
             self._read_count_ref = ctypes.byref(self._read_count)
 
         def _open(self, deadline: float, timeout: float) -> None:
+            # At the identification level a false server cannot impersonate this user.
+            flags = FILE_FLAG_OVERLAPPED | SECURITY_SQOS_PRESENT | SECURITY_IDENTIFICATION
             while True:
-                # At the identification level a false server cannot impersonate this user.
                 handle: int = CreateFileW(
-                    self._address,
-                    GENERIC_READ | GENERIC_WRITE,
-                    0,
-                    None,
-                    OPEN_EXISTING,
-                    FILE_FLAG_OVERLAPPED | SECURITY_SQOS_PRESENT | SECURITY_IDENTIFICATION,
-                    None,
+                    self.address, GENERIC_READ | GENERIC_WRITE, 0, None, OPEN_EXISTING, flags, None
                 )
                 if handle != INVALID_HANDLE_VALUE:
                     self._handle = handle
@@ -792,24 +747,30 @@ if sys.platform == "win32":
                 left = deadline - time.monotonic()
                 if error == ERROR_PIPE_BUSY and left > 0:
                     # Even if the wait succeeds, another client may open the free instance first.
-                    WaitNamedPipeW(self._address, math.ceil(min(left, WAIT_INTERVAL) * 1000))
+                    WaitNamedPipeW(self.address, math.ceil(min(left, WAIT_INTERVAL) * 1000))
                     continue
                 raise self._open_error(error, timeout) from ctypes.WinError(error)
 
         def _open_error(self, error: int, timeout: float) -> CacheError:
             if error == ERROR_FILE_NOT_FOUND:
-                return _server_not_running(self._address)
+                return _server_not_running(self.address)
             if error == ERROR_PIPE_BUSY:
                 return CacheTimeout(
-                    f"Every instance of {self._address} was busy for {timeout:g} s;"
+                    f"Every instance of {self.address} was busy for {timeout:g} s;"
                     " start the server with a higher --max-clients"
                 )
             if error == ERROR_ACCESS_DENIED:
                 return ServerNotRunning(
-                    f"Cannot open {self._address}: the pipe belongs to another account, which does"
+                    f"Cannot open {self.address}: the pipe belongs to another account, which does"
                     " not allow this one to connect; start the server with --access users"
                 )
-            return ServerNotRunning(f"Cannot open {self._address}: {ctypes.WinError(error)}")
+            return ServerNotRunning(f"Cannot open {self.address}: {ctypes.WinError(error)}")
+
+        def exchange(self, data: bytes) -> bytes:
+            # TransactNamedPipe does both in one call, but is slower under Wine.
+            with contextlib.suppress(ConnectionLost):  # The server's last reply is still readable.
+                self.send(data)
+            return self.receive()
 
         def send(self, data: bytes) -> None:
             for start in range(0, len(data), MAX_WRITE):
@@ -823,17 +784,17 @@ if sys.platform == "win32":
                 timeout = math.inf if self._timeout is None else self._timeout
                 try:
                     if not self._wait_for_event(self._write, time.monotonic() + timeout):
-                        raise _timed_out(self._address, self._timeout)
+                        raise _timed_out(self.address, self._timeout)
                 except BaseException:
                     self._cancel(self._write, self._write_count)
                     raise
                 error = self._get_result(self._write, self._write_count)
             if error:
-                raise _connection_lost(self._address) from ctypes.WinError(error)
+                raise _connection_lost(self.address) from ctypes.WinError(error)
 
         def receive(self) -> bytes:
             if not self.wait(self._timeout):
-                raise _timed_out(self._address, self._timeout)
+                raise _timed_out(self.address, self._timeout)
             chunk, self._received = self._received, None
             return chunk or b""
 
@@ -859,7 +820,7 @@ if sys.platform == "win32":
                 if error == ERROR_MORE_DATA:
                     self._read_count.value = CHUNK_SIZE
                 elif error:
-                    raise _connection_lost(self._address) from ctypes.WinError(error)
+                    raise _connection_lost(self.address) from ctypes.WinError(error)
                 self._received = self._view[: self._read_count.value].tobytes()
             return True
 
@@ -885,7 +846,7 @@ if sys.platform == "win32":
                 if outcome == WAIT_OBJECT_0:
                     return True
                 if self._interrupted or outcome != WAIT_TIMEOUT:
-                    raise _connection_lost(self._address)
+                    raise _connection_lost(self.address)
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return False
@@ -958,7 +919,7 @@ if sys.platform == "win32":
             finally:
                 CloseHandle(handle)
 
-    make_transport: Callable[[str, float, float | None], Transport] = PipeTransport
+    Transport = PipeTransport
 
 else:
     #: The user id of root, whose programs have full control of the machine anyway. The name is
@@ -978,11 +939,11 @@ else:
         except KeyError:
             return f"user {account}"
 
-    class UnixTransport(Transport):
+    class UnixTransport:
         """A connection to a Unix domain socket."""
 
         def __init__(self, address: str, connect_timeout: float, timeout: float | None) -> None:
-            self._address = address
+            self.address = address
             self._timeout = timeout
             self._socket = socket.socket(socket.AF_UNIX)
             self._socket_sendall, self._socket_recv = self._socket.sendall, self._socket.recv
@@ -1016,30 +977,30 @@ else:
                 self._socket_sendall(data)
                 chunk = self._socket_recv(CHUNK_SIZE)
             except BlockingIOError:
-                raise _timed_out(self._address, self._timeout) from None
+                raise _timed_out(self.address, self._timeout) from None
             except OSError:
                 return self.receive()  # The server's last reply, or ConnectionLost.
             if not chunk:
-                raise _connection_lost(self._address)
+                raise _connection_lost(self.address)
             return chunk
 
         def send(self, data: bytes) -> None:
             try:
                 self._socket.sendall(data)
             except BlockingIOError:
-                raise _timed_out(self._address, self._timeout) from None
+                raise _timed_out(self.address, self._timeout) from None
             except OSError:
-                raise _connection_lost(self._address) from None
+                raise _connection_lost(self.address) from None
 
         def receive(self) -> bytes:
             try:
                 chunk = self._socket.recv(CHUNK_SIZE)
             except BlockingIOError:
-                raise _timed_out(self._address, self._timeout) from None
+                raise _timed_out(self.address, self._timeout) from None
             except OSError:
-                raise _connection_lost(self._address) from None
+                raise _connection_lost(self.address) from None
             if not chunk:
-                raise _connection_lost(self._address)
+                raise _connection_lost(self.address)
             return chunk
 
         def wait(self, timeout: float | None) -> bool:
@@ -1047,7 +1008,7 @@ else:
             try:
                 poll.register(self._socket, select.POLLIN)
             except ValueError:  # The socket was closed, as in a forked child.
-                raise _connection_lost(self._address) from None
+                raise _connection_lost(self.address) from None
             # poll() takes at most 2**31 - 1 milliseconds, which is 24 days.
             limit = None if timeout is None else min(math.ceil(max(timeout, 0) * 1000), 2**31 - 1)
             return bool(poll.poll(limit))
@@ -1073,7 +1034,7 @@ else:
                     chunks.append(self.receive())
             reply = b"".join(chunks)
             if not reply.endswith(b"\n"):
-                raise _connection_lost(self._address)
+                raise _connection_lost(self.address)
             return reply[:-1]
 
         def close(self) -> None:
@@ -1081,10 +1042,10 @@ else:
 
         def owner(self) -> str:
             credentials = self._peer_credentials()
-            return str(os.stat(self._address).st_uid if credentials is None else credentials[1])
+            return str(os.stat(self.address).st_uid if credentials is None else credentials[1])
 
         def access(self) -> str:
-            return f"{stat.S_IMODE(os.stat(self._address).st_mode):04o}"
+            return f"{stat.S_IMODE(os.stat(self.address).st_mode):04o}"
 
         def _peer_credentials(self) -> tuple[int, ...] | None:
             # Return the server's process id, user id and group id, or None if the system (such as
@@ -1102,7 +1063,16 @@ else:
             except OSError:
                 return process, ""
 
-    make_transport = UnixTransport
+    Transport = UnixTransport
+
+
+def _exchange_blocking(transport: Transport, data: bytes, timeout: float | None) -> bytes:
+    # Do what exchange() does, with another time limit in seconds (None: no limit).
+    with contextlib.suppress(ConnectionLost):  # The server's last reply is still readable.
+        transport.send(data)
+    if not transport.wait(timeout):
+        raise _timed_out(transport.address, timeout)
+    return transport.receive()
 
 
 def connect(
@@ -1120,7 +1090,7 @@ def connect(
     :raises ServerNotRunning: if no server serves the pipe, or this user may not open it.
     :raises CacheTimeout: if no instance of the pipe became free in time.
     """
-    transport = make_transport(address, connect_timeout, timeout)
+    transport = Transport(address, connect_timeout, timeout)
     if not trust_any_owner:
         try:
             owner = transport.owner()
@@ -1260,7 +1230,7 @@ BLOCKING_COMMANDS = {
 # ----------------------------------------------------------------------------
 
 
-def _list_or_args(keys: Arguments, args: Sequence[Argument] = ()) -> list[Argument]:
+def _list_or_args(keys: Any, args: Sequence[Argument] = ()) -> list[Argument]:
     if isinstance(keys, (str, bytes, bytearray, memoryview, int, float)):
         return [keys, *args]
     return [*keys, *args]
@@ -1987,10 +1957,8 @@ class Commands:
             is the higher one.
         :param offset, num: skip and return this many members; for ``byscore`` only.
         """
-        flags = _flags(BYSCORE=byscore, REV=desc)
-        return self._zrange(
-            ("ZRANGE", name, start, end, *flags), offset, num, withscores, score_cast_func
-        )
+        command = ("ZRANGE", name, start, end, *_flags(BYSCORE=byscore, REV=desc))
+        return self._zrange(command, offset, num, withscores, score_cast_func)
 
     def zrevrange(
         self,
@@ -2001,9 +1969,8 @@ class Commands:
         score_cast_func: Converter = float,
     ) -> Any:
         """Do the same as :meth:`zrange`, with the highest score first."""
-        return self._zrange(
-            ("ZREVRANGE", name, start, end), None, None, withscores, score_cast_func
-        )
+        command = ("ZREVRANGE", name, start, end)
+        return self._zrange(command, None, None, withscores, score_cast_func)
 
     def zrangebyscore(
         self,
@@ -2016,9 +1983,8 @@ class Commands:
         score_cast_func: Converter = float,
     ) -> Any:
         """Return members with a score from min to max: skip ``start``, return ``num``."""
-        return self._zrange(
-            ("ZRANGEBYSCORE", name, min, max), start, num, withscores, score_cast_func
-        )
+        command = ("ZRANGEBYSCORE", name, min, max)
+        return self._zrange(command, start, num, withscores, score_cast_func)
 
     def zrevrangebyscore(
         self,
@@ -2031,22 +1997,17 @@ class Commands:
         score_cast_func: Converter = float,
     ) -> Any:
         """Do the same as :meth:`zrangebyscore`, with the highest score first."""
-        return self._zrange(
-            ("ZREVRANGEBYSCORE", name, max, min), start, num, withscores, score_cast_func
-        )
+        command = ("ZREVRANGEBYSCORE", name, max, min)
+        return self._zrange(command, start, num, withscores, score_cast_func)
 
     def _zrange(
-        self,
-        command: tuple[Argument, ...],
-        offset: int | None,
-        num: int | None,
-        withscores: bool,
-        score_cast_func: Converter,
+        self, command: Any, offset: Any, num: Any, withscores: bool, score_cast_func: Converter
     ) -> Any:
-        limit: Sequence[Any] = () if offset is None and num is None else ("LIMIT", offset, num)
-        flags = _flags(WITHSCORES=withscores)
-        convert = _score_pairs(score_cast_func) if withscores else None
-        return self.execute_command(*command, *limit, *flags, convert=convert)
+        if not (offset is num is None):
+            command = (*command, "LIMIT", offset, num)
+        if not withscores:
+            return self.execute_command(*command)
+        return self.execute_command(*command, "WITHSCORES", convert=_score_pairs(score_cast_func))
 
     def zpopmin(self, name: Argument, count: int | None = None) -> Any:
         """Remove the members with the lowest scores; return tuples of member and score."""
@@ -2261,6 +2222,7 @@ class _Connection:
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
         self.reader = ReplyReader(transport.receive)
+        _connections.add(self)
 
     def __del__(self) -> None:
         # Python closes a forgotten socket, but not a forgotten Win32 handle.
@@ -2303,7 +2265,7 @@ class BaseClient(Commands):
         try:
             if type(name) is str and name in BLOCKING_COMMANDS:
                 timeout = self._blocking_timeout(arguments)
-                chunk = connection.transport.exchange_blocking(data, timeout)
+                chunk = _exchange_blocking(connection.transport, data, timeout)
             else:
                 chunk = connection.transport.exchange(data)
             reply = connection.reader.read_first(chunk, self._decode)
@@ -2381,21 +2343,21 @@ class BaseClient(Commands):
         self.close()
 
 
-#: All clients and all connections that are not idle but reserved, as for an owned lock. A forked
-#: child closes its copies: it must not write to its parent's connections, and as long as a copy
-#: is open, the server would not notice that the parent has ended.
+#: All clients and all connections. A forked child closes its copies: it must not write to the
+#: connections of its parent, and as long as a copy is open, the server does not notice that the
+#: parent has ended.
 _clients: weakref.WeakSet[BaseClient] = weakref.WeakSet()
-_reserved_connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
+_connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
 
 
 def _close_inherited_connections() -> None:
     for client in _clients:
         client.close()
-    for connection in _reserved_connections:
+    for connection in _connections:
         connection.transport.close()
 
 
-if hasattr(os, "register_at_fork"):
+if sys.platform != "win32":
     os.register_at_fork(after_in_child=_close_inherited_connections)
 
 
@@ -2587,7 +2549,6 @@ class _ReservedConnection(Commands):
         self._client = client
         self._lock = threading.Lock()
         self._connection: _Connection | None = client._acquire()
-        _reserved_connections.add(self._connection)
 
     def execute_command(self, *arguments: Argument, convert: Converter | None = None) -> Any:
         data = encode_command(arguments)
@@ -2603,7 +2564,6 @@ class _ReservedConnection(Commands):
         # Return the connection to the client, unless it was lost.
         connection, self._connection = self._connection, None
         if connection is not None:
-            _reserved_connections.discard(connection)
             self._client._release(connection, None)
 
 
@@ -2951,7 +2911,6 @@ class PubSub:
                 (self.patterns if command == "PSUBSCRIBE" else self.channels).pop(name, None)
             self._pending_unsubscribes.clear()
             connection = self._client._connect()
-            _reserved_connections.add(connection)
             if not self.channels and not self.patterns:
                 self._subscribed.clear()
             for names in (("SUBSCRIBE", *self.channels), ("PSUBSCRIBE", *self.patterns)):
@@ -3105,7 +3064,6 @@ class Monitor:
 
     def __enter__(self) -> Monitor:
         self._connection = self._client._connect()
-        _reserved_connections.add(self._connection)
         chunk = self._connection.transport.exchange(encode_command(("MONITOR",)))
         _convert("MONITOR", self._connection.reader.read_first(chunk, True), None)
         return self
