@@ -1335,13 +1335,12 @@ class Commands:
             error, so use a :class:`Lock` with ``owned`` to hold a key for longer.
         :returns: True, or None if the condition ``nx``, ``xx`` or ``ifeq`` was not met.
         """
-        options: list[Argument] = []
-        if not (ex is px is exat is pxat is ifeq is None):
-            options += _options(EX=ex, PX=px, EXAT=exat, PXAT=pxat, IFEQ=ifeq)
-        if nx or xx or keepttl or get or owned:
-            options += _flags(NX=nx, XX=xx, KEEPTTL=keepttl, GET=get, OWNED=owned)
-        convert = _unchanged if get else None  # With get, OK is an old value.
-        return self.execute_command("SET", name, value, *options, convert=convert)
+        if ex is px is exat is pxat is ifeq is None and not (nx or xx or keepttl or get or owned):
+            return self.execute_command("SET", name, value)
+        options = _options(EX=ex, PX=px, EXAT=exat, PXAT=pxat, IFEQ=ifeq)
+        flags = _flags(NX=nx, XX=xx, KEEPTTL=keepttl, GET=get, OWNED=owned)
+        convert = _unchanged if get else None  # With get, "OK" may be an old value.
+        return self.execute_command("SET", name, value, *options, *flags, convert=convert)
 
     def getex(
         self,
@@ -1490,8 +1489,7 @@ class Commands:
         _type: str | None = None,
     ) -> Any:
         """Return the cursor of the next page (0 after the last page) and a list of keys."""
-        options = _options(MATCH=match, COUNT=count, TYPE=_type)
-        return self.execute_command("SCAN", cursor, *options)
+        return self.execute_command("SCAN", cursor, *_options(MATCH=match, COUNT=count, TYPE=_type))
 
     def scan_iter(
         self, match: Argument | None = None, count: int | None = None, _type: str | None = None
@@ -2255,13 +2253,10 @@ class BaseClient(Commands):
         _clients.add(self)
 
     def execute_command(self, *arguments: Argument, convert: Converter | None = None) -> Any:
-        # Nearly all commands come through here, so for speed this method does not call _acquire(),
-        # _exchange(), _release() and _convert(), but does their work itself.
+        # Nearly all commands come through here, so for speed this method does not call _exchange()
+        # and _convert(), but does their work itself.
         name, data = arguments[0], encode_command(arguments)
-        try:
-            connection = self._idle.pop()
-        except IndexError:
-            connection = self._connect()
+        connection = self._acquire()
         try:
             if type(name) is str and name in BLOCKING_COMMANDS:
                 timeout = self._blocking_timeout(arguments)
