@@ -157,7 +157,7 @@ class DoctorTests(unittest.TestCase):
                 clients[0].set("key", "x" * 18_000)
                 # Of those of the doctor, too, one of which the server may not have seen leave yet.
                 self.examine(
-                    server.name, 1, "[45] of 5 clients connected, which is close to the limit: start",
+                    server.name, 1, "[45] of 5 clients connected, which is close to the limit",
                     "of 20480 bytes of memory used, which is close to the limit: delete keys",
                     "Working, with warnings.$",
                 )  # fmt: skip
