@@ -20,7 +20,6 @@ each uses only the sections above it:
     Limits and defaults
     Exceptions
     Wire protocol: RESP commands and replies
-    Addresses and errors of connecting
     Win32 API
     Transports: named pipes on Windows, Unix sockets elsewhere
     Reply conversion: from RESP types to the types that redis-py returns
@@ -476,46 +475,6 @@ def _parse_tokens(
 
 
 # ----------------------------------------------------------------------------
-# Addresses and errors of connecting
-# ----------------------------------------------------------------------------
-
-
-def pipe_address(name: str) -> str:
-    r"""Return the address of a pipe: ``\\.\pipe\NAME``, or outside Windows the path of a socket.
-
-    The socket has the name that .NET gives it: ``CoreFxPipe_NAME`` in the directory for
-    temporary files. The name may include the prefix ``\\.\pipe\``. Outside Windows a name that
-    contains a ``/`` is used as the path.
-    """
-    prefix = "\\\\.\\pipe\\"
-    name = name[len(prefix) :] if name.startswith(prefix) else name
-    if sys.platform == "win32":
-        return prefix + name
-    if "/" in name:
-        return name
-    return os.path.join(os.environ.get("TMPDIR") or "/tmp", "CoreFxPipe_" + name)
-
-
-def _connection_lost(address: str) -> ConnectionLost:
-    return ConnectionLost(
-        f"The server at {address} ended the connection; its log says why, unless it was stopped"
-    )
-
-
-def _timed_out(address: str, timeout: float | None) -> CacheTimeout:
-    return CacheTimeout(
-        f"No reply from {address} within {timeout:g} s; try again, or set a longer timeout"
-    )
-
-
-def _server_not_running(address: str) -> ServerNotRunning:
-    option = "" if address == pipe_address(DEFAULT_PIPE) else " with the same --pipe"
-    return ServerNotRunning(
-        f"Cache server not running: no program serves {address}; start pipecache.py{option}"
-    )
-
-
-# ----------------------------------------------------------------------------
 # Win32 API
 # ----------------------------------------------------------------------------
 
@@ -683,6 +642,42 @@ if sys.platform == "win32":
 # ----------------------------------------------------------------------------
 # Transports: named pipes on Windows, Unix sockets elsewhere
 # ----------------------------------------------------------------------------
+
+
+def pipe_address(name: str) -> str:
+    r"""Return the address of a pipe: ``\\.\pipe\NAME``, or outside Windows the path of a socket.
+
+    The socket has the name that .NET gives it: ``CoreFxPipe_NAME`` in the directory for
+    temporary files. The name may include the prefix ``\\.\pipe\``. Outside Windows a name that
+    contains a ``/`` is used as the path.
+    """
+    prefix = "\\\\.\\pipe\\"
+    name = name[len(prefix) :] if name.startswith(prefix) else name
+    if sys.platform == "win32":
+        return prefix + name
+    if "/" in name:
+        return name
+    return os.path.join(os.environ.get("TMPDIR") or "/tmp", "CoreFxPipe_" + name)
+
+
+def _connection_lost(address: str) -> ConnectionLost:
+    return ConnectionLost(
+        f"The server at {address} ended the connection; its log says why, unless it was stopped"
+    )
+
+
+def _timed_out(address: str, timeout: float | None) -> CacheTimeout:
+    return CacheTimeout(
+        f"No reply from {address} within {timeout:g} s; try again, or set a longer timeout"
+    )
+
+
+def _server_not_running(address: str) -> ServerNotRunning:
+    option = "" if address == pipe_address(DEFAULT_PIPE) else " with the same --pipe"
+    return ServerNotRunning(
+        f"Cache server not running: no program serves {address}; start pipecache.py{option}"
+    )
+
 
 # A transport is an open connection to the server. Both classes have these methods:
 #
@@ -1085,10 +1080,7 @@ def connect(
 
     :param connect_timeout: seconds to wait for a free instance of the pipe.
     :param timeout: seconds to wait for each chunk of a reply; None: no limit.
-    :param trust_any_owner: if true, accept a server of any user.
-    :raises UntrustedServer: if the server belongs to another user.
-    :raises ServerNotRunning: if no server serves the pipe, or this user may not open it.
-    :raises CacheTimeout: if no instance of the pipe became free in time.
+    :raises UntrustedServer: if the server belongs to another user and ``trust_any_owner`` is false.
     """
     transport = Transport(address, connect_timeout, timeout)
     if not trust_any_owner:
@@ -1280,6 +1272,9 @@ def _scan_all(scan: Callable[[int], Any]) -> Iterator[Any]:
 class Commands:
     """The commands as methods, for :class:`Client` and :class:`Pipeline`.
 
+    Their order: strings, compare-and-set (as in Redis 8.4 and Valkey 9), keys, expiry, lists,
+    hashes, sets, sorted sets, publish/subscribe, server.
+
     Each method sends the Redis command that it is named after, whose documentation applies, and
     returns the type that redis-py returns. Keys and values are given as str (sent as UTF-8),
     bytes or numbers and are returned as str, or as bytes with ``decode_responses=False``. All
@@ -1300,8 +1295,6 @@ class Commands:
         :raises DataError: if an argument has a type that cannot be sent.
         """
         raise NotImplementedError
-
-    # -- Strings --
 
     def get(self, name: Argument) -> Any:
         """Return the value of a key, or None if the key does not exist."""
@@ -1422,8 +1415,6 @@ class Commands:
         """Add to the number in a key and return the sum as a float."""
         return self.execute_command("INCRBYFLOAT", name, amount)
 
-    # -- Compare and set, as in Redis 8.4 and Valkey 9 --
-
     def delex(self, name: Argument, ifeq: Argument | None = None) -> Any:
         """Delete a key, with ``ifeq`` only if it has this value. Return 1 if deleted, else 0."""
         return self.execute_command("DELEX", name, *_options(IFEQ=ifeq))
@@ -1431,8 +1422,6 @@ class Commands:
     def delifeq(self, name: Argument, value: Argument) -> Any:
         """Delete a key if it has this value (Valkey 9). Return 1 if deleted, else 0."""
         return self.execute_command("DELIFEQ", name, value)
-
-    # -- Keys --
 
     def delete(self, *names: Argument) -> Any:
         """Delete keys and return how many existed."""
@@ -1500,8 +1489,6 @@ class Commands:
     def object(self, infotype: str, key: Argument) -> Any:
         """Return how a key is stored: its ``"encoding"``, or its ``"idletime"`` in seconds."""
         return self.execute_command("OBJECT", infotype, key)
-
-    # -- Expiry --
 
     def expire(
         self,
@@ -1580,8 +1567,6 @@ class Commands:
     def persist(self, name: Argument) -> Any:
         """Remove the time to live of a key. Return True if it had one."""
         return self.execute_command("PERSIST", name)
-
-    # -- Lists --
 
     def lpush(self, name: Argument, *values: Argument) -> Any:
         """Insert elements, one after the other, at the head and return the new length."""
@@ -1709,8 +1694,6 @@ class Commands:
         options = _options(COUNT=count)
         return self.execute_command("BLMPOP", timeout or 0, numkeys, *args, direction, *options)
 
-    # -- Hashes --
-
     def hset(
         self,
         name: Argument,
@@ -1796,8 +1779,6 @@ class Commands:
         """Yield the pairs of field and value, page by page."""
         return _scan_all(lambda cursor: self.hscan(name, cursor, match, count))
 
-    # -- Sets --
-
     def sadd(self, name: Argument, *values: Argument) -> Any:
         """Add members and return how many are new."""
         return self.execute_command("SADD", name, *values)
@@ -1877,8 +1858,6 @@ class Commands:
     ) -> Iterator[Any]:
         """Yield the members, page by page."""
         return _scan_all(lambda cursor: self.sscan(name, cursor, match, count))
-
-    # -- Sorted sets --
 
     def zadd(
         self,
@@ -2088,8 +2067,6 @@ class Commands:
         """Yield tuples of member and score, page by page."""
         return _scan_all(lambda cursor: self.zscan(name, cursor, match, count, score_cast_func))
 
-    # -- Publish/subscribe --
-
     def publish(self, channel: Argument, message: Argument) -> Any:
         """Send a message to the subscribers of a channel and return how many received it."""
         return self.execute_command("PUBLISH", channel, message)
@@ -2107,8 +2084,6 @@ class Commands:
     def pubsub_numpat(self) -> Any:
         """Return the number of patterns that clients have subscribed to."""
         return self.execute_command("PUBSUB", "NUMPAT")
-
-    # -- Server --
 
     def ping(self) -> Any:
         """Return True if the server answers."""
@@ -2244,7 +2219,7 @@ class BaseClient(Commands):
         if not pipe.strip() or any(char < " " for char in pipe):
             raise ValueError(f"the pipe needs a name without control characters, not {pipe!r}")
         if connect_timeout < 0 or (timeout is not None and timeout <= 0):
-            raise ValueError("timeout must be more than 0 seconds, or None; connect_timeout >= 0")
+            raise ValueError("timeout must be more than 0 s (None: no limit), connect_timeout >= 0")
         self.address = pipe_address(pipe)
         self._timeout = timeout
         self._connect_timeout = connect_timeout
@@ -2296,21 +2271,22 @@ class BaseClient(Commands):
 
     def _exchange(self, connection: _Connection, data: bytes, decode: bool | None = None) -> Any:
         # Send one encoded command and return its reply, which may be a ResponseError.
-        return self._exchange_many(connection, [(data, 1)], decode)[0]
+        try:
+            chunk = connection.transport.exchange(data)
+            return connection.reader.read_first(chunk, self._decode if decode is None else decode)
+        except BaseException:
+            self._discard(connection)
+            raise
 
     def _exchange_many(
-        self,
-        connection: _Connection,
-        parts: Iterable[tuple[bytes, int]],
-        decode: bool | None = None,
+        self, connection: _Connection, parts: Iterable[tuple[bytes, int]]
     ) -> list[Any]:
         # Send encoded commands, in parts with their number of commands, and return all replies.
-        decode = self._decode if decode is None else decode
         replies: list[Any] = []
         try:
             for data, count in parts:
                 connection.reader.feed(connection.transport.exchange(data))
-                replies += connection.reader.read_many(count, decode)
+                replies += connection.reader.read_many(count, self._decode)
         except BaseException:
             self._discard(connection)
             raise
@@ -2723,8 +2699,8 @@ class Lock:
 #: A function that is called with each message of a channel or pattern.
 MessageHandler = Callable[[Dict[str, Any]], object]
 
-#: A function that is called with an exception, its PubSub and its thread.
-ExceptionHandler = Callable[[BaseException, "PubSub", "PubSubWorkerThread"], object]
+#: A function that is called with an exception, its PubSub and its thread; or None.
+ErrorHandler = Union[Callable[[BaseException, "PubSub", "PubSubWorkerThread"], object], None]
 
 
 def _receive_replies(connection: _Connection) -> list[Any]:
@@ -2829,10 +2805,7 @@ class PubSub:
     __iter__ = listen
 
     def run_in_thread(
-        self,
-        sleep_time: float = 0.0,
-        daemon: bool = False,
-        exception_handler: ExceptionHandler | None = None,
+        self, sleep_time: float = 0.0, daemon: bool = False, exception_handler: ErrorHandler = None
     ) -> PubSubWorkerThread:
         """Start a thread that calls the handlers until its ``stop()`` is called.
 
@@ -3018,7 +2991,7 @@ class PubSubWorkerThread(threading.Thread):
         pubsub: PubSub,
         sleep_time: float,
         daemon: bool = False,
-        exception_handler: ExceptionHandler | None = None,
+        exception_handler: ErrorHandler = None,
     ) -> None:
         super().__init__(daemon=daemon)
         self.pubsub = pubsub
