@@ -662,7 +662,7 @@ def pipe_address(name: str) -> str:
 
 def _connection_lost(address: str) -> ConnectionLost:
     return ConnectionLost(
-        f"The server at {address} ended the connection; its log says why, unless it was stopped"
+        f"The server at {address} ended the connection; read its log for the reason"
     )
 
 
@@ -961,8 +961,9 @@ else:
 
         def _set_timeouts(self, seconds: float | None) -> None:
             # The kernel applies these limits at no cost. With socket.settimeout(), Python would
-            # call poll() before every call. 0 is no limit.
-            limit = struct.pack("ll", int(seconds or 0), int((seconds or 0) % 1 * 1_000_000))
+            # call poll() before every call. 0 is no limit, so the shortest limit is 1 µs.
+            microseconds = 0 if seconds is None else max(math.ceil(seconds * 1_000_000), 1)
+            limit = struct.pack("ll", *divmod(microseconds, 1_000_000))
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
@@ -1095,7 +1096,10 @@ def connect(
             transport.close()
             if isinstance(error, UntrustedServer):
                 raise
-            raise UntrustedServer(f"Cannot read the owner of {address}: {error}") from error
+            raise UntrustedServer(
+                f"Cannot read the owner of {address}: {error}; nothing was sent."
+                " To connect without this check, pass trust_any_owner=True (--trust-any-owner)"
+            ) from error
     return transport
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import gc
 import io
 import os
+import socket
 import sys
+import tempfile
 import threading
 import unittest
 from contextlib import redirect_stderr, redirect_stdout
@@ -696,6 +699,25 @@ class VanishedServerTests(ServerCase):
                 Client(timeout=limit)
         with self.assertRaises(ValueError):
             Client(connect_timeout=-1)
+
+    if sys.platform != "win32":
+
+        def test_time_limits_near_zero(self) -> None:
+            # The kernel takes 0 microseconds for no limit at all.
+            with contextlib.ExitStack() as stack:
+                folder = stack.enter_context(tempfile.TemporaryDirectory())
+                path = os.path.join(folder, "socket")
+                listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+                listener.bind(path)
+                listener.listen(0)
+                with Client(path, timeout=1e-9) as cache, self.assertRaises(CacheTimeout):
+                    cache.ping()
+                waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+                waiting.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    waiting.connect(path)  # The queue of the listener is full now.
+                with Client(path, connect_timeout=0) as cache, self.assertRaises(CacheTimeout):
+                    cache.ping()
 
     @unittest.skipIf(WINDOWS, "a pipe has messages, which come whole")
     def test_a_reply_that_was_cut(self) -> None:
