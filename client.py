@@ -8,7 +8,7 @@ r"""Client of pipecache, a key-value server on Windows named pipes (elsewhere: U
     print(cache.get("city"))                # dubai
 
 Methods and arguments have the names that redis-py gives them, so that a script that
-outgrows one machine only changes its import. From a shell:
+outgrows one machine changes only its import. From a shell:
 
     python client.py GET city               # send one command
     python client.py                        # prompt for commands
@@ -201,7 +201,7 @@ class PubSubError(CacheError):
     """A channel or a pattern has no handler, so its messages would be lost."""
 
 
-#: The class for each first word of an error whose message leaves that word out, as in redis-py.
+#: The class of an error by its first word. As in redis-py, the message leaves this word out.
 _ERROR_CLASSES = {
     "ERR": ResponseError,
     "OOM": OutOfMemoryError,
@@ -312,13 +312,13 @@ class ReplyReader:
         self._needs_exact = False
 
     def feed(self, chunk: bytes) -> None:
-        """Replace the buffer, whose replies have all been read, by the next chunk."""
+        """Replace the buffer by the next chunk. All replies in the old buffer have been read."""
         self._buffer = chunk
         self._position = 0
         self._needs_exact = False
 
     def read_first(self, chunk: bytes, decode: bool) -> Any:
-        """Return the reply that begins with this chunk; otherwise the same as :meth:`read`."""
+        """Return the reply that begins with this chunk; see :meth:`read`."""
         header, _, data = chunk.partition(b"\r\n")
         if header == b"$%d" % (len(data) - 2):  # The usual case: one complete string.
             return data[:-2].decode() if decode else data[:-2]
@@ -396,10 +396,10 @@ class ReplyReader:
         # string with CRLF in it does not fit, and read() parses the rest of the buffer.
         rest = self._buffer[self._position :] if self._position else self._buffer
         tokens = rest.decode("latin-1").split("\r\n")
-        text = _token_to_bytes if not decode else None if rest.isascii() else _token_to_str
+        convert = _token_to_bytes if not decode else None if rest.isascii() else _token_to_str
         try:
-            replies, used = _parse_tokens(tokens, 0, count, text)
-        except ValueError:  # No number, or no UTF-8: read() raises the right exception.
+            replies, used = _parse_tokens(tokens, 0, count, convert)
+        except ValueError:  # A wrong number or wrong UTF-8: read() raises the right exception.
             replies, used = [], 0
         self._needs_exact = len(replies) < count
         self._position += sum(map(len, tokens[:used])) + 2 * used
@@ -439,32 +439,32 @@ def _token_to_str(token: str) -> str:
 
 
 def _parse_tokens(
-    tokens: list[str], position: int, count: int, text: Converter | None
+    tokens: list[str], position: int, count: int, convert: Converter | None
 ) -> tuple[list[Any], int]:
     # Return up to `count` replies and the position of the next token. Parsing stops before the
-    # first reply that is incomplete or is an error. `text` converts each string.
+    # first reply that is incomplete or is an error. `convert` converts each string; None keeps it.
     end, last = position + 2 * count, len(tokens) - 1
     if end <= last and tokens[position][:1] == "$":
         strings = tokens[position + 1 : end : 2]
         if [_STRING_HEADER[len(string)] for string in strings] == tokens[position:end:2]:
-            return strings if text is None else list(map(text, strings)), end
+            return strings if convert is None else list(map(convert, strings)), end
     replies: list[Any] = []
     while len(replies) < count and position < last:
         header = tokens[position]
         position += 1
         kind = header[:1]
         if kind == "$" and position < last and header == _STRING_HEADER[len(tokens[position])]:
-            replies.append(tokens[position] if text is None else text(tokens[position]))
+            replies.append(tokens[position] if convert is None else convert(tokens[position]))
             position += 1
         elif header in ("$-1", "*-1"):
             replies.append(None)
         elif kind == ":":
             replies.append(int(header[1:]))
         elif kind == "+":
-            replies.append(header[1:] if text is None else text(header[1:]))
+            replies.append(header[1:] if convert is None else convert(header[1:]))
         elif kind == "*":
             size = int(header[1:])
-            elements, after = _parse_tokens(tokens, position, size, text)
+            elements, after = _parse_tokens(tokens, position, size, convert)
             if len(elements) != size:
                 return replies, position - 1
             replies.append(elements)
@@ -530,14 +530,14 @@ if sys.platform == "win32":
             raise ctypes.WinError(ctypes.get_last_error())
         return result
 
-    # Own library objects: prototypes set on ctypes.windll would apply to the whole process.
+    # Private library objects, because prototypes set on ctypes.windll apply to the whole process.
     _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
     _advapi32 = ctypes.WinDLL("advapi32", use_last_error=True)
     HANDLE, DWORD, BOOL, LPVOID = wintypes.HANDLE, wintypes.DWORD, wintypes.BOOL, wintypes.LPVOID
     LPDWORD, LPOVERLAPPED = wintypes.LPDWORD, ctypes.POINTER(OVERLAPPED)
 
     # fmt: off
-    CreateFileW = _bind(  # name, access, share mode, security, disposition, flags, template
+    CreateFileW = _bind(  # Name, access, share mode, security, disposition, flags, template file.
         _kernel32, "CreateFileW", HANDLE, None,
         wintypes.LPCWSTR, DWORD, DWORD, LPVOID, DWORD, DWORD, HANDLE,
     )
@@ -719,7 +719,7 @@ if sys.platform == "win32":
                     self._events.append(CreateEventW(None, True, False, None))
             except OSError as error:
                 self.close()
-                raise ServerNotRunning(f"Cannot use {address}: {error}") from error
+                raise ServerNotRunning(f"Cannot use {address}: {error}; try again") from error
             # One OVERLAPPED for each direction: one thread may send while another one receives.
             self._read, self._write = (OVERLAPPED(hEvent=event) for event in self._events)
             self._read_ref, self._write_ref = ctypes.byref(self._read), ctypes.byref(self._write)
@@ -1169,7 +1169,7 @@ _INFO_STRINGS = ("address", "db_file", "db_last_error")
 
 
 def _parse_info_value(value: str) -> Any:
-    if "=" in value:  # Such as keys=1,expires=0.
+    if "=" in value:  # For example: keys=1,expires=0
         pairs = [item.rpartition("=") for item in value.split(",")]
         return {name: _parse_info_value(number) for name, _, number in pairs}
     if "," in value:
@@ -1276,8 +1276,8 @@ def _scan_all(scan: Callable[[int], Any]) -> Iterator[Any]:
 class Commands:
     """The commands as methods, for :class:`Client` and :class:`Pipeline`.
 
-    Their order: strings, compare-and-set (as in Redis 8.4 and Valkey 9), keys, expiry, lists,
-    hashes, sets, sorted sets, publish/subscribe, server.
+    The methods are in this order: strings, compare-and-set (as in Redis 8.4 and Valkey 9), keys,
+    expiry, lists, hashes, sets, sorted sets, publish/subscribe, server.
 
     Each method sends the Redis command that it is named after, whose documentation applies, and
     returns the type that redis-py returns. Keys and values are given as str (sent as UTF-8),
@@ -1664,8 +1664,8 @@ class Commands:
         The server serves blocked clients in the order in which they blocked. In a transaction the
         command does not block.
 
-        :param timeout: seconds to block; 0 or None for no limit. The time limit of the client
-            starts after this time.
+        :param timeout: seconds to block; 0 or None for no limit. The client's own time limit for
+            the reply begins after these seconds.
         :returns: the name of the list and the element as a tuple, or None after the timeout.
         :raises ConnectionLost: also if the server stops while the command blocks. The client does
             not send the command again, because the server may already have removed an element.
@@ -2008,7 +2008,7 @@ class Commands:
     ) -> Any:
         """Remove members from the first sorted set that is not empty.
 
-        :param min, max: set one of them to True, to remove the lowest or the highest scores.
+        :param min, max: set one to True, to remove the members with the lowest or highest scores.
         :returns: the name of the sorted set and a list of [member, score as text], or None.
         """
         options = [*_flags(MIN=bool(min), MAX=bool(max)), *_options(COUNT=count)]
@@ -2223,7 +2223,10 @@ class BaseClient(Commands):
         if not pipe.strip() or any(char < " " for char in pipe):
             raise ValueError(f"the pipe needs a name without control characters, not {pipe!r}")
         if connect_timeout < 0 or (timeout is not None and timeout <= 0):
-            raise ValueError("timeout must be more than 0 s (None: no limit), connect_timeout >= 0")
+            raise ValueError(
+                f"timeout={timeout} must be more than 0 seconds (or None: no limit),"
+                f" and connect_timeout={connect_timeout} at least 0"
+            )
         self.address = pipe_address(pipe)
         self._timeout = timeout
         self._connect_timeout = connect_timeout
@@ -2288,7 +2291,7 @@ class BaseClient(Commands):
     def _exchange_many(
         self, connection: _Connection, parts: Iterable[tuple[bytes, int]]
     ) -> list[Any]:
-        # Send encoded commands, in parts with their number of commands, and return all replies.
+        # Send parts of encoded commands, each with its number of commands. Return all replies.
         replies: list[Any] = []
         try:
             for data, count in parts:
@@ -2360,9 +2363,10 @@ class Pipeline(Commands):
         self.transaction = transaction
         self._client = client
         self._watch_connection: _Connection | None = None
-        self._explicit_transaction = False  # True after multi().
+        self._explicit_transaction = False  # True between multi() and execute().
         self._commands: list[Sequence[Argument]] = []
-        self._converters: dict[int, Converter] = {}  # By position: those passed with the command.
+        # The converters that were passed with a command, by the position of the command.
+        self._converters: dict[int, Converter] = {}
 
     def __len__(self) -> int:
         return len(self._commands)
@@ -2521,8 +2525,8 @@ def _encode_parts(commands: Sequence[Sequence[Argument]]) -> Iterator[tuple[byte
 
 
 class _ReservedClient(BaseClient):
-    # A client with one connection of another client, to which the OWNED key of a lock belongs. It
-    # does not reconnect: when the connection ends, the server deletes the key.
+    # A client with one connection of another client, to which the OWNED key of a lock belongs.
+    # This client does not reconnect: when the connection ends, the server deletes the key.
     def __init__(self, client: BaseClient) -> None:
         self.__dict__.update(client.__dict__)
         self._idle = [client._acquire()]
@@ -2552,9 +2556,9 @@ class Lock:
         lock is lost if this connection is lost. :meth:`Client.close` does not close it. With
         ``thread_local``, the end of the thread releases the lock, too.
 
-    A ``with`` statement holds the lock. It is acquired with SET NX PX. While the key has this
-    token, it is released with DELIFEQ and extended with SET IFEQ. A forked child does not hold
-    the lock of its parent.
+    A ``with`` statement acquires and releases the lock. SET NX PX acquires it; DELIFEQ releases it
+    and SET IFEQ extends it, if the key still has this token. A forked child does not hold the
+    lock of its parent.
     """
 
     def __init__(
@@ -2635,7 +2639,7 @@ class Lock:
                 self._client._idle += reserved._idle
 
     def extend(self, additional_time: float, replace_ttl: bool = False) -> bool:
-        """Add seconds to the time that is left, or replace it (``replace_ttl``). Return True.
+        """Add seconds to the remaining time, or replace it (``replace_ttl``). Return True.
 
         :raises LockError: if this thread does not hold the lock, or the lock has no timeout.
         :raises LockNotOwnedError: if the lock has expired or was lost.
@@ -2646,7 +2650,7 @@ class Lock:
             return self._set_expiry("extend", token, left + int(additional_time * 1000))
 
     def reacquire(self) -> bool:
-        """Reset the time that is left to the timeout. Return True. Raise as :meth:`extend`."""
+        """Set the remaining time to the timeout again. Return True. Raise as :meth:`extend`."""
         token = self._held_token("reacquire", self.timeout)
         return self._set_expiry("reacquire", token, int((self.timeout or 0) * 1000))
 
@@ -2717,9 +2721,9 @@ class PubSub:
     :ivar channels, patterns: dicts of the subscriptions, with the handler of each or None.
 
     A message is a dict with the keys ``type`` (message, pmessage, subscribe, psubscribe,
-    unsubscribe, punsubscribe or pong), ``pattern``, ``channel`` and ``data``. In a message that
-    confirms, ``data`` is the number of subscriptions. A handler, given as ``name=handler``,
-    is called with the messages of its channel or pattern; no method returns these messages.
+    unsubscribe, punsubscribe or pong), ``pattern``, ``channel`` and ``data``; in a confirmation,
+    ``data`` is the number of subscriptions. A handler, given as ``name=handler``, is called with
+    the messages of its channel or pattern; no method returns these messages.
 
     When the connection is lost, the object reconnects, for as long as the client's
     ``connect_timeout``, and subscribes again; messages published meanwhile are lost. One thread
@@ -3017,7 +3021,7 @@ class PubSubWorkerThread(threading.Thread):
 
 
 class Monitor:
-    """The commands of all clients as the server runs them (MONITOR), inside a ``with`` statement.
+    """A stream of the commands of all clients (MONITOR), for use in a ``with`` statement.
 
     The monitor has a connection of its own. A command is a dict with the keys ``time`` (seconds
     since 1970), ``db``, ``client_address``, ``client_port``, ``client_type`` (unix, tcp or pipe)
@@ -3050,7 +3054,7 @@ class Monitor:
             raise CacheError("the monitor is closed; use it inside 'with cache.monitor()'")
         while not self._inbox:
             self._inbox.extend(_receive_replies(self._connection))
-        # Such as: 1714130000.123456 [0 127.0.0.1:50000] "GET" "city"
+        # For example: 1714130000.123456 [0 127.0.0.1:50000] "GET" "city"
         timestamp, _, rest = _to_str(self._inbox.popleft()).partition(" [")
         source, _, command = rest.partition("] ")
         db, _, client = source.partition(" ")
@@ -3180,9 +3184,9 @@ class Client(BaseClient):
 
         :param ttl: seconds after which a result expires.
         :param key: a function that makes the key, without the prefix, from the arguments. The
-            default is the module and name of the function and the arguments as JSON. It needs
-            arguments of JSON's types (``self`` of a method is not), and ``f(1)`` and ``f(x=1)``
-            have different keys.
+            default is the module and name of the function and the arguments as JSON, so the
+            arguments must have types of JSON (``self`` of a method does not), and ``f(1)`` and
+            ``f(x=1)`` have different keys.
         :param dumps, loads: functions that convert a result to str or bytes, and bytes to a
             result. JSON turns a tuple into a list. Pickle would not, but ``pickle.loads`` runs
             code that any program can have stored in the key.
@@ -3229,17 +3233,16 @@ class Client(BaseClient):
             import logging  # Most programs that use this file do not need to load it.
 
             level = logging.DEBUG if isinstance(error, ServerNotRunning) else logging.WARNING
-            logging.getLogger("pipecache.client").log(
-                level, "%s %s failed, calling the function: %s", *command[:2], error
-            )
+            log = logging.getLogger("pipecache.client")
+            log.log(level, "%s %s failed: %s", *command[:2], error)
             return None
 
 
 def send_command(command: str, pipe: str = DEFAULT_PIPE, trust_any_owner: bool = False) -> str:
     """Send one text command on a connection of its own and return the reply.
 
-    :param command: a command such as ``SET city dubai``. The value is the rest of the text. The
-        text is sent as UTF-8.
+    :param command: a command such as ``SET city dubai``, sent as UTF-8. All text after the key is
+        the value.
     :param trust_any_owner: if true, accept a server of another user.
     :returns: the reply; ``ERROR: ...`` if the server answers with an error; or
         ``Error: Cache server not running``.
@@ -3261,7 +3264,7 @@ def send_command(command: str, pipe: str = DEFAULT_PIPE, trust_any_owner: bool =
 # Doctor: check a server, explain Windows error numbers
 # ----------------------------------------------------------------------------
 
-#: Error numbers that pipes and sockets produce, with their meaning and an advice.
+#: Error numbers of pipes and sockets, their meaning, and advice.
 EXPLANATIONS = {
     2: ("FILE_NOT_FOUND: no program serves a pipe of this name",
         "start pipecache.py; check that the server and the client use the same --pipe, and that"
@@ -3304,7 +3307,7 @@ _TRUSTEES = {
 
 
 def explain(number: int) -> str:
-    """Return a sentence that says what an error number means for a pipe, and an advice."""
+    """Return the meaning of an error number for a pipe, and advice."""
     if number not in EXPLANATIONS:
         return (
             f"Error {number} is not an error of pipes that this program knows;"
@@ -3356,7 +3359,7 @@ def run_doctor(pipe: str, arguments: Sequence[str] = (), trust_any_owner: bool =
             _print(explain(int(each)).encode())
         return 0 if all(int(each) in EXPLANATIONS for each in arguments) else 2
     status = OK
-    for severity, text in _find_problems(pipe, trust_any_owner):
+    for severity, text in _findings(pipe, trust_any_owner):
         _print(f"{_MARKS[severity]} {text}".encode())
         status = max(status, severity)
     results = ("No problems found.", "Working, with warnings.", "Not usable; see the lines above.")
@@ -3364,7 +3367,7 @@ def run_doctor(pipe: str, arguments: Sequence[str] = (), trust_any_owner: bool =
     return status
 
 
-def _find_problems(pipe: str, trust_any_owner: bool) -> Iterator[tuple[int, str]]:
+def _findings(pipe: str, trust_any_owner: bool) -> Iterator[tuple[int, str]]:
     # Yield the severity and the text of each finding.
     try:
         yield from _check_server(pipe, trust_any_owner)
@@ -3420,13 +3423,13 @@ def _check_server(pipe: str, trust_any_owner: bool) -> Iterator[tuple[int, str]]
 
 
 def _check_limits(info: dict[str, Any]) -> Iterator[tuple[int, str]]:
-    for unit, used, most, advice in (
+    for unit, used_field, limit_field, advice in (
         ("clients connected", "connected_clients", "maxclients",
          "start the server with a higher --max-clients, or with --idle-timeout"),
         ("bytes of memory used", "used_memory", "maxmemory",
          "delete keys, let them expire, or start the server with a higher --max-memory"),
     ):  # fmt: skip
-        amount, limit = info[used], info[most]
+        amount, limit = info[used_field], info[limit_field]
         if not limit:
             yield OK, f"{amount} {unit} (no limit)"
         elif amount >= limit * 0.8:
@@ -3548,7 +3551,7 @@ def _read_lines(prompt: str) -> Iterator[bytes]:
 
 
 def _run_prompt(cache: Client, name: str) -> int:
-    # Run the commands on standard input. Return the highest status, or 0 for a console.
+    # Run the commands on standard input. Return the highest exit status; for a console, return 0.
     status = 0
     if sys.stdin.isatty():
         print(f"{cache.address}: enter HELP to list the commands, QUIT to leave")
@@ -3585,7 +3588,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--pipe", metavar="NAME", default=DEFAULT_PIPE, help="name of the pipe (%(default)s)"
     )
     parser.add_argument(
-        "--trust-any-owner", action="store_true", help="also use a server of another user"
+        "--trust-any-owner",
+        action="store_true",
+        help="connect even if the server belongs to another user",
     )
     parser.add_argument("--version", action="version", version=f"client {__version__}")
     parser.add_argument(
