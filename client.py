@@ -2967,9 +2967,7 @@ class PubSub:
         channel = rest.pop(0) if len(rest) > 1 else None
         message = {"type": kind, "pattern": pattern, "channel": channel, "data": rest[0]}
         if kind in ("message", "pmessage"):
-            handler = (
-                self.channels.get(channel) if kind == "message" else self.patterns.get(pattern)
-            )
+            handler = self.channels.get(channel) if pattern is None else self.patterns.get(pattern)
             if handler is None:
                 return message
             handler(message)
