@@ -241,24 +241,11 @@ _ARRAY_HEADER = _HeaderCache("*", 129)
 _STRING_HEADER = _HeaderCache("$", 1025)
 
 
-def encode_command(arguments: Sequence[Argument]) -> bytes:
-    """Return one command as RESP; str is encoded as UTF-8.
+def encode_commands(commands: Iterable[Sequence[Argument]]) -> bytes:
+    """Return commands as RESP; str is encoded as UTF-8.
 
     :raises DataError: for an argument of another type, such as None or bool.
     """
-    # The fast path for a command of ASCII text only, such as GET city.
-    lines = [_ARRAY_HEADER[len(arguments)]]
-    for argument in arguments:
-        if type(argument) is not str or not argument.isascii():
-            return encode_commands([arguments])
-        lines.append(_STRING_HEADER[len(argument)])
-        lines.append(argument)
-    lines.append("")
-    return "\r\n".join(lines).encode()
-
-
-def encode_commands(commands: Iterable[Sequence[Argument]]) -> bytes:
-    """Return several commands as RESP, one after the other; see :func:`encode_command`."""
     # The commands are joined as latin-1 text, in which each character is one byte. That takes half
     # the time of joining bytes, because most arguments are text. Long data is joined as bytes, so
     # that it is copied only once.
@@ -368,10 +355,7 @@ class ReplyReader:
         return self._position == len(self._buffer)
 
     def read_available(self) -> list[Any]:
-        """Return all complete replies that were received; if there is none, wait for the next.
-
-        Strings are returned as bytes.
-        """
+        """Return all received replies, strings as bytes. If there is none, wait for the next."""
         if self.empty:
             self.feed(self._receive())
         replies = [] if self._needs_exact else self._read_fast(len(self._buffer), False)
@@ -606,10 +590,7 @@ if sys.platform == "win32":
 
     @functools.lru_cache(maxsize=None)
     def current_user() -> str:
-        """Return the SID of the account that this process runs as.
-
-        :raises OSError: if Windows does not report it.
-        """
+        """Return the SID of the account that this process runs as."""
         token = HANDLE()
         OpenProcessToken(GetCurrentProcess(), TOKEN_QUERY, ctypes.byref(token))
         try:
@@ -680,7 +661,6 @@ def _server_not_running(address: str) -> ServerNotRunning:
 
 
 # A transport is an open connection to the server. Both classes have these methods:
-#
 #   exchange(data)          send data and return the first chunk of the reply
 #   send(data)              send data; another thread may wait or receive at the same time
 #   receive()               wait for the next chunk of bytes and return it
@@ -692,7 +672,6 @@ def _server_not_running(address: str) -> ServerNotRunning:
 #   owner()                 return the server's owner: a SID, outside Windows a user id
 #   process()               return the server's process id and program, or 0 and ""
 #   access()                return the access list: SDDL, outside Windows the socket's octal mode
-#
 # Methods raise ConnectionLost if the server has ended the connection, and CacheTimeout after the
 # time limit; then only close() may be called. owner() and access() raise OSError if the system
 # does not report them.
@@ -2237,7 +2216,7 @@ class BaseClient(Commands):
     def execute_command(self, *arguments: Argument, convert: Converter | None = None) -> Any:
         # Nearly all commands come through here. A call of a method takes a measurable part of the
         # time, so _acquire(), _exchange() and _convert() are written out.
-        name, data = arguments[0], encode_command(arguments)
+        name, data = arguments[0], encode_commands((arguments,))
         try:
             connection = self._idle.pop()
         except IndexError:
@@ -2288,9 +2267,7 @@ class BaseClient(Commands):
             self._discard(connection)
             raise
 
-    def _exchange_many(
-        self, connection: _Connection, parts: Iterable[tuple[bytes, int]]
-    ) -> list[Any]:
+    def _exchange_many(self, connection: _Connection, parts: Iterable[tuple[bytes, int]]) -> Any:
         # Send parts of encoded commands, each with its number of commands. Return all replies.
         replies: list[Any] = []
         try:
@@ -2444,7 +2421,7 @@ class Pipeline(Commands):
     def _execute_now(self, command: Sequence[Argument]) -> Any:
         # Send one command and return its reply, which may be a ResponseError. From now on the
         # pipeline keeps the connection, because keys may be watched on it.
-        data = encode_command(command)
+        data = encode_commands([command])
         watching = self._watch_connection is not None
         self._watch_connection = self._watch_connection or self._client._acquire()
         try:
@@ -2462,7 +2439,7 @@ class Pipeline(Commands):
         parts = list(_encode_parts(commands))
         connection, self._watch_connection = self._watch_connection, None
         connection = connection or self._client._acquire()
-        replies = self._client._exchange_many(connection, parts)
+        replies: list[Any] = self._client._exchange_many(connection, parts)
         self._client._release(connection, replies[-1])
         return replies
 
@@ -2644,15 +2621,11 @@ class Lock:
         :raises LockError: if this thread does not hold the lock, or the lock has no timeout.
         :raises LockNotOwnedError: if the lock has expired or was lost.
         """
-        token = self._held_token("extend", self.timeout)
-        with self._owned_commands("extend") as commands:
-            left = 0 if replace_ttl else max(commands.pttl(self.name), 0)
-            return self._set_expiry("extend", token, left + int(additional_time * 1000))
+        return self._extend("extend", additional_time, replace_ttl)
 
     def reacquire(self) -> bool:
         """Set the remaining time to the timeout again. Return True. Raise as :meth:`extend`."""
-        token = self._held_token("reacquire", self.timeout)
-        return self._set_expiry("reacquire", token, int((self.timeout or 0) * 1000))
+        return self._extend("reacquire", self.timeout or 0, True)
 
     def locked(self) -> bool:
         """Return True if any client holds the lock."""
@@ -2668,17 +2641,20 @@ class Lock:
             return False
         return token is not None and value is not None and _encode_argument(value) == token
 
-    def _held_token(self, verb: str, timeout: float | None = 0) -> bytes:
+    def _held_token(self, verb: str) -> bytes:
         token: bytes | None = getattr(self.local, "token", None)
         if token is None:
             raise LockError(f"Cannot {verb} a lock that's not owned or is already unlocked")
-        if timeout is None:
-            raise LockError(f"Cannot {verb} a lock with no timeout")
         return token
 
-    def _set_expiry(self, verb: str, token: bytes, milliseconds: int) -> bool:
+    def _extend(self, verb: str, seconds: float, replace_ttl: bool) -> bool:
+        token = self._held_token(verb)
+        if self.timeout is None:
+            raise LockError(f"Cannot {verb} a lock with no timeout")
         with self._owned_commands(verb) as commands:
-            if commands.set(self.name, token, px=milliseconds, ifeq=token, owned=self._owned):
+            left = 0 if replace_ttl else max(commands.pttl(self.name), 0)
+            px = left + int(seconds * 1000)
+            if commands.set(self.name, token, px=px, ifeq=token, owned=self._owned):
                 return True
         raise LockNotOwnedError(f"Cannot {verb} a lock that's no longer owned")
 
@@ -2863,7 +2839,7 @@ class PubSub:
             self._pending_unsubscribes.update((subscribe, name) for name in normalized)
 
     def _send(self, *command: Argument) -> None:
-        data = encode_command(command)
+        data = encode_commands([command])
         with self._lock:
             try:
                 self._get_connection().transport.send(data)
@@ -2886,7 +2862,7 @@ class PubSub:
                 self._subscribed.clear()
             for names in (("SUBSCRIBE", *self.channels), ("PSUBSCRIBE", *self.patterns)):
                 if len(names) > 1:
-                    connection.transport.send(encode_command(names))
+                    connection.transport.send(encode_commands([names]))
             self._connection = connection
         return self._connection
 
@@ -3033,7 +3009,7 @@ class Monitor:
 
     def __enter__(self) -> Monitor:
         self._connection = self._client._connect()
-        chunk = self._connection.transport.exchange(encode_command(("MONITOR",)))
+        chunk = self._connection.transport.exchange(encode_commands([("MONITOR",)]))
         _convert("MONITOR", self._connection.reader.read_first(chunk, True), None)
         return self
 
@@ -3221,7 +3197,7 @@ class Client(BaseClient):
 
     def _execute_or_log(self, *command: Argument) -> Any:
         # Return the reply, with strings as bytes. If the command fails, log that and return None.
-        data = encode_command(command)
+        data = encode_commands([command])
         try:
             connection = self._acquire()
             reply = self._exchange(connection, data, False)
@@ -3273,18 +3249,16 @@ EXPLANATIONS = {
         " client as administrator; if the server reports this error at its start, another program"
         " has taken the name: choose another --pipe"),
     109: ("BROKEN_PIPE: the other end has closed the connection or has exited",
-          "read the server's log, which says which client it disconnected and why; then connect"
-          " again"),
+          "read the server's log for the reason, then connect again"),
     121: ("SEM_TIMEOUT: no instance of the pipe became free in time",
           "try again, or start the server with a higher --max-clients"),
     231: ("PIPE_BUSY: all instances of the pipe are in use",
-          "wait with WaitNamedPipe and try again, as client.py does; if the error persists, some"
-          " programs do not close their connections: find them with CLIENT LIST, or start the"
-          " server with --idle-timeout or a higher --max-clients"),
+          "wait with WaitNamedPipe and try again, as client.py does; if the error persists, find"
+          " programs that do not disconnect with CLIENT LIST, or start the server with"
+          " --idle-timeout or a higher --max-clients"),
     232: ("NO_DATA: the other end is closing the pipe", "connect again"),
     233: ("PIPE_NOT_CONNECTED: no program is connected to the other end",
-          "the server has disconnected this client or has exited: read its log, then connect"
-          " again"),
+          "read the server's log for the reason, then connect again"),
     234: ("MORE_DATA: the message is longer than the read buffer; this is not a failure",
           "read again until this error no longer occurs, and join the parts"),
     995: ("OPERATION_ABORTED: the operation was cancelled",
@@ -3502,7 +3476,7 @@ def _print_stream(cache: Client, arguments: Sequence[Argument]) -> None:
     # Send a streaming command and print one line per reply, until Ctrl+C.
     connection = cache._connect()
     try:
-        connection.transport.send(encode_command(arguments))
+        connection.transport.send(encode_commands([arguments]))
         while True:
             for reply in _receive_replies(connection):
                 if isinstance(reply, ResponseError):
