@@ -1596,7 +1596,7 @@ class Commands:
         return self.execute_command("LINSERT", name, where, refvalue, value)
 
     def lrem(self, name: Argument, count: int, value: Argument) -> Any:
-        """Remove ``count`` elements equal to a value, from the head (< 0: the tail; 0: all)."""
+        """Remove ``count`` equal elements from the head; from the tail if < 0; all if 0."""
         return self.execute_command("LREM", name, count, value)
 
     def ltrim(self, name: Argument, start: int, end: int) -> Any:
@@ -1685,7 +1685,7 @@ class Commands:
         mapping: Mapping[Any, Argument] | None = None,
         items: Sequence[Argument] | None = None,
     ) -> Any:
-        """Set one field, the fields of a mapping and of a flat list. Return how many are new."""
+        """Set one field, those of a mapping, and those of a flat list. Return how many are new."""
         pairs = [*(items or ()), *_not_none(key, value), *_flatten(mapping or {})]
         return self.execute_command("HSET", name, *pairs)
 
@@ -1742,7 +1742,7 @@ class Commands:
         return self.execute_command("HINCRBYFLOAT", name, key, amount)
 
     def hrandfield(self, key: Argument, count: int | None = None, withvalues: bool = False) -> Any:
-        """Return a random field, or a list of ``count`` fields (with their values)."""
+        """Return a random field, or ``count`` fields; ``withvalues`` adds the value after each."""
         flags = _flags(WITHVALUES=withvalues)
         return self.execute_command("HRANDFIELD", key, *_not_none(count), *flags)
 
@@ -1942,7 +1942,7 @@ class Commands:
         withscores: bool = False,
         score_cast_func: Converter = float,
     ) -> Any:
-        """Return members with a score from min to max: skip ``start``, return ``num``."""
+        """Return the members with a score from min to max: skip ``start``, return ``num``."""
         command = ("ZRANGEBYSCORE", name, min, max)
         return self._zrange(command, start, num, withscores, score_cast_func)
 
