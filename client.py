@@ -520,62 +520,44 @@ if sys.platform == "win32":
     HANDLE, DWORD, BOOL, LPVOID = wintypes.HANDLE, wintypes.DWORD, wintypes.BOOL, wintypes.LPVOID
     LPDWORD, LPOVERLAPPED = wintypes.LPDWORD, ctypes.POINTER(OVERLAPPED)
 
+    # The first line of a prototype has its result and its errcheck, the second one its arguments.
     # fmt: off
-    CreateFileW = _bind(  # Name, access, share mode, security, disposition, flags, template file.
-        _kernel32, "CreateFileW", HANDLE, None,
-        wintypes.LPCWSTR, DWORD, DWORD, LPVOID, DWORD, DWORD, HANDLE,
-    )
-    SetNamedPipeHandleState = _bind(
-        _kernel32, "SetNamedPipeHandleState", BOOL, _true, HANDLE, LPDWORD, LPDWORD, LPDWORD
-    )
-    CreateEventW = _bind(
-        _kernel32, "CreateEventW", HANDLE, _true, LPVOID, BOOL, BOOL, wintypes.LPCWSTR
-    )
+    CreateFileW = _bind(_kernel32, "CreateFileW", HANDLE, None,
+        wintypes.LPCWSTR, DWORD, DWORD, LPVOID, DWORD, DWORD, HANDLE)
+    SetNamedPipeHandleState = _bind(_kernel32, "SetNamedPipeHandleState", BOOL, _true,
+        HANDLE, LPDWORD, LPDWORD, LPDWORD)
+    CreateEventW = _bind(_kernel32, "CreateEventW", HANDLE, _true,
+        LPVOID, BOOL, BOOL, wintypes.LPCWSTR)
     CloseHandle = _bind(_kernel32, "CloseHandle", BOOL, _true, HANDLE)
     LocalFree = _bind(_kernel32, "LocalFree", wintypes.HLOCAL, None, wintypes.HLOCAL)
     GetCurrentProcess = _bind(_kernel32, "GetCurrentProcess", HANDLE, None)
-    OpenProcessToken = _bind(
-        _advapi32, "OpenProcessToken", BOOL, _true, HANDLE, DWORD, ctypes.POINTER(HANDLE)
-    )
-    GetTokenInformation = _bind(
-        _advapi32, "GetTokenInformation", BOOL, _true, HANDLE, ctypes.c_int, LPVOID, DWORD, LPDWORD
-    )
-    ConvertSidToStringSidW = _bind(
-        _advapi32, "ConvertSidToStringSidW", BOOL, _true, LPVOID, ctypes.POINTER(LPVOID)
-    )
-    ConvertStringSidToSidW = _bind(
-        _advapi32, "ConvertStringSidToSidW", BOOL, _true, wintypes.LPCWSTR, ctypes.POINTER(LPVOID)
-    )
+    OpenProcessToken = _bind(_advapi32, "OpenProcessToken", BOOL, _true,
+        HANDLE, DWORD, ctypes.POINTER(HANDLE))
+    GetTokenInformation = _bind(_advapi32, "GetTokenInformation", BOOL, _true,
+        HANDLE, ctypes.c_int, LPVOID, DWORD, LPDWORD)
+    ConvertSidToStringSidW = _bind(_advapi32, "ConvertSidToStringSidW", BOOL, _true,
+        LPVOID, ctypes.POINTER(LPVOID))
+    ConvertStringSidToSidW = _bind(_advapi32, "ConvertStringSidToSidW", BOOL, _true,
+        wintypes.LPCWSTR, ctypes.POINTER(LPVOID))
     ConvertSecurityDescriptorToStringSecurityDescriptorW = _bind(
         _advapi32, "ConvertSecurityDescriptorToStringSecurityDescriptorW", BOOL, _true,
-        LPVOID, DWORD, DWORD, ctypes.POINTER(LPVOID), LPDWORD,
-    )
-    GetSecurityInfo = _bind(
-        _advapi32, "GetSecurityInfo", DWORD, None,
-        HANDLE, ctypes.c_int, DWORD, LPVOID, LPVOID, LPVOID, LPVOID, ctypes.POINTER(LPVOID),
-    )
-    LookupAccountSidW = _bind(
-        _advapi32, "LookupAccountSidW", BOOL, _true,
-        wintypes.LPCWSTR, LPVOID, wintypes.LPWSTR, LPDWORD, wintypes.LPWSTR, LPDWORD, LPDWORD,
-    )
-
-    GetNamedPipeServerProcessId = _bind(
-        _kernel32, "GetNamedPipeServerProcessId", BOOL, None, HANDLE, wintypes.PULONG
-    )
+        LPVOID, DWORD, DWORD, ctypes.POINTER(LPVOID), LPDWORD)
+    GetSecurityInfo = _bind(_advapi32, "GetSecurityInfo", DWORD, None,
+        HANDLE, ctypes.c_int, DWORD, LPVOID, LPVOID, LPVOID, LPVOID, ctypes.POINTER(LPVOID))
+    LookupAccountSidW = _bind(_advapi32, "LookupAccountSidW", BOOL, _true,
+        wintypes.LPCWSTR, LPVOID, wintypes.LPWSTR, LPDWORD, wintypes.LPWSTR, LPDWORD, LPDWORD)
+    GetNamedPipeServerProcessId = _bind(_kernel32, "GetNamedPipeServerProcessId", BOOL, None,
+        HANDLE, wintypes.PULONG)
     OpenProcess = _bind(_kernel32, "OpenProcess", HANDLE, None, DWORD, BOOL, DWORD)
-    QueryFullProcessImageNameW = _bind(
-        _kernel32, "QueryFullProcessImageNameW", BOOL, None, HANDLE, DWORD, wintypes.LPWSTR, LPDWORD
-    )
+    QueryFullProcessImageNameW = _bind(_kernel32, "QueryFullProcessImageNameW", BOOL, None,
+        HANDLE, DWORD, wintypes.LPWSTR, LPDWORD)
     WaitNamedPipeW = _bind(_kernel32, "WaitNamedPipeW", BOOL, None, wintypes.LPCWSTR, DWORD)
-    ReadFile = _bind(
-        _kernel32, "ReadFile", BOOL, None, HANDLE, LPVOID, DWORD, LPDWORD, LPOVERLAPPED
-    )
-    WriteFile = _bind(
-        _kernel32, "WriteFile", BOOL, None, HANDLE, wintypes.LPCVOID, DWORD, LPDWORD, LPOVERLAPPED
-    )
-    GetOverlappedResult = _bind(
-        _kernel32, "GetOverlappedResult", BOOL, None, HANDLE, LPOVERLAPPED, LPDWORD, BOOL
-    )
+    ReadFile = _bind(_kernel32, "ReadFile", BOOL, None,
+        HANDLE, LPVOID, DWORD, LPDWORD, LPOVERLAPPED)
+    WriteFile = _bind(_kernel32, "WriteFile", BOOL, None,
+        HANDLE, wintypes.LPCVOID, DWORD, LPDWORD, LPOVERLAPPED)
+    GetOverlappedResult = _bind(_kernel32, "GetOverlappedResult", BOOL, None,
+        HANDLE, LPOVERLAPPED, LPDWORD, BOOL)
     CancelIoEx = _bind(_kernel32, "CancelIoEx", BOOL, None, HANDLE, LPOVERLAPPED)
     WaitForSingleObject = _bind(_kernel32, "WaitForSingleObject", DWORD, None, HANDLE, DWORD)
     # fmt: on
