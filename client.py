@@ -39,6 +39,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import errno
 import functools
 import json
@@ -2240,16 +2241,7 @@ class BaseClient(Commands):
             return self._timeout + max(seconds, 0)
         return self._timeout
 
-    def _exchange(self, connection: _Connection, data: bytes, decode: bool | None = None) -> Any:
-        # Send one encoded command and return its reply, which may be a ResponseError.
-        try:
-            chunk = connection.transport.exchange(data)
-            return connection.reader.read_first(chunk, self._decode if decode is None else decode)
-        except BaseException:
-            self._discard(connection)
-            raise
-
-    def _exchange_many(self, connection: _Connection, parts: Iterable[tuple[bytes, int]]) -> Any:
+    def _exchange(self, connection: _Connection, parts: Iterable[tuple[bytes, int]]) -> Any:
         # Send parts of encoded commands, each with its number of commands. Return all replies.
         replies: list[Any] = []
         try:
@@ -2407,7 +2399,7 @@ class Pipeline(Commands):
         watching = self._watch_connection is not None
         self._watch_connection = self._watch_connection or self._client._acquire()
         try:
-            return self._client._exchange(self._watch_connection, data)
+            return self._client._exchange(self._watch_connection, [(data, 1)])[0]
         except BaseException as error:
             self.reset()
             if watching and isinstance(error, (ConnectionLost, CacheTimeout)):
@@ -2421,7 +2413,7 @@ class Pipeline(Commands):
         parts = list(_encode_parts(commands))
         connection, self._watch_connection = self._watch_connection, None
         connection = connection or self._client._acquire()
-        replies: list[Any] = self._client._exchange_many(connection, parts)
+        replies: list[Any] = self._client._exchange(connection, parts)
         self._client._release(connection, replies[-1])
         return replies
 
@@ -3151,6 +3143,9 @@ class Client(BaseClient):
         px = int((ttl.total_seconds() if isinstance(ttl, timedelta) else ttl) * 1000)
         if px <= 0:
             raise ValueError(f"ttl={ttl!r} is less than a millisecond; give it in seconds")
+        # This client shares the connections, but returns strings as bytes, as loads() needs them.
+        cache = copy.copy(self)
+        cache._decode = False
 
         def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
             def make_key(*args: Any, **kwargs: Any) -> str:
@@ -3162,11 +3157,11 @@ class Client(BaseClient):
             @functools.wraps(function)
             def wrapper(*args: Any, **kwargs: Any) -> Any:
                 name = make_key(*args, **kwargs)
-                stored = self._execute_or_log("GET", name)
+                stored = cache._execute_or_log("GET", name)
                 if stored is not None:
                     return loads(stored)
                 result = function(*args, **kwargs)
-                self._execute_or_log("SET", name, dumps(result), "PX", px)
+                cache._execute_or_log("SET", name, dumps(result), "PX", px)
                 return result
 
             def invalidate(*args: Any, **kwargs: Any) -> Any:
@@ -3178,13 +3173,11 @@ class Client(BaseClient):
         return decorate
 
     def _execute_or_log(self, *command: Argument) -> Any:
-        # Return the reply, with strings as bytes. If the command fails, log that and return None.
-        data = encode_commands([command])
+        # Return the result. If the server does not answer with one, log that and return None.
         try:
-            connection = self._acquire()
-            reply = self._exchange(connection, data, False)
-            self._release(connection, reply)
-            return _convert(command[0], reply, _unchanged)
+            return self.execute_command(*command)
+        except DataError:
+            raise
         except CacheError as error:
             import logging  # Most programs that use this file do not need to load it.
 
