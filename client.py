@@ -3213,6 +3213,18 @@ def send_command(command: str, pipe: str = DEFAULT_PIPE, trust_any_owner: bool =
 # Doctor: check a server, explain Windows error numbers
 # ----------------------------------------------------------------------------
 
+
+def _print(data: bytes) -> None:
+    # A file or another program receives the bytes as they are. A console receives text, in which
+    # characters that its encoding does not have are replaced.
+    if sys.stdout.isatty() or not hasattr(sys.stdout, "buffer"):
+        encoding = sys.stdout.encoding or "utf-8"
+        print(data.decode("utf-8", "replace").encode(encoding, "replace").decode(encoding))
+    else:
+        sys.stdout.buffer.write(data + os.linesep.encode())
+        sys.stdout.buffer.flush()
+
+
 #: Error numbers of pipes and sockets, their meaning, and advice.
 EXPLANATIONS = {
     2: ("FILE_NOT_FOUND: no program serves a pipe of this name",
@@ -3411,17 +3423,6 @@ def _format_reply(reply: Any, missing: bytes) -> bytes:
         text = text[len(code) :] if text.startswith(code) else text
         return b"ERROR: " + text.rstrip().encode()
     return missing if reply is None else str(reply).encode()
-
-
-def _print(data: bytes) -> None:
-    # A file or another program receives the bytes as they are. A console receives text, in which
-    # characters that its encoding does not have are replaced.
-    if sys.stdout.isatty() or not hasattr(sys.stdout, "buffer"):
-        encoding = sys.stdout.encoding or "utf-8"
-        print(data.decode("utf-8", "replace").encode(encoding, "replace").decode(encoding))
-    else:
-        sys.stdout.buffer.write(data + os.linesep.encode())
-        sys.stdout.buffer.flush()
 
 
 # One word, quoted or not. As in the server's text commands, a quote has a meaning only at the
