@@ -701,10 +701,10 @@ if sys.platform == "win32":
                     self._handle = handle
                     return
                 error = ctypes.get_last_error()
-                left = deadline - time.monotonic()
-                if error == ERROR_PIPE_BUSY and left > 0:
+                remaining = deadline - time.monotonic()
+                if error == ERROR_PIPE_BUSY and remaining > 0:
                     # Even if the wait succeeds, another client may open the free instance first.
-                    WaitNamedPipeW(self.address, math.ceil(min(left, WAIT_INTERVAL) * 1000))
+                    WaitNamedPipeW(self.address, math.ceil(min(remaining, WAIT_INTERVAL) * 1000))
                     continue
                 raise self._open_error(error, timeout) from ctypes.WinError(error)
 
@@ -796,16 +796,16 @@ if sys.platform == "win32":
 
         def _wait_for_event(self, operation: OVERLAPPED, deadline: float) -> bool:
             # All waits for a pending operation are here. A single wait would hide Ctrl+C.
-            left = deadline - time.monotonic()
+            remaining = deadline - time.monotonic()
             while True:
-                milliseconds = math.ceil(min(WAIT_INTERVAL, max(left, 0)) * 1000)
+                milliseconds = math.ceil(min(WAIT_INTERVAL, max(remaining, 0)) * 1000)
                 outcome = WaitForSingleObject(operation.hEvent, milliseconds)
                 if outcome == WAIT_OBJECT_0:
                     return True
                 if self._interrupted or outcome != WAIT_TIMEOUT:
                     raise _connection_lost(self.address)
-                left = deadline - time.monotonic()
-                if left <= 0:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
                     return False
 
         def _cancel(self, operation: OVERLAPPED, count: wintypes.DWORD) -> None:
@@ -2626,8 +2626,8 @@ class Lock:
         if self.timeout is None:
             raise LockError(f"Cannot {verb} a lock with no timeout")
         with self._owned_commands(verb) as commands:
-            left = 0 if replace_ttl else max(commands.pttl(self.name), 0)
-            px = left + int(seconds * 1000)
+            remaining_ms = 0 if replace_ttl else max(commands.pttl(self.name), 0)
+            px = remaining_ms + int(seconds * 1000)
             if commands.set(self.name, token, px=px, ifeq=token, owned=self._owned):
                 return True
         raise LockNotOwnedError(f"Cannot {verb} a lock that's no longer owned")
@@ -2739,10 +2739,10 @@ class PubSub:
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while not self._subscribed.is_set():
-            left = deadline - time.monotonic()
+            remaining = deadline - time.monotonic()
             # Python on Windows sees Ctrl+C only between two waits, so no wait is long.
-            waited = self._subscribed.wait(max(0, min(left, WAIT_INTERVAL)))
-            if not waited and left <= WAIT_INTERVAL:
+            waited = self._subscribed.wait(max(0, min(remaining, WAIT_INTERVAL)))
+            if not waited and remaining <= WAIT_INTERVAL:
                 return None
         reply = self._next_reply(deadline)
         return None if reply is None else self._handle_reply(reply, ignore_subscribe_messages)
@@ -2851,7 +2851,7 @@ class PubSub:
 
     def _next_reply(self, deadline: float) -> Any:
         # Return the next reply, or None after the deadline or if nothing is subscribed any longer.
-        give_up = None
+        give_up_at = None
         while not self._inbox:
             try:
                 with self._lock:
@@ -2861,14 +2861,14 @@ class PubSub:
                     self._receiving_on = connection
                 if not self._receive(connection, deadline):
                     return None
-                give_up = None
+                give_up_at = None
             except (ConnectionLost, ServerNotRunning):
                 # The first attempt to reconnect follows at once. Later attempts are delayed, since
                 # a server may accept each connection and end it again.
                 now = time.monotonic()
-                if give_up is None:
-                    give_up = now + self._client._connect_timeout
-                elif now > give_up:
+                if give_up_at is None:
+                    give_up_at = now + self._client._connect_timeout
+                elif now > give_up_at:
                     raise
                 else:
                     time.sleep(WAIT_INTERVAL / 5)
@@ -2882,9 +2882,9 @@ class PubSub:
         between_replies = False  # If False at the end, the rest of a reply was not received.
         try:
             if connection.reader.empty:
-                left = None if deadline == math.inf else deadline - time.monotonic()
+                remaining = None if deadline == math.inf else deadline - time.monotonic()
                 try:
-                    if not connection.transport.wait(left):
+                    if not connection.transport.wait(remaining):
                         between_replies = True
                         return False
                 except KeyboardInterrupt:
