@@ -9,28 +9,27 @@ is set in the environment.
 
 from __future__ import annotations
 
+import os
+import sys
+
+# Python puts this folder first on the path, where tests/platform would hide the module platform.
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
 import argparse
 import contextlib
 import faulthandler
 import json
-import os
 import platform
 import signal
 import subprocess
-import sys
 import threading
 import time
 import unittest
 from collections import Counter
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Callable, Iterator, Mapping, NamedTuple
+from typing import IO, Any, Callable, Iterator, Mapping, NamedTuple
 
-if TYPE_CHECKING:
-    from tests import provision
-else:
-    # Python puts this folder on the path, where the modules would have a second name.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    from tests import provision
+from tests.tools import provision
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -272,7 +271,12 @@ def run_fuzzer(options: argparse.Namespace) -> Result:
     """The fuzzer of the wire protocol, for a short time; with -k, which names tests, not at all."""
     if options.k:
         return Result(0, 0, Counter())
-    command = [sys.executable, str(ROOT / "tests" / "fuzz_wire.py"), "--seconds", str(FUZZING)]
+    command = [
+        sys.executable,
+        str(ROOT / "tests" / "tools" / "fuzz_wire.py"),
+        "--seconds",
+        str(FUZZING),
+    ]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
     if done.returncode == NOT_SET_UP:
         return unavailable("the fuzzer could not be set up")

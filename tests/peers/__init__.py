@@ -1,1 +1,0 @@
-"""What tests/benchmark.py runs in other processes: peer servers, clients, and the chart."""

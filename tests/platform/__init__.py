@@ -1,0 +1,1 @@
+"""Tests of the transports, of Windows, and of clients in other languages."""

@@ -1,0 +1,378 @@
+"""What only real Windows enforces: structures, and the arguments that reach kernel32."""
+
+from __future__ import annotations
+
+import sys
+import unittest
+from typing import Any
+from unittest import mock
+
+import client
+import pipecache
+from tests.support import RawConnection, new_client, running_under_wine, unique_name, wait_until
+
+if sys.platform == "win32":
+    import ctypes
+    from ctypes import wintypes
+
+    class Recorder:
+        """Stands in front of a function of kernel32 and keeps the arguments of each call."""
+
+        def __init__(self, function: Any) -> None:
+            self.function = function
+            self.calls: list[tuple[Any, ...]] = []
+
+        def __call__(self, *arguments: Any) -> Any:
+            self.calls.append(arguments)
+            return self.function(*arguments)
+
+    class StructureTests(unittest.TestCase):
+        def test_overlapped(self) -> None:
+            wide = ctypes.sizeof(ctypes.c_void_p) == 8
+            for module in (pipecache, client):
+                structure = module.OVERLAPPED
+                self.assertEqual(ctypes.sizeof(structure), 32 if wide else 20)
+                self.assertEqual(structure.hEvent.offset, 24 if wide else 16)
+
+        def test_security_attributes(self) -> None:
+            wide = ctypes.sizeof(ctypes.c_void_p) == 8
+            self.assertEqual(ctypes.sizeof(pipecache.SECURITY_ATTRIBUTES), 24 if wide else 12)
+
+        def test_what_both_files_declare_is_the_same(self) -> None:
+            # Neither imports the other, so each has it; names are those of Win32.
+            both = vars(pipecache).keys() & vars(client).keys()
+            functions = constants = 0
+            for name in sorted(both):
+                ours, theirs = getattr(pipecache, name), getattr(client, name)
+                if hasattr(ours, "argtypes"):
+                    functions += 1
+                    shapes = [
+                        (
+                            function.__name__, function.restype,
+                            [self.shape(each) for each in function.argtypes],
+                            getattr(getattr(function, "errcheck", None), "__name__", None),
+                        )
+                        for function in (ours, theirs)
+                    ]  # fmt: skip
+                    self.assertEqual(shapes[0], shapes[1], name)
+                elif name.isupper() and isinstance(ours, int):
+                    constants += 1
+                    self.assertEqual(ours, theirs, name)
+            self.assertGreater((functions, constants), (10, 10))
+
+        @staticmethod
+        def shape(argument: Any) -> str:
+            # Each file has an OVERLAPPED of its own.
+            return str(argument.__name__)
+
+        def test_a_failed_handle_is_seen(self) -> None:
+            with self.assertRaises(OSError) as caught:
+                pipecache.CreateNamedPipeW("no pipe", 3, 0, 1, 0, 0, 0, None)
+            self.assertEqual(caught.exception.winerror, 123)  # ERROR_INVALID_NAME
+
+    class ServerCallTests(unittest.TestCase):
+        """The server's calls to kernel32."""
+
+        def record(self, module: Any, name: str) -> Recorder:
+            recorder = Recorder(getattr(module, name))
+            patch = mock.patch.object(module, name, recorder)
+            patch.start()
+            self.addCleanup(patch.stop)
+            return recorder
+
+        def test_every_instance_of_the_pipe(self) -> None:
+            create = self.record(pipecache, "CreateNamedPipeW")
+            name = unique_name()
+            with pipecache.Server(name), RawConnection(name) as raw:
+                self.assertEqual(raw.ask(b"QUIT"), b"OK")
+                self.assertTrue(raw.ended())
+                with new_client(name) as cache:
+                    cache.ping()
+            self.assertGreater(len(create.calls), 1)
+            first, *others = create.calls
+            self.assertEqual(first[1], 0x3 | 0x40000000 | 0x80000)  # duplex, overlapped, first
+            for call in others:
+                self.assertEqual(call[1], 0x3 | 0x40000000)
+            for call in create.calls:
+                self.assertEqual(call[0], "\\\\.\\pipe\\" + name)
+                self.assertEqual(call[2], 0x4 | 0x2 | 0x8)  # message type and mode, reject remote
+                self.assertEqual(call[3:6], (255, 65536, 65536))
+                # All with one descriptor: a later one that differed would be refused.
+                self.assertEqual(bytes(call[7]._obj), bytes(first[7]._obj))
+                self.assertFalse(call[7]._obj.bInheritHandle)
+
+        def test_the_name_is_never_free(self) -> None:
+            # A server that closes its last instance before it makes the next lets others in.
+            events: list[str] = []
+            create, close = pipecache.CreateNamedPipeW, pipecache.CloseHandle
+            handles = set()
+
+            def creating(*arguments: Any) -> Any:
+                handle = create(*arguments)
+                handles.add(handle)
+                events.append("create")
+                return handle
+
+            def closing(handle: Any) -> Any:
+                if isinstance(handle, int) and handle in handles:
+                    handles.discard(handle)
+                    events.append("close")
+                return close(handle)
+
+            name = unique_name()
+            with mock.patch.object(pipecache, "CreateNamedPipeW", creating):
+                with mock.patch.object(pipecache, "CloseHandle", closing):
+                    with pipecache.Server(name, max_clients=1):
+                        for _ in range(3):
+                            with RawConnection(name) as raw:
+                                raw.ask(b"QUIT")
+                                self.assertTrue(raw.ended())
+                        with new_client(name) as cache:
+                            cache.ping()
+                        seen = list(events)
+            # The first, one to see whether there may be more, and one for each that is closed.
+            self.assertEqual(seen, ["create", *(["create", "close"] * 4)])
+
+        def test_the_descriptor(self) -> None:
+            convert = self.record(pipecache, "ConvertStringSecurityDescriptorToSecurityDescriptorW")
+            with pipecache.Server(unique_name()):
+                pass
+            sid = pipecache.current_user_sid()
+            self.assertRegex(sid, r"^S-1-5-\d+(-\d+)*$")
+            self.assertEqual(convert.calls[0][0], f"O:{sid}G:{sid}D:P(A;;GA;;;SY)(A;;GA;;;{sid})")
+
+        def test_who_may_connect(self) -> None:
+            convert = self.record(pipecache, "ConvertStringSecurityDescriptorToSecurityDescriptorW")
+            sid = pipecache.current_user_sid()
+            own = f"(A;;GA;;;SY)(A;;GA;;;{sid})"
+            for access, entries in (
+                ("user", own),
+                # A client's rights, without the one to create an instance (0x4).
+                ("admins", own + "(A;;0x12019b;;;BA)"),
+                # This account first: over SSH it is a network logon itself.
+                ("users", f"{own}(D;;GA;;;NU)(A;;0x12019b;;;AU)"),
+                (f"O:{sid}G:{sid}D:P(A;;GA;;;{sid})", f"(A;;GA;;;{sid})"),
+            ):
+                asked = f"O:{sid}G:{sid}D:P{entries}"
+                with self.subTest(access=access):
+                    with self.assertLogs("pipecache", "INFO") as logged:
+                        with pipecache.Server(unique_name(), access=access):
+                            pass
+                    self.assertEqual(convert.calls[-1][0], asked)
+                    (told,) = (line for line in logged.output if "Open to" in line)
+                    # As the system reads it back: Windows makes of GA what that is for a pipe.
+                    expected = self.read_back(asked.replace(";GA;", ";FA;"))
+                    self.assertIn(f"({expected})", told.replace(";GA;", ";FA;"))
+                    self.assertFalse([line for line in logged.output if "WARNING" in line])
+
+        def test_a_descriptor_that_names_no_owner(self) -> None:
+            # It is this account, or its own clients would take it for a stranger's.
+            sid, name = pipecache.current_user_sid(), unique_name()
+            with pipecache.Server(name, access=f"D:P(A;;GA;;;{sid})"), new_client(name) as cache:
+                self.assertTrue(cache.ping())
+            for access in (f"O:{sid}D:P(A;;GA;;;{sid})", f"G:{sid}O:{sid}D:P"):
+                self.assertEqual(pipecache.sddl_for(access), access)
+
+        @staticmethod
+        def read_back(sddl: str) -> str:
+            """The owner and the list of a descriptor, as this system writes them."""
+            descriptor = pipecache.security_attributes(sddl).lpSecurityDescriptor
+            text = wintypes.LPVOID()
+            pipecache.ConvertSecurityDescriptorToStringSecurityDescriptorW(
+                descriptor, 1, 0x1 | 0x4, ctypes.byref(text), None
+            )
+            return ctypes.wstring_at(text.value or 0)
+
+        def test_others_who_could_serve_the_name_are_told_of(self) -> None:
+            sid = pipecache.current_user_sid()
+            own = f"O:{sid}G:{sid}D:P(A;;GA;;;{sid})(A;;GA;;;SY)(A;;GA;;;BA)"
+            for entries, rivals in (
+                ("(A;;0x12019b;;;AU)", []), ("(A;;GA;;;OW)", []),
+                ("(A;;GR;;;WD)(D;;GA;;;BG)(A;IO;GA;;;AU)", []),
+                ("(A;;GRGW;;;AU)", ["S-1-5-11"]),
+                ("(A;;0x4;;;WD)(A;;WD;;;BU)(A;;WO;;;AU)",
+                 ["S-1-1-0", "S-1-5-32-545", "S-1-5-11"]),
+            ):  # fmt: skip
+                with self.subTest(entries=entries):
+                    with self.assertLogs("pipecache", "INFO") as logged:
+                        with pipecache.Server(unique_name(), access=own + entries):
+                            pass
+                    told = [line for line in logged.output if "WARNING" in line]
+                    found = [
+                        line.split(":")[2].split(" can serve this name too")[0] for line in told
+                    ]
+                    self.assertEqual(found, rivals, logged.output)
+
+        def test_no_list_at_all_lets_everybody(self) -> None:
+            self.assertEqual(pipecache._allowed(None, pipecache.SERVER_RIGHTS), ["S-1-1-0"])
+
+        def test_a_list_that_leaves_this_account_one_instance(self) -> None:
+            create = pipecache.CreateNamedPipeW
+
+            def first_only(*arguments: Any) -> Any:
+                if not arguments[1] & 0x80000:
+                    raise ctypes.WinError(5)
+                return create(*arguments)
+
+            name = unique_name()
+            with mock.patch.object(pipecache, "CreateNamedPipeW", first_only):
+                with self.assertRaisesRegex(pipecache.TransportError, "must give this account"):
+                    pipecache.Server(name).start()
+            with self.assertRaises(OSError):
+                RawConnection(name)
+
+        def test_the_last_instance_is_kept_when_there_can_be_no_other(self) -> None:
+            name = unique_name()
+            refused = mock.Mock(side_effect=ctypes.WinError(1450))
+            server = pipecache.Server(name, max_clients=1)
+            with server, self.assertLogs("pipecache", "ERROR") as logged:
+                for _ in range(3):
+                    with RawConnection(name) as raw:
+                        self.assertEqual(raw.ask(b"PING"), b"PONG")
+                        with mock.patch.object(pipecache, "CreateNamedPipeW", refused):
+                            raw.send(b"QUIT")  # the server is who closes
+                            wait_until(lambda: refused.called, "another would have been made")
+                        refused.reset_mock()
+                with RawConnection(name) as raw:
+                    self.assertEqual(raw.ask(b"PING"), b"PONG")
+            self.assertIn("keeping one", logged.output[0])
+            self.assertNotIn("Traceback", "".join(logged.output))
+
+        def test_an_instance_that_is_disconnected_already_is_kept(self) -> None:
+            name = unique_name()
+            listener = pipecache.PipeListener("\\\\.\\pipe\\" + name)
+            instance = listener._idle.pop()
+            with RawConnection(name):
+                pipecache.DisconnectNamedPipe(instance.handle)
+                listener.take_back(instance, disconnected=True)
+            self.assertEqual(listener._idle, [instance])
+            listener.interrupt()
+            listener.close()
+
+        def test_the_first_instance_of_a_name_that_is_full(self) -> None:
+            busy = mock.Mock(side_effect=ctypes.WinError(231))
+            with mock.patch.object(pipecache, "CreateNamedPipeW", busy):
+                with self.assertRaises(pipecache.AddressInUse):
+                    pipecache.Server(unique_name()).start()
+
+        def test_closing_the_window_is_a_clean_stop(self) -> None:
+            handlers: list[Any] = []
+            with mock.patch.object(
+                pipecache, "SetConsoleCtrlHandler", lambda handler, add: handlers.append(handler)
+            ):
+                server = pipecache.Server(unique_name())
+                with server:
+                    pipecache._stop_at_the_last_moment(server)
+                    (handler,) = handlers
+                    for event in (0, 1):  # Ctrl+C and Ctrl+Break go to Python
+                        self.assertFalse(handler(event))
+                    self.assertFalse(server._stopping.is_set())
+                    for event in (2, 5, 6):
+                        self.assertTrue(handler(event))
+                        self.assertTrue(server._stopped.is_set())
+
+        def test_a_descriptor_that_is_none(self) -> None:
+            with self.assertRaisesRegex(pipecache.TransportError, "so it is not opened"):
+                pipecache.Server(unique_name(), access="X:nonsense").start()
+
+        def test_what_cannot_be_read_back_is_not_served(self) -> None:
+            name = unique_name()
+            with mock.patch.object(pipecache, "GetSecurityInfo", return_value=5):
+                with self.assertRaisesRegex(pipecache.TransportError, "so it is not opened"):
+                    pipecache.Server(name).start()
+            with self.assertRaises(OSError):
+                RawConnection(name)
+
+        def test_without_a_descriptor_nothing_is_served(self) -> None:
+            name = unique_name()
+            with mock.patch.object(
+                pipecache, "security_attributes", side_effect=OSError("no descriptor")
+            ):
+                with self.assertRaisesRegex(pipecache.TransportError, "so it is not opened"):
+                    pipecache.Server(name).start()
+            with self.assertRaises(OSError):
+                RawConnection(name)
+
+        def test_access_denied_to_the_first_instance_means_taken(self) -> None:
+            # What Windows answers FILE_FLAG_FIRST_PIPE_INSTANCE with, and Wine does not.
+            denied = mock.Mock(side_effect=ctypes.WinError(5))
+            with mock.patch.object(pipecache, "CreateNamedPipeW", denied):
+                with self.assertRaisesRegex(pipecache.AddressInUse, "served by another program"):
+                    pipecache.Server(unique_name()).start()
+            denied.assert_called_once()  # and is not tried again without the flag
+
+        @unittest.skipIf(running_under_wine(), "Wine does not enforce it; the arguments are tested")
+        def test_windows_refuses_a_second_first_instance(self) -> None:
+            name = unique_name()
+            with pipecache.Server(name):
+                with mock.patch.object(pipecache, "WaitNamedPipeW", return_value=0):
+                    with self.assertRaises(pipecache.AddressInUse):
+                        pipecache.Server(name).start()
+
+        def test_operations_are_overlapped(self) -> None:
+            read = self.record(pipecache, "ReadFile")
+            write = self.record(pipecache, "WriteFile")
+            connect = self.record(pipecache, "ConnectNamedPipe")
+            name = unique_name()
+            with pipecache.Server(name), new_client(name) as cache:
+                cache.ping()
+            for recorder, position in ((read, 4), (write, 4), (connect, 1)):
+                self.assertTrue(recorder.calls)
+                for call in recorder.calls:
+                    self.assertTrue(call[position]._obj.hEvent)
+
+        def test_a_client_that_left_is_disconnected(self) -> None:
+            disconnect = self.record(pipecache, "DisconnectNamedPipe")
+            name = unique_name()
+            with pipecache.Server(name, max_clients=1):
+                for _ in range(2):  # the second is served by the instance of the first
+                    with new_client(name) as cache:
+                        cache.ping()
+            self.assertTrue(disconnect.calls)
+
+    class ClientCallTests(unittest.TestCase):
+        """The client's calls to kernel32."""
+
+        def test_opening(self) -> None:
+            create = Recorder(client.CreateFileW)
+            mode = Recorder(client.SetNamedPipeHandleState)
+            name = unique_name()
+            with mock.patch.object(client, "CreateFileW", create):
+                with mock.patch.object(client, "SetNamedPipeHandleState", mode):
+                    with pipecache.Server(name), new_client(name) as cache:
+                        cache.ping()
+            (call,) = create.calls
+            # Identification at most, so that a false server cannot act as the user.
+            self.assertEqual(call[5], 0x40000000 | 0x100000 | 0x10000)
+            self.assertEqual(call[1:3], (0xC0000000, 0))
+            self.assertEqual(mode.calls[0][1]._obj.value, 2)
+
+        def test_errors_of_opening(self) -> None:
+            for error, exception, message in (
+                (2, client.ServerNotRunning, "Cache server not running"),
+                (5, client.ServerNotRunning, "belongs to another account"),
+                (53, client.ServerNotRunning, "Cannot open"),
+                (231, client.CacheTimeout, "busy for 0 s"),
+            ):
+
+                def failing(*arguments: Any, error: int = error) -> Any:
+                    ctypes.set_last_error(error)
+                    return client.INVALID_HANDLE_VALUE
+
+                with self.subTest(error=error):
+                    with mock.patch.object(client, "CreateFileW", failing):
+                        with self.assertRaisesRegex(exception, message):
+                            new_client(unique_name(), connect_timeout=0).ping()
+
+        def test_ctypes_knows_its_sizes(self) -> None:
+            self.assertEqual(ctypes.sizeof(wintypes.DWORD), 4)
+
+else:
+
+    class Win32Tests(unittest.TestCase):
+        def test_on_windows_only(self) -> None:
+            self.skipTest("kernel32 is on Windows; 'python tests' runs these under Wine")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,1 @@
+"""Comparisons with redis-server, redis-py and other clients of Redis."""

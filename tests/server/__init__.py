@@ -1,0 +1,1 @@
+"""Tests of a running server, of client.py and of the command lines."""

@@ -1,0 +1,274 @@
+"""Whom a client talks to, and what its doctor says."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import socket
+import sys
+import unittest
+from typing import Any, Iterator
+from unittest import mock
+
+import client
+import pipecache
+from tests.support import WINDOWS, Background, ServerProcess, new_client, unique_name
+
+if sys.platform == "win32":
+    import ctypes
+
+
+@contextlib.contextmanager
+def a_stranger() -> Any:
+    """Let every server be another account's."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(client, "this_account", lambda: "S-1-5-21-1-2-3-4"))
+        stack.enter_context(mock.patch.object(client, "POWERFUL", ()))
+        yield
+
+
+class OwnerTests(unittest.TestCase):
+    def setUp(self) -> None:
+        self.name = unique_name()
+
+    def serve(self, **options: Any) -> pipecache.Server:
+        server = pipecache.Server(self.name, **options)
+        server.start()
+        self.addCleanup(server.stop)
+        return server
+
+    def test_ones_own_server(self) -> None:
+        self.serve()
+        self.assertTrue(new_client(self.name).ping())
+
+    def test_somebody_elses_is_told_nothing(self) -> None:
+        server = self.serve()
+        with a_stranger():
+            with self.assertRaisesRegex(client.UntrustedServer, "another user.*trust_any_owner"):
+                new_client(self.name).set("secret", "1")
+            with self.assertRaises(client.UntrustedServer):
+                client.send_command("SET secret 1", self.name)
+            with self.assertRaises(ConnectionError):
+                new_client(self.name).pubsub().subscribe("news")
+            with self.assertRaises(client.UntrustedServer), new_client(self.name).monitor():
+                pass
+            self.assertEqual(server._statistics.commands, 0)
+            with new_client(self.name, trust_any_owner=True) as cache:
+                self.assertTrue(cache.ping())
+            self.assertEqual(client.send_command("PING", self.name, trust_any_owner=True), "PONG")
+
+    def test_who_has_more_power_anyway_is_trusted(self) -> None:
+        self.serve()
+        with a_stranger():
+            with mock.patch.object(client, "POWERFUL", (self.owner(),)):
+                self.assertTrue(new_client(self.name).ping())
+
+    def owner(self) -> str:
+        transport = client.make_transport(pipecache.pipe_address(self.name), 5.0, 5.0)
+        with contextlib.closing(transport):
+            return transport.owner()
+
+    def test_the_owner_is_who_serves(self) -> None:
+        self.serve()
+        if sys.platform == "win32":
+            self.assertEqual(self.owner(), pipecache.current_user_sid())
+        else:
+            self.assertEqual(self.owner(), str(os.geteuid()))
+        self.assertEqual(self.owner(), client.this_account())
+        self.assertNotIn("S-1-5", client.account_name(self.owner()))
+
+    def test_another_user(self) -> None:
+        if sys.platform == "win32" or os.geteuid() != 0:
+            self.skipTest("only root can be two users")
+        os.seteuid(65534)
+        try:
+            server = self.serve(access="users")
+        finally:
+            os.seteuid(0)
+        self.assertEqual(self.owner(), "65534")
+        with self.assertRaisesRegex(client.UntrustedServer, "served by another user"):
+            new_client(self.name).ping()
+        self.assertEqual(server._statistics.commands, 0)
+        self.assertTrue(new_client(self.name, trust_any_owner=True).ping())
+
+    def test_an_owner_that_is_not_told(self) -> None:
+        self.serve()
+        with mock.patch.object(
+            client.make_transport, "owner", side_effect=OSError(errno.EPERM, "no")
+        ):
+            with self.assertRaisesRegex(client.UntrustedServer, "does not tell whose it is"):
+                new_client(self.name).ping()
+
+    def test_the_command_line(self) -> None:
+        self.serve()
+        with a_stranger():
+            for arguments, status, expected in (
+                (["PING"], 2, "another user"),
+                (["--trust-any-owner", "PING"], 0, "PONG"),
+            ):
+                with self.subTest(arguments=arguments):
+                    found, out = run("--pipe", self.name, *arguments)
+                    self.assertEqual(found, status)
+                    self.assertIn(expected, out)
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    """The exit status of client.py, and what it prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        try:
+            return client.main(arguments), out.getvalue()
+        except SystemExit as error:
+            return int(error.code or 0), out.getvalue()
+
+
+class DoctorTests(unittest.TestCase):
+    def examine(self, name: str, status: int, *expected: str, more: tuple[str, ...] = ()) -> str:
+        found, out = run("--pipe", name, *more, "doctor")
+        for each in expected:
+            self.assertRegex(out, each)
+        self.assertEqual(found, status, out)
+        return out
+
+    def test_all_is_well(self) -> None:
+        with ServerProcess() as server:
+            out = self.examine(
+                server.name, 0, r"is served by process \d+, .*python", "which is you",
+                "Who may connect: .*", f"pipecache {pipecache.__version__}, for \\d+ s",
+                r"A round trip takes \d+ µs; 99 of 100 take \d+ at most",
+                "Text commands are answered", "1 clients of 1000", "without a limit",
+                "memory alone", "All is well.$",
+            )  # fmt: skip
+            if not WINDOWS:
+                self.assertIn(f"process {server.process.pid},", out)
+                self.assertIn("its owner (mode 0600)", out)
+            else:
+                self.assertRegex(out, r"SYSTEM, .* \(D:P")
+            self.assertNotIn("[look]", out)
+
+    def test_limits_that_are_near(self) -> None:
+        with ServerProcess("--max-clients", "5", "--max-memory", "20kb") as server:
+            with contextlib.ExitStack() as stack:
+                clients = [stack.enter_context(new_client(server.name)) for _ in range(3)]
+                for each in clients:
+                    each.ping()
+                clients[0].set("key", "x" * 18_000)
+                # Of those of the doctor, too, one of which the server may not have seen leave yet.
+                self.examine(
+                    server.name, 1, "[45] clients of 5, which is near", "bytes of memory of 20480, "
+                    "which is near the limit: delete keys", "see to what is marked",
+                )  # fmt: skip
+
+    def test_the_file(self) -> None:
+        facts = {"db_file": "F", "rdb_last_bgsave_status": "ok", "rdb_changes_since_last_save": 3}
+        for status, expected in (
+            ("ok", "[ ok ] Everything is kept in F; 3 "),
+            ("err", "[look] Ca"),
+        ):
+            facts.update(rdb_last_bgsave_status=status, db_last_error="Cannot save to F: full")
+            out = io.StringIO()
+            with contextlib.redirect_stdout(out):
+                client._examine_file(client._Examination(), facts)
+            self.assertIn(expected, out.getvalue())
+
+    def test_no_server(self) -> None:
+        self.examine(
+            unique_name(), 2, "nobody serves", "Error 2, FILE_NOT_FOUND: nobody serves a pipe of "
+            "this name. What to do: start pipecache.py", "It cannot be used like this.$",
+        )  # fmt: skip
+
+    def test_somebody_elses(self) -> None:
+        with ServerProcess() as server, a_stranger():
+            out = self.examine(server.name, 2, "It cannot be used", "is served by another user")
+            self.assertNotIn("round trip", out)
+            more = ("--trust-any-owner",)
+            self.examine(server.name, 1, "is not you, but is trusted", "round trip", more=more)
+
+    if sys.platform != "win32":
+
+        @contextlib.contextmanager
+        def stand_in(self) -> Iterator[tuple[str, socket.socket]]:
+            """A name, and a socket that is bound to it."""
+            name = unique_name()
+            address = client.pipe_address(name)
+            with socket.socket(socket.AF_UNIX) as listening:
+                listening.bind(address)
+                try:
+                    yield name, listening
+                finally:
+                    os.unlink(address)
+
+        def test_one_that_is_no_server(self) -> None:
+            with self.stand_in() as (name, listening):
+                self.examine(
+                    name, 2, f"Error {errno.ECONNREFUSED}, ECONNREFUSED: the socket is there"
+                )
+                listening.listen()
+
+                def answer() -> None:
+                    for _ in range(2):  # the first looks who it is
+                        accepted, _ = listening.accept()
+                        with accepted:
+                            if accepted.recv(1000):
+                                accepted.sendall(b"what?\r\n")
+
+                answering = Background(answer)
+                self.examine(name, 2, "FAIL", "It cannot be used")
+                answering.wait()
+
+        def test_one_that_never_answers(self) -> None:
+            with self.stand_in() as (name, listening):
+                listening.listen()
+                with mock.patch.object(client, "TIMEOUT", 0.1):
+                    with mock.patch.dict(client.Client.__init__.__kwdefaults__, {"timeout": 0.1}):
+                        self.examine(name, 2, "No reply from .* within 0.1 s")
+
+    if sys.platform == "win32":
+
+        def test_errors_of_windows_are_explained(self) -> None:
+            for function, error in (("CreateFileW", 5), ("CreateFileW", 231), ("ReadFile", 109)):
+                with self.subTest(error=error), ServerProcess() as server:
+
+                    def failing(*arguments: Any, error: int = error) -> Any:
+                        ctypes.set_last_error(error)
+                        return client.INVALID_HANDLE_VALUE if error != 109 else 0
+
+                    with mock.patch.object(client, function, failing):
+                        with mock.patch.object(client, "CONNECT_TIMEOUT", 0.0):
+                            self.examine(server.name, 2, rf"FAIL\] Error {error}, .*What to do: ")
+
+    def test_error_numbers(self) -> None:
+        for number in (2, 5, 109, 121, 231, 232, 233, 234, 995):
+            with self.subTest(number=number):
+                status, out = run("doctor", str(number))
+                self.assertEqual(status, 0)
+                self.assertRegex(out, rf"^Error {number}, [A-Z_]+: .*What to do: .*\.$")
+        status, out = run("doctor", "231", "109")
+        self.assertEqual((status, len(out.splitlines())), (0, 2))
+        status, out = run("doctor", "4711")
+        self.assertEqual(status, 2)
+        self.assertIn("nothing to do with pipes", out)
+        status, out = run("doctor", "please")
+        self.assertEqual(status, 2)
+        self.assertIn("takes numbers of errors", out)
+
+    def test_who_may_connect_in_words(self) -> None:
+        for access, words in (
+            ("0600", "its owner"), ("0666", "every account"),
+            ("D:P(A;;GA;;;SY)(A;;0x12019b;;;AU)", "SYSTEM, every account of this machine"),
+            ("D:P(D;;GA;;;NU)(A;;FA;;;BA)",
+             "not programs of other machines, administrators (what runs as administrator)"),
+            ("D:P", "nobody"), ("D:P(A;OICIIO;GA;;;WD)", "nobody"),
+            ("D:NO_ACCESS_CONTROL", "everybody, even without a name"),
+            ("D:(XA;;GA;;;WD;(a==1))", "everybody, even without a name"),
+        ):  # fmt: skip
+            self.assertEqual(
+                client._who_may_connect(access),
+                f"{words} ({'mode ' if access[0] == '0' else ''}{access})",
+            )
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,478 @@
+"""Clients that ask for little and would have the server do, or keep, much."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import re
+import time
+import tracemalloc
+import unittest
+from typing import Any, Callable
+from unittest import mock
+
+import client
+import pipecache
+from pipecache import (
+    CommandError,
+    Context,
+    ListValue,
+    RequestParser,
+    Set,
+    Settings,
+    SortedSet,
+    execute,
+    glob,
+)
+from tests.support import (
+    WINDOWS,
+    Background,
+    ContextCase,
+    LiveCase,
+    ServerCase,
+    new_client,
+    wait_until,
+)
+from tests.support.wire import command
+
+MEGABYTE = 1024 * 1024
+
+
+def peak_of(work: Callable[[], object]) -> int:
+    """The bytes of memory that something takes at most, beyond what was there before."""
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        work()
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+
+class ProcessorTests(ContextCase):
+    """What costs the one who asks nothing, and held up everybody else."""
+
+    def test_the_same_option_again_and_again(self) -> None:
+        # With the square of their number a hundred thousand took ten seconds.
+        started = time.process_time()
+        for words in (
+            [b"ZADD", b"z"] + [b"CH"] * 100_000,
+            [b"SET", b"k", b"v"] + [b"NX"] * 100_000,
+            [b"SCAN", b"0"] + [b"COUNT", b"1"] * 50_000,
+        ):
+            execute(self.context, words)
+        self.assertLess(time.process_time() - started, 2)
+
+    def test_a_pattern_of_stars(self) -> None:
+        started = time.process_time()
+        for number in range(100):
+            test = glob(b"*" * (3900 + number))
+            self.assertTrue(test(b"anything"))
+        self.assertLess(time.process_time() - started, 2)
+
+    def test_one_of_many_members_by_chance(self) -> None:
+        members = [b"%d" % number for number in range(20_000)]
+        execute(self.context, [b"SADD", b"s", *members])
+        execute(self.context, [b"HSET", b"h", *itertools.chain(*zip(members, members))])
+        with mock.patch("random.sample", side_effect=AssertionError("all were listed")):
+            for words in (
+                b"SRANDMEMBER s 3", b"SRANDMEMBER s -3", b"HRANDFIELD h 3 WITHVALUES", b"SPOP s 2"
+            ):  # fmt: skip
+                reply: Any = execute(self.context, words.split())
+                self.assertIn(len(reply), (2, 3))
+        many: Any = execute(self.context, [b"SRANDMEMBER", b"s", b"15000"])
+        self.assertEqual(len(set(many)), 15_000)
+
+    def test_the_patterns_of_one_subscription_together(self) -> None:
+        patterns = [b"?*" * 1000 + b"%d" % number for number in range(10)]
+        reply = execute(self.context, [b"PSUBSCRIBE", *patterns])
+        self.assertIn("the patterns together are longer than 16384", str(reply))
+        self.assertEqual(self.context.subscriber.count(), 0)
+
+    def test_what_stands_between_stars_is_found_as_by_the_expression(self) -> None:
+        chance = random.Random(3)
+        for _ in range(3000):
+            pattern = bytes(chance.choices(b"ab*\\", k=chance.randrange(1, 10)))
+            key = bytes(chance.choices(b"ab*", k=chance.randrange(8)))
+            # A class of one is no literal, and means the same.
+            other = re.sub(rb"\\?[ab]", lambda match: b"[%b]" % match[0][-1:], pattern)
+            found, expected = (bool(glob(each)(key)) for each in (pattern, other))
+            self.assertEqual(found, expected, (pattern, key))
+
+
+class ReplyTests(ContextCase):
+    def test_a_transaction_of_long_replies(self) -> None:
+        execute(self.context, [b"RPUSH", b"l", *[b""] * 50_000])
+        self.context.settings.max_reply = 65536
+        self.assertIs(execute(self.context, [b"MULTI"]), pipecache.OK)
+        for _ in range(50):
+            execute(self.context, [b"LRANGE", b"l", b"0", b"-1"])
+        execute(self.context, [b"SET", b"after", b"1"])
+        replies: list[Any] = []
+        peak = peak_of(lambda: replies.append(execute(self.context, [b"EXEC"])))
+        self.assertIn("longer than max-reply", str(replies[0]))
+        self.assertLess(peak, 2 * MEGABYTE)  # two of the fifty lists
+        self.assertEqual(execute(self.context, [b"GET", b"after"]), b"1")
+
+    def test_what_is_short_but_much(self) -> None:
+        for reply in ([b""] * 20_000, [None] * 20_000, [1] * 20_000, [[b""]] * 10_000):
+            encoded = len(pipecache.encode_resp(reply))
+            measured = pipecache.measure(reply)
+            self.assertGreater(measured, encoded / 2, reply[:1])
+            self.assertGreater(measured, 100_000)
+        for kind in (pipecache.Several, pipecache.Verbatim):
+            self.assertIn(kind, pipecache._LONG)
+
+
+class SubscriberTests(LiveCase):
+    def test_one_message_by_many_patterns(self) -> None:
+        other, peer = self.join()
+        patterns = [b"%b*" % (b"c" * number) for number in range(51)]
+        for pattern in patterns:
+            execute(other, [b"PSUBSCRIBE", pattern])
+        sizes: list[int] = []
+
+        def takes(pending: int, size: int) -> bool:
+            sizes.append(pending)
+            return pending + size < 5 * MEGABYTE
+
+        with mock.patch.object(peer, "takes", takes):
+            peak = peak_of(lambda: execute(self.context, [b"PUBLISH", b"c" * 60, b"x" * MEGABYTE]))
+        self.assertEqual(len(sizes), 51)
+        self.assertEqual(max(sizes) // MEGABYTE, 4)
+        self.assertLess(peak, 12 * MEGABYTE)
+
+    def test_memory_is_short_for_one_of_them(self) -> None:
+        (first, one), (second, two) = self.join(), self.join()
+        for each in (first, second):
+            execute(each, [b"SUBSCRIBE", b"c"])
+        with mock.patch.object(one, "push", side_effect=MemoryError):
+            with mock.patch.object(one, "hang_up") as hung_up:
+                self.ask(b"PUBLISH c hello")
+                self.live.channels.deliver()
+        hung_up.assert_called_once()
+        self.assertEqual(two.take(), [b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$5\r\nhello\r\n"])
+        self.assertEqual((self.live.channels.told, first.subscriber.messages), ([], []))
+        self.ask(b"PUBLISH c again")
+        self.live.channels.deliver()
+        self.assertEqual(len(one.take()), 1)
+
+
+class ServedTests(ServerCase):
+    def test_a_turn_ends_when_its_time_is_over(self) -> None:
+        self.serve()
+        expected = b"+PONG\r\n" * 30
+        for turn_time, turns in ((math.inf, 1), (-1.0, 4)):
+            raw = self.raw()
+            with mock.patch.object(pipecache, "TURN_TIME", turn_time):
+                with mock.patch.object(
+                    pipecache.Session, "_answer", self.counted(pipecache.Session._answer)
+                ):
+                    raw.send(command(b"PING") * 30)
+                    self.assertEqual(raw.read(len(expected)), expected)
+            self.assertEqual(self.sent, turns)
+
+    def counted(self, answer: Any) -> Any:
+        """The same, which counts the messages that it sends."""
+        self.sent = 0
+
+        def answer_and_count(session: Any, *arguments: Any) -> None:
+            send = session.connection.send
+
+            def count(*data: Any) -> None:
+                self.sent += 1
+                send(*data)
+
+            with mock.patch.object(session.connection, "send", count):
+                answer(session, *arguments)
+
+        return answer_and_count
+
+    @unittest.skipIf(WINDOWS, "a message is one text command")
+    def test_lines_beyond_a_thousand_are_answered(self) -> None:
+        self.serve()
+        raw = self.raw()
+        sending = Background(lambda: raw.send(b"PING\n" * 30_000))
+        self.assertTrue(raw.read(5 * 30_000) == b"PONG\n" * 30_000)
+        sending.wait()
+
+    def test_a_subscriber_of_many_patterns_is_dropped(self) -> None:
+        server = self.serve(subscriber_buffer=1000)
+        raw = self.raw()
+        patterns = [b"c" * number + b"*" for number in range(30)]
+        raw.ask(command(b"PSUBSCRIBE", *patterns))
+        with new_client(self.name) as cache, self.assertLogs("pipecache", "INFO") as logged:
+            self.assertEqual(cache.publish("c" * 30, "x" * 500), 30)
+            wait_until(lambda: len(server._sessions) == 1, "it is dropped")
+        self.assertIn("left more than 1000 bytes", logged.output[-1])
+
+    def test_who_wants_no_replies_receives_all_the_same(self) -> None:
+        # It is where a push can wake it from the moment at which it listens.
+        server = self.serve()
+        raw = self.raw()
+        raw.send(command(b"CLIENT", b"REPLY", b"OFF") + command(b"SUBSCRIBE", b"c"))
+        wait_until(lambda: server._live.channels.channels, "it listens")
+        text = b"x" * MEGABYTE
+        with new_client(self.name) as cache:
+            for _ in range(5):
+                self.assertEqual(cache.publish("c", text), 1)
+        expected = b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$%d\r\n%b\r\n" % (len(text), text) * 5
+        self.assertTrue(raw.read(len(expected)) == expected)
+
+    def test_one_that_sleeps_sleeps_alone(self) -> None:
+        self.serve()
+        raw, other = self.raw(), self.raw()
+        raw.send(command(b"DEBUG", b"SLEEP", b"3600"))
+        with new_client(self.name) as cache:
+            wait_until(lambda: cache.info()["blocked_clients"] == 1, "it sleeps")
+        self.assertEqual(other.ask(b"SET k v\n"), b"OK\n")
+        short = self.raw()
+        self.assertEqual(short.ask(b"DEBUG SLEEP 0.001\n"), b"OK\n")
+
+    def test_a_fault_while_sweeping(self) -> None:
+        with mock.patch.object(pipecache, "SWEEP_INTERVAL", 0.001):
+            server = self.serve()
+        with self.assertLogs("pipecache", "ERROR") as logged:
+            with mock.patch.object(server._store, "sweep", side_effect=MemoryError):
+                wait_until(lambda: logged.output, "it is told")
+        with new_client(self.name) as cache:
+            cache.set("short", "1", px=1)
+            wait_until(lambda: server._store.expired, "it expires unasked")
+
+    def test_memory_is_short_when_a_client_leaves(self) -> None:
+        server = self.serve()
+        raw = self.raw()
+        raw.ask(command(b"PING"))
+        with mock.patch.object(Context, "unsubscribe", side_effect=MemoryError):
+            with self.assertLogs("pipecache", "ERROR") as logged:
+                raw.send(command(b"QUIT"))
+                self.assertEqual(raw.read(5), b"+OK\r\n")
+                self.assertTrue(raw.ended())  # it is closed all the same
+                wait_until(lambda: logged.output, "it is told")
+        self.assertEqual(self.raw().ask(command(b"PING")), b"+PONG\r\n")
+        self.assertTrue(server.stop())
+
+    def test_a_setting_that_is_no_size(self) -> None:
+        self.serve()
+        with new_client(self.name) as cache:
+            for value in ("9" * 400, "9" * 19, "99999999999999gb", "9" * 1_000_000):
+                with self.assertRaises(client.ResponseError):
+                    cache.config_set("maxmemory", value)
+            cache.config_set("maxmemory", "1234567890123")
+            self.assertEqual(cache.config_get("maxmemory"), {"maxmemory": "1234567890123"})
+            self.assertEqual(cache.info("limits")["maxmemory"], 1234567890123)
+
+    def test_a_program_whose_name_has_lines(self) -> None:
+        peer = pipecache.Peer()
+        with mock.patch.object(peer, "process", lambda: (7, "/tmp/a\n2026 INFO forged")):
+            self.assertEqual(peer.describe(), "process 7, '/tmp/a\\n2026 INFO forged'")
+
+
+class KeptTests(LiveCase):
+    """What is kept for a client counts as memory, and there is an end to it."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.free = mock.patch.object(pipecache, "FREE_INPUT", 10_000)
+        self.free.start()
+        self.addCleanup(self.free.stop)
+
+    def test_it_is_counted_and_given_back(self) -> None:
+        names = [b"name%d" % number for number in range(100)]
+        least = sum(map(len, names)) + 100 * 300
+        for begin, end in (
+            ([b"SUBSCRIBE", *names], [b"UNSUBSCRIBE"]),
+            ([b"PSUBSCRIBE", *names], [b"PUNSUBSCRIBE", *names, *names]),
+            ([b"WATCH", *names], [b"UNWATCH"]),
+            ([b"SUBSCRIBE", *names], [b"RESET"]),
+        ):
+            with self.subTest(command=begin[0]):
+                execute(self.context, begin)
+                self.assertGreater(self.store.used, least)
+                execute(self.context, begin)  # the same once more is no more
+                execute(self.context, end)
+                self.assertEqual(self.store.used, 0)
+        for begin in ([b"BLPOP", *names, b"0"], [b"SUBSCRIBE", *names], [b"WATCH", *names]):
+            context, _ = self.join()
+            execute(context, begin)
+            self.assertGreater(self.store.used, least)
+            context.leave()
+            self.assertEqual(self.store.used, 0)
+
+    def test_there_is_no_room_for_more(self) -> None:
+        self.store.limit = 50_000
+        names = [b"name%d" % number for number in range(1000)]
+        for words in (
+            [b"SUBSCRIBE", *names], [b"PSUBSCRIBE", *names], [b"WATCH", *names],
+            [b"BLPOP", *names, b"0"],
+        ):  # fmt: skip
+            with self.subTest(command=words[0]):
+                self.assertIn("OOM", str(execute(self.context, words)))
+                self.assertEqual(self.store.used, 0)
+        # A little is let in whatever there is; but not again and again.
+        self.store.limit = 0
+        replies = [execute(self.context, [b"SUBSCRIBE", name]) for name in names]
+        self.assertNotIn("OOM", str(replies[0]))
+        self.assertIn("OOM", str(replies[-1]))
+        self.assertLess(self.store.used, 12_000)
+
+    def test_a_transaction_of_small_commands(self) -> None:
+        execute(self.context, [b"MULTI"])
+        for _ in range(100):
+            execute(self.context, [b"PING"])
+        self.assertGreater(self.store.used, 100 * 200)
+
+    def test_names(self) -> None:
+        for words in (
+            [b"CLIENT", b"SETNAME", b"x" * 1025], [b"CLIENT", b"SETINFO", b"LIB-NAME", b"x" * 2000],
+            [b"HELLO", b"3", b"SETNAME", b"x" * 2000],
+        ):  # fmt: skip
+            self.assertIn("longer than 1024", str(execute(self.context, words)))
+        self.assertIs(execute(self.context, [b"CLIENT", b"SETNAME", b"x" * 1024]), pipecache.OK)
+
+    def test_the_name_of_no_command(self) -> None:
+        for name, told in ((b"get", "get"), (b"x y user=evil", "NULL"), (b"\xff", "NULL")):
+            self.context.command = name
+            self.assertIn(f" cmd={told} user=default ", pipecache._describe(self.context))
+
+    def test_what_the_monitor_shows_of_a_long_argument(self) -> None:
+        other, peer = self.join()
+        execute(other, [b"MONITOR"])
+        long = b"\xff" * 10 * MEGABYTE
+        peak = peak_of(lambda: execute(self.context, [b"ECHO", long]))
+        self.live.channels.deliver()
+        (told,) = peer.told
+        self.assertIn(b'\\xff..."\r\n', told)
+        self.assertLess(len(told), 5000)
+        self.assertLess(peak, MEGABYTE)
+
+
+class CollectionTests(ContextCase):
+    """What is taken away from a collection is not kept in memory."""
+
+    def test_most_of_it_is_taken_away(self) -> None:
+        members = [b"%d" % number for number in range(50_000)]
+        scored = list(itertools.chain(*((b"1", member) for member in members)))
+        fields = list(itertools.chain(*((member, b"") for member in members)))
+        for add, take in (
+            ([b"SADD", b"k", *members], [b"SREM", b"k", *members[1:]]),
+            ([b"HSET", b"k", *fields], [b"HDEL", b"k", *members[1:]]),
+            ([b"ZADD", b"k", *scored], [b"ZREM", b"k", *members[1:]]),
+        ):
+            with self.subTest(command=add[0]):
+                tracemalloc.start()
+                self.addCleanup(tracemalloc.stop)
+                before, _ = tracemalloc.get_traced_memory()
+                self.assertEqual(execute(self.context, add), 50_000)
+                self.assertEqual(execute(self.context, take), 49_999)
+                after, _ = tracemalloc.get_traced_memory()
+                tracemalloc.stop()
+                self.assertLess(after - before, 300_000)
+                self.assertEqual(len(self.store.peek(b"k")), 1)
+                execute(self.context, [b"DEL", b"k"])
+
+    def test_what_was_drawn_from_is_not_held(self) -> None:
+        members = [b"%d" % number + b"x" * 100_000 for number in range(40)]
+        execute(self.context, [b"SADD", b"s", *members])
+        execute(self.context, [b"SRANDMEMBER", b"s"])
+        value = self.store.peek(b"s")
+        self.assertEqual(len(value._drawn), 40)
+        execute(self.context, [b"SREM", b"s", *members[1:]])
+        self.assertEqual(value._drawn, [])
+        self.assertEqual(execute(self.context, [b"SRANDMEMBER", b"s"]), members[0])
+
+    def test_a_walk_goes_on_while_it_shrinks(self) -> None:
+        for kind in (Set, SortedSet):
+            value: Any = kind()
+            table = value if kind is Set else value.scores
+            for number in range(1000):
+                value.put(b"%d" % number, b"" if kind is Set else 1.0)
+            value.slim()
+            staying = {b"%d" % number for number in range(0, 1000, 10)}
+            cursor, seen = table.walk(0, 100)
+            for number in range(1000):
+                if b"%d" % number not in staying:
+                    value.take(b"%d" % number)
+                    value.slim()
+            found = set(seen)
+            while cursor:
+                cursor, more = table.walk(cursor, 30)
+                found.update(more)
+            self.assertLessEqual(staying, found)
+        ListValue([b"a"]).slim()
+
+    def test_keys_that_went(self) -> None:
+        for number in range(1000):
+            self.store.replace(b"%d" % number, b"")
+        self.store.sweep(0)
+        for number in range(1, 1000):
+            self.store.delete(b"%d" % number)
+        self.store.sweep(0)
+        self.assertEqual(self.store._values._peak, 1)
+        self.assertEqual(self.store.keys(), [b"0"])
+
+
+class ParserTests(unittest.TestCase):
+    def test_lines_come_a_thousand_at_a_time(self) -> None:
+        parser = RequestParser(False, Settings())
+        requests = parser.feed(b"\n" * 32_768)
+        self.assertEqual(len(requests), pipecache.MANY_REQUESTS)
+        self.assertTrue(parser.more)
+        count = len(requests)
+        while parser.more:
+            requests = parser.feed(b"")
+            self.assertLessEqual(len(requests), pipecache.MANY_REQUESTS)
+            count += len(requests)
+        self.assertEqual((count, parser.held), (32_768, 0))
+
+    def test_an_error_holds_nothing(self) -> None:
+        ((error, _),) = RequestParser(False, Settings()).feed(b'GET "x\n')
+        assert isinstance(error, CommandError)
+        self.assertIsNone(error.__traceback__)
+
+
+class TextErrorTests(ContextCase):
+    def test_who_wants_no_replies_gets_none(self) -> None:
+        error = CommandError("ERR Unbalanced quotes in the command")
+        self.assertIs(execute(self.context, error), error)
+        execute(self.context, [b"CLIENT", b"REPLY", b"OFF"])
+        self.assertIs(execute(self.context, error), pipecache.NOTHING)
+        execute(self.context, [b"CLIENT", b"REPLY", b"ON"])
+        self.assertIs(execute(self.context, error), error)
+
+    def test_it_spoils_a_transaction(self) -> None:
+        execute(self.context, [b"MULTI"])
+        execute(self.context, CommandError("ERR Unbalanced quotes in the command"))
+        self.assertIn("EXECABORT", str(execute(self.context, [b"EXEC"])))
+
+
+class NumberTests(ContextCase):
+    def test_decimals_beyond_what_redis_has(self) -> None:
+        for number in (b"1e4933", b"1e9999", b"-1e9999"):
+            for words in ([b"INCRBYFLOAT", b"f", number], [b"HINCRBYFLOAT", b"h", b"f", number]):
+                self.assertIn("not a valid float", str(execute(self.context, words)))
+        self.assertEqual(execute(self.context, [b"EXISTS", b"f", b"h"]), 0)
+
+    def test_decimals_of_many_digits(self) -> None:
+        for exponent in (10, 3999, 4000, 4001, 4900):
+            reply: Any = execute(
+                self.context, [b"INCRBYFLOAT", b"%d" % exponent, b"1e%d" % exponent]
+            )
+            magnitude = len(reply) - 10 + math.log10(float(reply[:10]))
+            self.assertAlmostEqual(magnitude, exponent)
+
+    def test_a_value_that_grows_beyond_the_memory(self) -> None:
+        self.store.limit = 10_000_000
+        for key, offset, expected in (
+            (b"k", b"20000000", "OOM"), (b"k", b"5000000", "5000001"), (b"k", b"20000000", "OOM"),
+            (b"l", b"9000000", "OOM"),
+        ):  # fmt: skip
+            self.assertIn(expected, str(execute(self.context, [b"SETRANGE", key, offset, b"x"])))
+        self.store.policy = "allkeys-lru"
+        self.assertEqual(execute(self.context, [b"SETRANGE", b"l", b"9000000", b"x"]), 9_000_001)
+        self.assertEqual(self.store.evicted, 1)
+
+
+if __name__ == "__main__":
+    unittest.main()

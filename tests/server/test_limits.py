@@ -1,0 +1,318 @@
+"""The bounds on what clients may take: that each can be set, is told, and holds."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+import unittest
+from typing import Any
+from unittest import mock
+
+import client
+import pipecache
+from pipecache import LIMITS, Context, Live, Server, Session, Settings, Statistics, Store
+from tests.support import DEADLINE, Background, RawConnection, ServerCase, new_client, wait_until
+from tests.support.wire import command
+
+#: What each can be set to, and how CONFIG tells of it.
+OTHERS = {
+    "max_clients": ("7", "7"),
+    "max_message": ("10mb", "10485760"),
+    "max_arguments": ("1000", "1000"),
+    "max_command": ("20mb", "20971520"),
+    "max_reply": ("1gb", "1073741824"),
+    "max_memory": ("100mb", "104857600"),
+    "subscriber_buffer": ("64kb", "65536"),
+    "idle_timeout": ("2.5", "2.5"),
+    "message_timeout": ("0", "0"),
+    "reply_timeout": ("12", "12"),
+}
+
+
+class SettingTests(ServerCase):
+    def test_every_limit_is_tried(self) -> None:
+        self.assertEqual(set(OTHERS), set(LIMITS))
+
+    def test_defaults(self) -> None:
+        self.serve()
+        with new_client(self.name) as cache:
+            told = cache.config_get("*")
+            section = cache.info("limits")
+        for limit in LIMITS.values():
+            with self.subTest(limit=limit.parameter):
+                self.assertEqual(float(told[limit.parameter]), limit.default)
+                self.assertEqual(float(section[limit.parameter.replace("-", "_")]), limit.default)
+
+    def test_config_set(self) -> None:
+        server = self.serve()
+        with new_client(self.name) as cache:
+            for name, (text, told) in OTHERS.items():
+                parameter = LIMITS[name].parameter
+                with self.subTest(limit=name):
+                    if name == "max_clients":
+                        with self.assertRaisesRegex(client.ResponseError, "immutable"):
+                            cache.config_set(parameter, text)
+                        continue
+                    cache.config_set(parameter, text)
+                    self.assertEqual(cache.config_get(parameter), {parameter: told})
+                    self.assertEqual(getattr(server._settings, name), float(told))
+                    for wrong in ("x", "-1", "", "1e9", "nan", "99999999999999999999x"):
+                        with self.assertRaisesRegex(client.ResponseError, f"{parameter}'.*must be"):
+                            cache.config_set(parameter, wrong)
+                    self.assertEqual(cache.config_get(parameter), {parameter: told})
+
+    def test_options(self) -> None:
+        arguments = [
+            word
+            for name, (text, _) in OTHERS.items()
+            for word in ("--" + name.replace("_", "-"), text)
+        ]
+        options = vars(pipecache._argument_parser().parse_args(arguments))
+        for name, (_, told) in OTHERS.items():
+            self.assertEqual(options[name], float(told), name)
+
+    def test_what_is_too_small(self) -> None:
+        for name, limit in LIMITS.items():
+            if limit.least:
+                with self.subTest(limit=name), self.assertRaisesRegex(
+                    ValueError, f"{name} must be"
+                ):
+                    Settings(**{name: limit.least / 2})  # type: ignore[arg-type]
+        with self.assertRaises(TypeError):
+            Settings(max_nonsense=1)
+        with self.assertRaisesRegex(ValueError, "max_memory must be a number of bytes"):
+            Settings(max_memory="10mb")  # type: ignore[arg-type]
+
+
+class SizeTests(ServerCase):
+    def test_arguments(self) -> None:
+        self.serve(max_arguments=128)
+        raw = self.raw()
+        self.assertEqual(raw.ask(command(b"DEL", *[b"k"] * 127)), b":0\r\n")
+        reply = raw.ask(b"DEL" + b" k" * 128 + b"\n")
+        self.assertEqual(reply, b"ERROR: more than 128 arguments\n")
+        self.assertIn(b"invalid multibulk length", raw.ask(b"*129\r\n"))
+        self.assertTrue(raw.ended())
+
+    def test_a_command_of_many_long_arguments(self) -> None:
+        self.serve(max_command=65536)
+        raw = self.raw()
+        value = b"x" * 30_000
+        self.assertEqual(raw.ask(command(b"MSET", b"a", value, b"b", value)), b"+OK\r\n")
+        # The third is refused when it is announced.
+        raw.send(command(b"MSET", b"a", value, b"b", value, b"c", value)[: -30_000 - 2])
+        self.assertIn(b"the command is longer than the limit of 65536 bytes", raw.receive())
+        self.assertTrue(raw.ended())
+
+    def test_a_reply(self) -> None:
+        self.serve(max_reply=65536)
+        with new_client(self.name) as cache:
+            cache.set("big", "x" * 10_000)
+            cache.rpush("list", *["x" * 10_000] * 7)
+            cache.hset("hash", mapping={str(number): "x" * 10_000 for number in range(7)})
+            for words in (
+                ("MGET", *["big"] * 7), ("LRANGE", "list", 0, -1), ("HGETALL", "hash"),
+                ("SRANDMEMBER", "set", -7), ("HRANDFIELD", "hash", -7, "WITHVALUES"),
+            ):  # fmt: skip
+                cache.sadd("set", "x" * 10_000)
+                with self.subTest(words=words):
+                    with self.assertRaisesRegex(client.ResponseError, "longer than max-reply"):
+                        cache.execute_command(*words)
+            self.assertEqual(len(cache.mget(["big"] * 6)), 6)
+            transaction = cache.pipeline()
+            for _ in range(7):
+                transaction.get("big")
+            with self.assertRaisesRegex(client.ResponseError, "longer than max-reply"):
+                transaction.execute()
+            self.assertTrue(cache.ping())
+        self.assertRegex(self.raw().ask(b"LRANGE list 0 -1\n"), b"^ERROR: the reply is longer than")
+
+    def test_a_reply_is_measured_before_it_is_made(self) -> None:
+        # A list of a million times the same value takes no memory before it is encoded.
+        value = b"x" * 1_000_000
+        for reply in ([value] * 1_000_000, {b"a": [value] * 999_999, b"b": (value, 1, None)}):
+            self.assertTrue(10**12 <= pipecache.measure(reply) < 1.0001 * 10**12)
+
+    def test_commands_half_read_count_as_memory(self) -> None:
+        server = self.serve(max_memory=10_000_000)
+        beginning = b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$4000000\r\n" + b"x" * 1_900_000
+        senders = [self.raw() for _ in range(8)]
+        for raw in senders:
+            with contextlib.suppress(OSError):  # it is refused before it has sent all
+                raw.send(beginning)
+        wait_until(lambda: len(server._sessions) < 6, "some are refused")
+        self.assertTrue(4_000_000 < server._store.used < 10_200_000, server._store.used)
+        with new_client(self.name) as cache:
+            self.assertTrue(cache.ping())
+        for raw in senders:
+            raw.close()
+        wait_until(lambda: not server._sessions, "all are gone")
+        self.assertEqual(server._store.used, 0)
+
+    def test_what_is_sent_ahead_counts_as_memory(self) -> None:
+        server = self.serve(max_memory=10_000_000)
+        big, small = b"x" * 1_000_000, b"y" * 10_000
+        with new_client(self.name) as cache:
+            cache.set("big", big)
+        wait_until(lambda: not server._sessions, "it is gone")
+        before = server._store.used
+        raw = self.raw()
+        # Whose replies are not taken, while it sends on.
+        count = 2000
+        sending = Background(
+            lambda: raw.send(command(b"GET", b"big") * 20 + command(b"ECHO", small) * count)
+        )
+        wait_until(lambda: any(each.connection.full for each in server._sessions), "it is full")
+        self.assertTrue(10_000_000 < server._store.used < 10_200_000, server._store.used)
+        expected = b"$%d\r\n%b\r\n" % (len(big), big) * 20
+        expected += b"$%d\r\n%b\r\n" % (len(small), small) * count
+        self.assertTrue(raw.read(len(expected)) == expected)
+        sending.wait()
+        raw.close()
+        wait_until(lambda: server._store.used == before, "nothing of it is left")
+
+    def test_who_waits_and_sends_more_than_may_be_kept(self) -> None:
+        server = self.serve(max_memory=5_000_000)
+        raw = self.raw()
+        with self.assertLogs("pipecache", "INFO") as logs:
+            with contextlib.suppress(OSError):  # nobody takes it any more
+                raw.send(command(b"BLPOP", b"list", b"0"))
+                raw.send(command(b"ECHO", b"y" * 10_000) * 2000)
+            wait_until(lambda: not server._sessions, "it is gone")
+        self.assertIn("it sent more than can be kept while it waited", "".join(logs.output))
+        self.assertEqual(server._store.used, 0)
+
+    def test_a_half_read_command_makes_keys_give_way(self) -> None:
+        server = self.serve(max_memory=5_000_000, policy="allkeys-random")
+        with new_client(self.name) as cache:
+            for number in range(40):
+                cache.set(str(number), "x" * 100_000)
+            raw = self.raw()
+            data = command(b"SET", b"k", b"y" * 3_000_000)
+            raw.send(data[:-10])
+            wait_until(lambda: server._store.evicted, "keys give way")
+            self.assertLess(cache.dbsize(), 40)
+            self.assertEqual(raw.ask(data[-10:]), b"+OK\r\n")
+
+    def test_what_is_beyond_a_lower_limit_goes_by_itself(self) -> None:
+        server = self.serve(policy="allkeys-lru")
+        with new_client(self.name) as cache:
+            cache.mset({str(number): "x" for number in range(5 * pipecache.SWEEP_KEYS)})
+            cache.config_set("maxmemory", "10kb")
+            wait_until(lambda: server._store.used <= 10240, "the keys beyond it are gone")
+            self.assertTrue(0 < cache.dbsize() < pipecache.SWEEP_KEYS)
+
+
+class OverdueTests(unittest.TestCase):
+    """When a client's time is over."""
+
+    def setUp(self) -> None:
+        self.settings = Settings(idle_timeout=10, message_timeout=20)
+        self.connection = pipecache.Connection("peer")
+        self.session = Session(self.connection, self.settings, "address", False)
+        store = Store()
+        live = Live(store)
+        self.context = Context(store, self.settings, Statistics(""), live, self.session)
+        self.now = self.context.active
+
+    def overdue(self, after: float) -> str:
+        return self.session.overdue(self.context, self.now + after)
+
+    def test_idle(self) -> None:
+        self.assertEqual(self.overdue(9.9), "")
+        self.assertEqual(self.overdue(10.1), "it asked for nothing for 10 s")
+        self.context.active += 5
+        self.assertEqual(self.overdue(14.9), "")
+        self.settings.idle_timeout = 0
+        self.assertEqual(self.overdue(1e9), "")
+
+    def test_who_waits_or_listens_is_not_idle(self) -> None:
+        self.context.live.channels.subscribe(self.context.subscriber, b"news")
+        self.assertEqual(self.overdue(1000), "")
+        self.context.unsubscribe()
+        self.assertNotEqual(self.overdue(1000), "")
+        pipecache.execute(self.context, [b"BLPOP", b"list", b"0"])
+        self.assertEqual(self.overdue(1000), "")
+
+    def test_a_command_that_does_not_end(self) -> None:
+        self.session.owing = self.now + 5
+        self.assertEqual(self.overdue(24.9), "")
+        self.assertEqual(self.overdue(25.1), "it did not finish a command within 20 s")
+        self.settings.message_timeout = 0
+        self.assertEqual(self.overdue(1e9), "")
+
+
+class TimeTests(ServerCase):
+    def serve(self, **options: Any) -> Server:
+        patched = mock.patch.object(pipecache, "OVERDUE_INTERVAL", 0.01)
+        patched.start()
+        self.addCleanup(patched.stop)
+        return super().serve(**options)
+
+    def test_silent_clients_give_their_places_up(self) -> None:
+        with self.assertLogs("pipecache", "INFO") as logged:
+            self.serve(max_clients=3, idle_timeout=0.2)
+            silent = [self.raw() for _ in range(3)]
+            for raw in silent:
+                self.assertEqual(raw.ask(b"PING\n"), b"PONG\n")
+            self.assertEqual(self.raw().ask(b"PING\n"), b"PONG\n")
+            for raw in silent:
+                self.assertTrue(raw.ended())
+            said = "dropped: it asked for nothing for 0.2 s"
+            wait_until(lambda: str(logged.output).count(said) >= len(silent), "all are told of")
+
+    def test_clients_that_never_finish_a_command(self) -> None:
+        beginnings = (b"*", b"*2\r\n", b"*2\r\n$3\r\nGET\r\n$5\r\nab")
+        with self.assertLogs("pipecache", "INFO") as logged:
+            self.serve(message_timeout=0.2)
+            bystander = self.raw()
+            for beginning in beginnings:
+                with self.subTest(beginning=beginning):
+                    raw = self.raw()
+                    self.assertEqual(raw.ask(command(b"PING") + beginning), b"+PONG\r\n")
+                    self.assertTrue(raw.ended())
+            self.assertEqual(bystander.ask(b"PING\n"), b"PONG\n")
+            said = "did not finish a command within"
+            wait_until(lambda: str(logged.output).count(said) >= len(beginnings), "all are told of")
+        self.assertEqual(str(logged.output).count(said), len(beginnings))
+
+    def test_a_byte_now_and_then_does_not_help(self) -> None:
+        self.serve(message_timeout=0.3)
+        raw = self.raw()
+        raw.send(b"*2\r\n$3\r\nGET\r\n$100000\r\n")
+        deadline = time.monotonic() + DEADLINE
+        with self.assertRaises(OSError):
+            while time.monotonic() < deadline:
+                raw.send(b"x")
+                time.sleep(0.01)
+
+    def test_time_between_commands_is_not_counted(self) -> None:
+        server = self.serve(message_timeout=0.1)
+        raw = self.raw()
+        for _ in range(3):
+            self.assertEqual(raw.ask(command(b"PING")), b"+PONG\r\n")
+            looked = mock.Mock(wraps=server._drop_overdue)
+            with mock.patch.object(server, "_drop_overdue", looked):
+                wait_until(functools.partial(self.seen, looked), "it was looked for")
+        self.assertEqual(raw.ask(command(b"PING")), b"+PONG\r\n")
+
+    @staticmethod
+    def seen(looked: mock.Mock) -> bool:
+        return looked.call_count > 15
+
+    def test_a_subscriber_stays(self) -> None:
+        server = self.serve(idle_timeout=0.1)
+        raw = self.raw()
+        self.assertIn(b"subscribe", raw.ask(command(b"SUBSCRIBE", b"news")))
+        idle = self.raw()
+        self.assertEqual(idle.ask(b"PING\n"), b"PONG\n")
+        self.assertTrue(idle.ended())
+        with RawConnection(self.name) as publisher:
+            self.assertEqual(publisher.ask(b"PUBLISH news hello\n"), b"1\n")
+        self.assertIn(b"hello", raw.receive())
+        self.assertGreaterEqual(len(server._sessions), 1)
+
+
+if __name__ == "__main__":
+    unittest.main()

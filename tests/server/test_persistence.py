@@ -1,0 +1,1084 @@
+"""What is kept in a file: that it is there afterwards, and what happens when it cannot be."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import math
+import os
+import random
+import shutil
+import sqlite3
+import stat
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import tracemalloc
+import unittest
+from pathlib import Path
+from typing import Any, Iterator
+from unittest import mock
+
+import client
+import pipecache
+from pipecache import (
+    Context,
+    Hash,
+    ListValue,
+    Live,
+    Persistence,
+    PersistenceError,
+    Set,
+    Settings,
+    SortedSet,
+    Statistics,
+    Store,
+    execute,
+    pack,
+    unpack,
+)
+from tests.support import (
+    DEADLINE,
+    ROOT,
+    WINDOWS,
+    Background,
+    RawConnection,
+    ServerProcess,
+    new_client,
+    running_under_wine,
+    unique_name,
+    wait_until,
+)
+
+
+class Clock:
+    """A clock that goes on by itself never."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def contents(store: Store) -> dict[bytes, tuple[Any, int | None, bool]]:
+    """What a store holds, to be compared: each key's value and when it expires."""
+    found = {}
+    keys = store.keys()
+    for key in keys:
+        value, deadline = store.peek(key), store.deadline(key)
+        whole = value if isinstance(value, bytes) else (type(value).__name__, value.parts())
+        when = None if deadline is None else store.unix_time(deadline)
+        found[key] = whole, when, isinstance(deadline, pipecache.Moment)
+    return found
+
+
+VALUES = (
+    b"",
+    b"\0text\xff",
+    ListValue([b"a", b"", b"c" * 70_000]),
+    Hash.of([b"field", b"value", b"", b""]),
+    Set.of([b"m", b"n\r\n"]),
+    SortedSet.of([b"a", b"b", b"c", struct.pack("<3d", 1.5, -math.inf, 0.1)]),
+)
+
+
+class PackTest(unittest.TestCase):
+    def test_each_kind_comes_back(self) -> None:
+        for value in VALUES:
+            with self.subTest(value=value):
+                letter = pipecache.letter_of(value)
+                again = unpack(letter, pack(value))
+                self.assertIs(type(again), type(value))
+                if not isinstance(value, bytes):
+                    self.assertEqual(again.parts(), value.parts())
+                    self.assertEqual(again.payload, value.payload)
+                    self.assertEqual(pipecache.cost_of(again), pipecache.cost_of(value))
+
+    def test_a_sorted_set_is_in_order_again(self) -> None:
+        value = SortedSet()
+        for number in range(5000):
+            value.put(b"%d" % number, random.Random(number).random())
+        again = unpack("z", pack(value))
+        self.assertEqual(again.pairs(0, 5000), value.pairs(0, 5000))
+        again.put(b"17", 2.0)
+        self.assertEqual(again.rank((2.0, b"17")), 4999)
+
+    def test_what_is_damaged_is_no_value(self) -> None:
+        for value in VALUES[2:]:
+            letter, data = pipecache.letter_of(value), pack(value)
+            for wrong in (
+                b"", data[:3], data[:-1], data + b"x", b"\xff" * 4 + data[4:],
+                (0).to_bytes(4, "little"),
+            ):  # fmt: skip
+                with self.subTest(kind=letter, wrong=wrong[:20]), self.assertRaises(ValueError):
+                    unpack(letter, wrong)
+        twice = ListValue([b"m", b"m"])
+        nan = ListValue([b"m", struct.pack("<d", math.nan)])
+        for letter, value in (("s", twice), ("h", ListValue([b"f"])), ("z", nan), ("?", twice)):
+            with self.subTest(kind=letter), self.assertRaises(ValueError):
+                unpack(letter, pack(value))
+
+
+class FileCase(unittest.TestCase):
+    """A folder of its own for each test, and stores kept in a file there."""
+
+    def setUp(self) -> None:
+        self.folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
+        self.path = self.folder / "pipecache.db"
+        self.clock, self.wall = Clock(1000.0), Clock(1_600_000_000.0)
+        patched = mock.patch.object(pipecache, "HANDOVER", 0.0)  # not to wait for a file in use
+        patched.start()
+        self.addCleanup(patched.stop)
+
+    def open(self, store: Store | None = None) -> tuple[Store, Persistence]:
+        store = Store(self.clock, self.wall) if store is None else store
+        persistence = Persistence(str(self.path), store)
+        with mock.patch("time.time", self.wall):
+            persistence.open()
+        self.addCleanup(persistence._disconnect)
+        return store, persistence
+
+    def reopened(self) -> dict[bytes, tuple[Any, int | None, bool]]:
+        """What the file holds, to a store that has another clock."""
+        store, persistence = self.open(Store(Clock(5.0), self.wall))
+        persistence.stop(DEADLINE)
+        return contents(store)
+
+    def context(self, store: Store) -> Context:
+        return Context(store, Settings(), Statistics("address"), Live(store))
+
+
+class KeepingTest(FileCase):
+    def test_everything_comes_back(self) -> None:
+        store, persistence = self.open()
+        for number, value in enumerate(VALUES):
+            store.replace(b"key%d" % number, value)
+        store.replace(b"\xff\0", b"1", store.now() + 60_000)
+        store.replace(b"moment", b"1", pipecache.Moment(store.now() + 60_000))
+        kept = contents(store)
+        persistence._save()
+        persistence.stop(DEADLINE)
+        self.assertEqual(self.reopened(), kept)
+        self.assertEqual(len(kept), 8)
+        self.assertEqual(os.listdir(self.folder), [self.path.name])
+
+    def test_only_its_user_can_read_it(self) -> None:
+        self.open()
+        if not WINDOWS:
+            self.assertEqual(stat.S_IMODE(self.path.stat().st_mode), 0o600)
+
+    def test_what_has_expired_is_gone(self) -> None:
+        store, persistence = self.open()
+        store.replace(b"short", b"1", store.now() + 1000)
+        store.replace(b"long", b"1", store.now() + 3000)
+        persistence._save()
+        persistence.stop(DEADLINE)
+        self.wall.now += 2
+        store, persistence = self.open(Store(Clock(5.0), self.wall))
+        self.assertEqual(store.keys(), [b"long"])
+        self.assertEqual(store.deadline(b"long"), 6000)
+        self.assertEqual((persistence.loaded, persistence.expired), (1, 1))
+        persistence.stop(DEADLINE)
+        with contextlib.closing(sqlite3.connect(self.path)) as database:
+            self.assertEqual(database.execute("SELECT key FROM keys").fetchall(), [(b"long",)])
+
+    def test_what_belongs_to_a_client_is_not_kept(self) -> None:
+        store, persistence = self.open()
+        for key in (b"plain", b"taken", b"later"):
+            store.replace(key, b"1")
+        store.own(b"taken", "owner")
+        persistence._save()
+        store.replace(b"later", b"2")
+        store.own(b"later", "owner")
+        store.rename(b"taken", b"renamed")
+        persistence._save()
+        store.replace(b"taken", b"3")
+        persistence._save()
+        persistence.stop(DEADLINE)
+        self.assertEqual(set(self.reopened()), {b"plain", b"taken"})
+
+    def test_each_change_is_written(self) -> None:
+        # Whatever is done by chance, the file holds what the store does.
+        chance = random.Random(20)
+        commands = (
+            b"SET %k %v", b"SET %k %v PX 50000", b"APPEND %k x", b"DEL %k", b"PERSIST %k",
+            b"EXPIRE %k 100", b"PEXPIREAT %k 1600000100000", b"RPUSH %k a b", b"LPOP %k",
+            b"HSET %k f %v", b"HDEL %k f", b"SADD %k %v", b"SPOP %k", b"ZADD %k 1 %v",
+            b"ZPOPMIN %k", b"RENAME %k %l", b"COPY %k %l REPLACE", b"LMOVE %k %l LEFT RIGHT",
+            b"INCR %k", b"GETDEL %k", b"SETRANGE %k 3 x", b"SINTERSTORE %k %l %l",
+            b"MSET %k 1 %l 2",
+            b"GETEX %k PERSIST", b"ZADD %k INCR 2 m", b"HINCRBY %k n 1", b"LTRIM %k 0 0",
+            b"FLUSHALL", b"SWEEP",
+        )  # fmt: skip
+        weights = [10] * (len(commands) - 2) + [1, 5]
+        store, persistence = self.open()
+        context = self.context(store)
+        for turn in range(30):
+            for _ in range(chance.randrange(60)):
+                line = chance.choices(commands, weights)[0]
+                for placeholder, most in ((b"%k", 8), (b"%l", 8), (b"%v", 4)):
+                    line = line.replace(placeholder, b"%d" % chance.randrange(most))
+                if line == b"SWEEP":
+                    self.clock.now += 20
+                    self.wall.now += 20
+                    store.sweep(100)
+                else:
+                    execute(context, line.split())
+            persistence._save()
+            self.assertFalse(persistence.error)
+            persistence.stop(DEADLINE)
+            kept = contents(store)
+            self.assertEqual(self.reopened(), kept, turn)
+            # Go on with a store that is what was loaded.
+            self.clock = Clock(chance.randrange(10_000))
+            store, persistence = self.open()
+            context = self.context(store)
+            self.assertEqual(contents(store), kept)
+
+    def test_a_key_the_file_cannot_take(self) -> None:
+        store, persistence = self.open()
+        store.replace(b"key", b"small")
+        persistence._save()
+        with mock.patch.multiple(pipecache, MAX_ROW=100, SHORT_VALUE=10):
+            store.replace(b"key", b"x" * 98)
+            store.replace(b"other", b"1")
+            with self.assertLogs("pipecache", "ERROR") as logged:
+                persistence._save()
+            self.assertRegex(logged.output[0], "b'key' takes 101 bytes, more than the file can")
+            self.assertEqual(persistence.refused, {b"key": 101})
+            # What it was before is not what it is.
+            store.replace(b"key", b"small again")
+            persistence._save()
+        self.assertEqual(persistence.refused, {})
+        persistence.stop(DEADLINE)
+        self.assertEqual(self.reopened()[b"key"][0], b"small again")
+
+    @unittest.skipUnless(sys.platform == "linux", "Linux tells which files are open")
+    def test_nothing_is_written_elsewhere(self) -> None:
+        store, persistence = self.open()
+        for turn in range(2):
+            for number in range(300):
+                store.replace(b"%d" % number, b"%d" % turn * 3000)
+            persistence._save()
+        files = (os.path.realpath(f"/proc/self/fd/{each}") for each in os.listdir("/proc/self/fd"))
+        opened = [file for file in files if "/" in file and str(self.folder) not in file]
+        self.assertFalse([file for file in opened if "etilqs" in file], opened)
+
+    @unittest.skipUnless(sys.platform == "linux", "Linux tells what memory a process takes")
+    def test_what_was_written_is_not_kept_in_memory(self) -> None:
+        script = (
+            "import random, sys, pipecache\n"
+            "def memory(): return 4096 * int(open('/proc/self/statm').read().split()[1])\n"
+            "store, chance = pipecache.Store(), random.Random(1)\n"
+            "kept = pipecache.Persistence(sys.argv[1], store)\n"
+            "kept.open()\n"
+            "for turn in range(100):\n"
+            "    for _ in range(chance.randrange(1, 120)):\n"
+            "        store.replace(b'%d' % chance.randrange(200), b'x' * 100_000)\n"
+            "    kept._save()\n"
+            "    before = before if turn else memory()\n"
+            "print(memory() - before)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(self.path)],
+            cwd=ROOT, stdout=subprocess.PIPE, check=True, timeout=DEADLINE,
+        )  # fmt: skip
+        self.assertLess(int(done.stdout), 60_000_000)
+
+    def test_long_values(self) -> None:
+        store, persistence = self.open()
+        for number in range(40):
+            store.replace(b"%d" % number, os.urandom(100_000))
+        store.replace(b"short", b"1")
+        kept = contents(store)
+        persistence._save()
+        persistence.stop(DEADLINE)
+        self.assertEqual(self.reopened(), kept)
+
+    def test_progress(self) -> None:
+        store, persistence = self.open()
+        for number in range(2500):
+            store.replace(b"%04d" % number, b"")
+        store.replace(b"long", b"x" * 10_000)
+        persistence._save()
+        persistence.stop(DEADLINE)
+        with mock.patch.object(pipecache, "PROGRESS_INTERVAL", -1):
+            with self.assertLogs("pipecache", "INFO") as logged:
+                self.reopened()
+        told = [line.rpartition(": ")[2] for line in logged.output]
+        expected = ["1000 of 2501 keys", "2000 of 2501 keys", "2501 of 2501 keys"]
+        self.assertEqual(told[:-1], expected)
+        self.assertRegex(told[-1], "^2501 keys loaded in")
+
+    def test_little_is_in_memory_twice(self) -> None:
+        store, persistence = self.open()
+        for number in range(30):
+            members = [b"%d %d " % (number, n) + b"x" * 1000 for n in range(1000)]
+            store.replace(b"%d" % number, Set.of(members))
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        whole = sum(len(pack(store.peek(key))) for key in [*store.keys()])
+        for take in (persistence._save, persistence._load):
+            with self.subTest(take=take.__name__):
+                if take == persistence._load:
+                    store.clear()
+                tracemalloc.clear_traces()
+                take()
+                rest, peak = tracemalloc.get_traced_memory()
+                self.assertLess(peak - rest, whole // 5)
+        self.assertEqual(persistence.loaded, 30)
+
+    def test_a_deadline_beyond_what_the_file_can_have(self) -> None:
+        store, persistence = self.open()
+        store.replace(b"far", b"1", pipecache.INTEGER_MAX - store.unix_time(0))
+        self.wall.now += 3600
+        store.sweep(1)
+        persistence._save()
+        self.assertEqual(persistence.error, "")
+        persistence.stop(DEADLINE)
+        self.assertEqual(set(self.reopened()), {b"far"})
+
+    def test_changes_that_are_being_written_are_not_saved_yet(self) -> None:
+        store, persistence = self.open()
+        told: list[int] = []
+        store.replace(b"key", b"1")
+        persistence._database.set_progress_handler(lambda: told.append(persistence.unsaved), 1)
+        persistence._save()
+        self.assertEqual(told, sorted(told, reverse=True))  # until it is
+        self.assertEqual((told[0], persistence.unsaved), (1, 0))
+
+    def test_many_changes_are_written_sooner(self) -> None:
+        store, persistence = self.open()
+        for many in (False, True):
+            with mock.patch.object(pipecache, "MANY_KEYS", 3 if many else 4):
+                for key in (b"a", b"b", b"c"):
+                    store.replace(key, b"1")
+                began = time.monotonic()
+                persistence._wait(began + 2 * pipecache.LOOK_INTERVAL + many * DEADLINE)
+                self.assertLess(time.monotonic() - began, DEADLINE)
+
+    def test_a_failure_is_tried_again_less_often(self) -> None:
+        store, persistence = self.open()
+        store.replace(b"key", b"1")
+        pauses: list[float] = []
+
+        def wait(until: float) -> None:
+            pauses.append(until - time.monotonic())
+            persistence.error = "" if len(pauses) == 8 else "full"
+            persistence._ending = len(pauses) == 10
+
+        with mock.patch.multiple(persistence, _wait=wait, _save=mock.DEFAULT):
+            persistence._run()
+        least, most = pipecache.SAVE_INTERVAL, pipecache.MAX_PAUSE
+        for found, expected in zip(pauses, [least, 2 * least, 4 * least, 8 * least, *[most] * 4]):
+            self.assertAlmostEqual(found, expected, delta=least / 2)
+        self.assertAlmostEqual(pauses[8], least, delta=least / 2)
+
+    def test_nobody_waits_for_the_disk(self) -> None:
+        store, persistence = self.open()
+        writing, go_on = threading.Event(), threading.Event()
+        self.addCleanup(go_on.set)
+
+        def pause(*arguments: object) -> int:
+            writing.set()
+            go_on.wait(DEADLINE)
+            return 0
+
+        store.replace(b"key", b"1")
+        persistence._database.set_progress_handler(pause, 1)
+        persistence.start()
+        with store.lock:
+            persistence.request(lambda error: None)
+        self.assertTrue(writing.wait(DEADLINE))
+        self.assertTrue(store.lock.acquire(timeout=DEADLINE))
+        store.replace(b"key", b"2")
+        store.lock.release()
+        go_on.set()
+        self.assertTrue(persistence.stop(DEADLINE))
+        self.assertEqual(self.reopened()[b"key"][0], b"2")
+
+
+class TroubleTest(FileCase):
+    """A file that cannot be used is said so, in one line, and left as it is."""
+
+    def refused(self, pattern: str) -> None:
+        before = self.digest()
+        with self.assertRaisesRegex(PersistenceError, pattern) as raised:
+            self.open()
+        self.assertNotIn("\n", str(raised.exception))
+        self.assertIn(str(self.path), str(raised.exception))
+        self.assertEqual(self.digest(), before)
+        # A second attempt says the same: nothing is left behind, no lock is held.
+        with self.assertRaisesRegex(PersistenceError, pattern):
+            self.open()
+
+    def digest(self) -> dict[str, str]:
+        return {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in self.folder.iterdir()
+            if path.is_file() and path.stat().st_size
+        }
+
+    def kept(self, count: int = 1000) -> None:
+        """Make a file with keys in it."""
+        store, persistence = self.open()
+        for number in range(count):
+            store.replace(b"key%d" % number, b"x" * 100)
+        persistence._save()
+        persistence.stop(DEADLINE)
+
+    def database(self) -> Any:
+        return contextlib.closing(sqlite3.connect(self.path, isolation_level=None))
+
+    def test_another_programs_file(self) -> None:
+        for content in (b"hello", b"x" * 5000, b"SQLite format 3\0"):
+            with self.subTest(content=content[:20]):
+                self.path.write_bytes(content)
+                self.refused("not a database.*another program's.*choose another file")
+
+    def test_another_programs_database(self) -> None:
+        for make in ("CREATE TABLE theirs (x)", "PRAGMA application_id=77"):
+            with self.subTest(make=make):
+                with contextlib.suppress(FileNotFoundError):
+                    self.path.unlink()
+                with self.database() as database:
+                    database.execute(make)
+                    database.execute("PRAGMA user_version=1")
+                self.refused("not a database of pipecache.*left as it is: choose another file")
+
+    def test_a_newer_format(self) -> None:
+        self.kept()
+        with self.database() as database:
+            database.execute("PRAGMA user_version=2")
+        self.refused("a newer pipecache has written it, in format 2, of which this one knows 1")
+
+    def test_a_newer_format_that_is_in_the_log_alone(self) -> None:
+        self.kept()
+        script = (
+            "import sqlite3, os, sys\n"
+            "database = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+            "database.execute('PRAGMA user_version=2')\n"
+            "os._exit(0)\n"
+        )
+        subprocess.run([sys.executable, "-c", script, str(self.path)], check=True, timeout=DEADLINE)
+        with self.assertRaisesRegex(PersistenceError, "in format 2, of which this one knows 1"):
+            self.open()
+
+    def test_a_damaged_file(self) -> None:
+        self.kept()
+        whole = self.path.read_bytes()
+        for wrong in (whole[: len(whole) // 2], whole[:4096] + b"\xff" * 8192 + whole[12288:]):
+            with self.subTest(size=len(wrong)):
+                self.path.write_bytes(wrong)
+                self.refused("malformed.*damaged, and is left as it is")
+
+    def test_a_damaged_row(self) -> None:
+        for change in (
+            "UPDATE keys SET kind='h' WHERE key=x'6b657930'",
+            "UPDATE keys SET kind='?' WHERE key=x'6b657930'",
+            "UPDATE keys SET value='text' WHERE key=x'6b657930'",
+            "UPDATE keys SET value=5 WHERE key=x'6b657930'",
+            "UPDATE keys SET expires='soon' WHERE key=x'6b657930'",
+            "UPDATE keys SET key='key0' WHERE key=x'6b657930'",
+        ):
+            with self.subTest(change=change):
+                self.kept()
+                with self.database() as database:
+                    database.execute(change)
+                self.refused("malformed: (key b'key0'|the types).*damaged, and is left as it is")
+                self.path.unlink()
+
+    def test_a_file_in_use(self) -> None:
+        self.open()
+        with self.assertRaisesRegex(PersistenceError, "locked.*another program uses it"):
+            self.open()
+
+    def test_no_folder(self) -> None:
+        self.path = self.folder / "missing" / "file.db"
+        with self.assertRaisesRegex(
+            PersistenceError, "missing.*: No such file or directory .its folder does"
+        ):
+            self.open()
+
+    def test_a_folder(self) -> None:
+        self.path.mkdir()
+        with self.assertRaises(PersistenceError):
+            self.open()
+
+    @unittest.skipIf(running_under_wine(), "Wine lets root write everything")
+    def test_a_file_that_cannot_be_written(self) -> None:
+        self.kept()
+        os.chmod(self.path, stat.S_IREAD)
+        self.addCleanup(os.chmod, self.path, stat.S_IREAD | stat.S_IWRITE)
+        with self.as_somebody():
+            self.refused("Permission denied.*may not be read and written: change that or choose")
+
+    @contextlib.contextmanager
+    def as_somebody(self) -> Iterator[None]:
+        """Not as root, who may write everything."""
+        if sys.platform == "win32" or os.geteuid() != 0:
+            yield
+            return
+        for path in (self.folder, self.path):
+            os.chown(path, 65534, 65534)
+        os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+
+    def test_the_disk_is_full_and_then_is_not(self) -> None:
+        store, persistence = self.open()
+        store.replace(b"before", b"1")
+        persistence._save()
+        (pages,) = persistence._database.execute("PRAGMA page_count").fetchone()
+        persistence._database.execute(f"PRAGMA max_page_count={pages + 2}")
+        for number in range(1000):
+            store.replace(b"key%d" % number, b"x" * 100)
+        store.delete(b"before")
+        outcomes: list[str] = []
+        for _ in range(3):
+            persistence.request(outcomes.append)
+            with self.assertLogs("pipecache", "DEBUG") as logged:
+                pipecache.log.debug("attempt")
+                persistence._save()
+            said, reason = "Going on from memory, and trying again", "is full.*make room"
+            self.assertEqual(len(logged.output), 1 if outcomes[1:] else 2)  # said once
+            self.assertRegex(outcomes[-1], reason)
+            if not outcomes[1:]:
+                self.assertRegex(logged.output[1], f"{reason}.*{said}")
+            self.assertEqual(store.untaken, 1001)
+            store.replace(b"key0", b"changed meanwhile")
+        self.assertEqual((persistence.error, persistence.saves), (outcomes[-1], 1))
+        persistence._database.execute("PRAGMA max_page_count=1000000")
+        kept = contents(store)
+        with self.assertLogs("pipecache", "INFO") as logged:
+            persistence._save()
+        self.assertIn("works again", logged.output[0])
+        self.assertEqual((persistence.error, store.untaken), ("", 0))
+        persistence.stop(DEADLINE)
+        self.assertEqual(self.reopened(), kept)
+
+    def test_a_fault_while_saving_ends_nothing(self) -> None:
+        store, persistence = self.open()
+        store.replace(b"key", ListValue([b"element"]))
+        with mock.patch.object(pipecache, "_pack", side_effect=TypeError("a fault")):
+            with self.assertLogs("pipecache", "ERROR") as logged:
+                persistence._save()
+        self.assertIn("Traceback", logged.output[0])
+        self.assertIn("a fault", persistence.error)
+        persistence._save()
+        self.assertEqual((persistence.error, store.untaken), ("", 0))
+        persistence.stop(DEADLINE)
+        self.assertEqual(set(self.reopened()), {b"key"})
+
+    def test_the_changes_of_a_full_disk_do_not_pile_up(self) -> None:
+        store, persistence = self.open()
+        store.replace(b"stays", b"x" * 1_000_000)
+        persistence._database.execute("PRAGMA max_page_count=1")
+        for turn in range(3):
+            for number in range(60_000):
+                store.replace(b"%d %d" % (turn, number), b"")
+                store.delete(b"%d %d" % (turn, number))
+            with contextlib.suppress(AssertionError), self.assertLogs("pipecache"):
+                persistence._save()
+        self.assertTrue(persistence.error)
+        self.assertLess(store.untaken, 100_000)
+        persistence._database.execute("PRAGMA max_page_count=1000000")
+        persistence._save()
+        persistence.stop(DEADLINE)
+        self.assertEqual(set(self.reopened()), {b"stays"})
+
+    def test_everything_was_deleted_while_the_disk_was_full(self) -> None:
+        store, persistence = self.open()
+        for number in range(100):
+            store.replace(b"key%d" % number, b"x" * 1000)
+        persistence._save()
+        persistence._database.execute("PRAGMA max_page_count=1")
+        store.replace(b"big", b"x" * 1_000_000)
+        persistence._save()
+        self.assertTrue(persistence.error)
+        store.clear()
+        store.replace(b"after", b"1")
+        persistence._database.execute("PRAGMA max_page_count=1000000")
+        persistence._save()
+        self.assertEqual(persistence.error, "")
+        persistence.stop(DEADLINE)
+        self.assertEqual(set(self.reopened()), {b"after"})
+
+    @unittest.skipIf(WINDOWS, "Windows lets nobody take a file away that is in use")
+    def test_the_file_or_its_log_was_taken_away(self) -> None:
+        for path, changed in itertools.product(
+            (self.path, Path(f"{self.path}-wal")), (True, False)
+        ):
+            with self.subTest(path=path.name, changed=changed):
+                store, persistence = self.open()
+                store.clear()
+                store.replace(b"old", b"1")
+                persistence._save()
+                path.unlink()
+                if changed:
+                    store.replace(b"new", b"1")
+                with self.assertLogs("pipecache", "WARNING") as logged:
+                    persistence._save()
+                self.assertIn("was taken away, and is begun anew", logged.output[0])
+                # As after a crash: what is there is what SQLite finds, not what it has in hand.
+                shutil.copytree(self.folder, self.folder / "copy")
+                with contextlib.closing(
+                    sqlite3.connect(self.folder / "copy" / self.path.name)
+                ) as database:
+                    rows = database.execute("SELECT key FROM keys ORDER BY key").fetchall()
+                self.assertEqual(rows, [(b"new",), (b"old",)] if changed else [(b"old",)])
+                shutil.rmtree(self.folder / "copy")
+                persistence.stop(DEADLINE)
+
+    @unittest.skipIf(WINDOWS, "Windows lets nobody take a file away that is in use")
+    def test_beginning_anew_fails_at_first(self) -> None:
+        for path in (self.path, Path(f"{self.path}-wal")):
+            with self.subTest(path=path.name):
+                store, persistence = self.open()
+                store.replace(b"key", b"1")
+                persistence._save()
+                path.unlink()
+                full = sqlite3.OperationalError("database or disk is full")
+                for _ in range(2):
+                    with mock.patch.object(persistence, "_make_ready", side_effect=full):
+                        persistence._save()
+                    self.assertRegex(persistence.error, "is full.*make room")
+                persistence._save()
+                self.assertEqual(persistence.error, "")
+                persistence.stop(DEADLINE)
+                self.assertEqual(set(self.reopened()), {b"key"})
+
+    @unittest.skipIf(WINDOWS, "Windows lets nobody take a file away that is in use")
+    def test_another_pipecache_file_was_put_in_its_place(self) -> None:
+        store, persistence = self.open()
+        store.replace(b"theirs", b"1")
+        persistence._save()
+        persistence.stop(DEADLINE)
+        shutil.copy(self.path, self.folder / "backup.db")
+        store, persistence = self.open()
+        store.replace(b"ours", b"1")
+        self.path.unlink()
+        full = sqlite3.OperationalError("database or disk is full")
+        with mock.patch.object(persistence, "_make_ready", side_effect=full):
+            persistence._save()
+        os.replace(self.folder / "backup.db", self.path)
+        for _ in range(2):
+            persistence._save()
+            self.assertIn("another file was put in its place", persistence.error)
+        persistence.stop(DEADLINE)
+        self.assertEqual(set(self.reopened()), {b"theirs"})
+
+    def test_memory_is_short_while_changes_are_put_back(self) -> None:
+        store, persistence = self.open()
+        store.replace(b"key", b"1")
+
+        persistence._database.execute("PRAGMA max_page_count=1")
+        store.replace(b"big", b"x" * 1_000_000)
+        taken = store.take_changes()
+        store._changed = mock.Mock(
+            wraps=set(), __len__=lambda _: 0, update=mock.Mock(side_effect=MemoryError)
+        )
+        store.put_back(taken)
+        self.assertEqual(store.untaken, 3)
+        persistence._database.execute("PRAGMA max_page_count=1000000")
+        persistence._save()
+        persistence.stop(DEADLINE)
+        self.assertEqual(set(self.reopened()), {b"key", b"big"})
+
+    def test_a_file_that_is_given_up(self) -> None:
+        store, persistence = self.open()
+        store.replace(b"key", b"1")
+        persistence._save()
+        with mock.patch.object(pipecache, "HANDOVER", DEADLINE):
+            with self.assertLogs("pipecache", "INFO") as logged:
+                second = Background(self.reopened)
+                wait_until(lambda: logged.output, "it waits")
+                persistence.stop(DEADLINE)
+                self.assertEqual(list(second.wait()), [b"key"])  # type: ignore[call-overload]
+        waiting = [line for line in logged.output if "Waiting for" in line]
+        self.assertEqual(len(waiting), 1)
+
+    def test_one_that_is_refused_does_not_give_up_the_lock(self) -> None:
+        # Off Windows to close a file, however often it is open, ends the process's locks on it.
+        self.open()
+        with self.assertRaisesRegex(PersistenceError, "locked"):
+            self.open()
+        script = (
+            "import sys, pipecache\n"
+            "pipecache.HANDOVER = 0\n"
+            "pipecache.Persistence(sys.argv[1], pipecache.Store()).open()\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(self.path)],
+            cwd=ROOT, stderr=subprocess.PIPE, check=False, timeout=DEADLINE,
+        )  # fmt: skip
+        self.assertIn(b"database is locked", done.stderr)
+
+    def test_nothing_is_left_of_what_could_not_be_loaded(self) -> None:
+        self.kept()
+        with self.database() as database:
+            database.execute("UPDATE keys SET kind='?' WHERE key=x'6b6579393939'")
+        store = Store(self.clock, self.wall)
+        with self.assertRaisesRegex(PersistenceError, "malformed"):
+            self.open(store)
+        self.assertEqual((len(store), store.used), (0, 0))
+
+    def test_the_stop_waits_while_something_is_written(self) -> None:
+        _, persistence = self.open()
+        now = Clock(0.0)
+
+        class Slow(threading.Thread):
+            """Takes ten seconds a key, up to a number of them, and then does no more."""
+
+            turns = 0
+
+            def join(self, timeout: float | None = None) -> None:
+                now.now += 10
+                self.turns += 1
+                persistence._written += self.turns < 10
+
+            def is_alive(self) -> bool:
+                return self.turns < 10 or not ends
+
+        for ends in (True, False):
+            persistence._thread = Slow()
+            with mock.patch.object(pipecache, "time", mock.Mock(monotonic=now)):
+                with self.assertLogs("pipecache", "INFO") as logged:
+                    self.assertEqual(persistence.stop(30.0), ends)
+            self.assertIn("keys to be written", logged.output[0])
+            self.assertEqual("Stopped before" in logged.output[-1], not ends)
+
+    @unittest.skipIf(WINDOWS, "names and devices are others there")
+    def test_what_to_do_is_said_by_the_error_and_not_by_the_name(self) -> None:
+        for name, pattern in (
+            ("unlocked/full.db", r"No such file or directory \(its folder does not exist"),
+            ("file/x.db", r"Not a directory \(its folder is none"),
+            ("x" * 300, r"File name too long \(choose a shorter"),
+            (".", "it is not a file: choose another name$"),
+            ("two\nlines/x.db", r"lines/x.db': No such file"),
+        ):
+            with self.subTest(name=name):
+                (self.folder / "file").touch()
+                self.path = self.folder / name
+                with self.assertRaisesRegex(PersistenceError, pattern) as raised:
+                    self.open()
+                self.assertNotIn("\n", str(raised.exception))
+        self.path = self.folder / "pipe"
+        os.mkfifo(self.path)  # type: ignore[attr-defined,unused-ignore]
+        with self.assertRaisesRegex(PersistenceError, "it is not a file"):
+            self.open()
+
+    @unittest.skipIf(WINDOWS, "Windows lets nobody take a file away that is in use")
+    def test_another_file_was_put_in_its_place(self) -> None:
+        store, persistence = self.open()
+        self.path.unlink()
+        self.path.write_bytes(b"somebody's work")
+        store.replace(b"new", b"1")
+        with self.assertLogs("pipecache", "ERROR") as logged:
+            persistence._save()
+        self.assertIn("another file was put in its place: move that away", logged.output[0])
+        self.assertEqual(self.path.read_bytes(), b"somebody's work")
+        self.path.unlink()
+        persistence._save()
+        self.assertEqual(persistence.error, "")
+        persistence.stop(DEADLINE)
+        self.assertEqual(self.path.read_bytes()[:6], b"SQLite")
+        self.assertEqual(set(self.reopened()), {b"new"})
+
+
+class ServingTest(FileCase):
+    """The same through a server's commands and its command line."""
+
+    @contextlib.contextmanager
+    def server(self, *options: str) -> Iterator[tuple[ServerProcess, client.Client]]:
+        with ServerProcess("--db", str(self.path), *options) as server:
+            with new_client(server.name) as connected:
+                yield server, connected
+
+    def keys(self) -> dict[Any, Any]:
+        with contextlib.closing(sqlite3.connect(self.path)) as database:
+            self.assertEqual(database.execute("PRAGMA quick_check").fetchone(), ("ok",))
+            return dict(database.execute("SELECT key, value FROM keys"))
+
+    def test_a_clean_stop_saves_everything(self) -> None:
+        with self.server() as (server, connected):
+            connected.set("city", "dubai")
+            server.interrupt()
+            self.assertEqual(server.wait(), 0)
+        self.assertEqual(self.keys(), {b"city": b"dubai"})
+        with self.server() as (server, connected):
+            self.assertEqual(connected.get("city"), "dubai")
+            loaded = [line for line in server.lines if "1 keys loaded" in line]
+            self.assertEqual(len(loaded), 1, server.lines)
+
+    def test_saved_is_saved_however_it_ends(self) -> None:
+        expected: dict[bytes, bytes] = {}
+        for turn in range(5):
+            with self.server() as (server, connected):
+                self.assertEqual(connected.dbsize(), len(expected))
+                with connected.pipeline(transaction=False) as pipeline:
+                    for number in range(500):
+                        pipeline.set(f"{turn}:{number}", "x" * number)
+                        expected[f"{turn}:{number}".encode()] = b"x" * number
+                    pipeline.execute()
+                self.assertIn(connected.execute_command("SAVE"), (True, "OK"))
+                connected.set(f"{turn}:0", "")  # what is under way when it ends
+                server.process.kill()
+                server.process.wait(DEADLINE)
+        self.assertEqual(self.keys(), expected)
+
+    def test_it_is_saved_unasked(self) -> None:
+        with self.server() as (server, connected):
+            connected.set("key", "value")
+            facts = connected.info("persistence")
+            wait_until(
+                lambda: connected.info("persistence")["rdb_changes_since_last_save"] == 0, "saved"
+            )
+            self.assertEqual(facts["rdb_last_bgsave_status"], "ok")
+            server.process.kill()
+            server.process.wait(DEADLINE)
+        self.assertEqual(self.keys(), {b"key": b"value"})
+
+    def test_commands(self) -> None:
+        with self.server() as (_, connected):
+            before = connected.lastsave()
+            self.assertLessEqual(abs(before.timestamp() - time.time()), DEADLINE)
+            connected.rpush("list", "a")
+            self.assertIs(connected.bgsave(), True)
+            self.assertIs(connected.save(), True)
+            facts = connected.info("persistence")
+            self.assertEqual(facts["db_file"], str(self.path.resolve()))
+            self.assertGreater(facts["db_file_bytes"], 4096)
+            self.assertEqual(facts["rdb_changes_since_last_save"], 0)
+            self.assertGreaterEqual(connected.lastsave(), before)
+            self.assertEqual(connected.config_get("dbfilename"), {"dbfilename": str(self.path)})
+            # The file alone is all of it now, and can be copied while the server has it.
+            shutil.copyfile(self.path, self.folder / "copy.db")
+            with contextlib.closing(sqlite3.connect(self.folder / "copy.db")) as database:
+                rows = database.execute("SELECT key, kind FROM keys").fetchall()
+            self.assertEqual(rows, [(b"list", "l")])
+            for name in ("SAVE", "BGSAVE"):
+                connected.execute_command("MULTI")
+                with self.assertRaisesRegex(client.ResponseError, "not allowed inside a transac"):
+                    connected.execute_command(name)
+                with self.assertRaises(client.ExecAbortError):
+                    connected.execute_command("EXEC")
+
+    def test_text(self) -> None:
+        with self.server() as (server, _), RawConnection(server.name) as raw:
+            self.assertEqual(raw.ask(b"SAVE\r\n"), b"OK\r\n")
+
+    def test_without_a_file(self) -> None:
+        with ServerProcess() as server, new_client(server.name) as connected:
+            for name in ("SAVE", "BGSAVE", "LASTSAVE"):
+                with self.assertRaisesRegex(
+                    client.ResponseError, "start the server with --db FILE"
+                ):
+                    connected.execute_command(name)
+            self.assertEqual(connected.info("persistence"), {"loading": 0})
+
+    def test_a_file_in_use_or_not_ours_ends_the_program(self) -> None:
+        foreign = self.folder / "foreign"
+        foreign.write_text("precious")
+        with self.server() as (_, connected):
+            for path, pattern in ((self.path, "locked"), (foreign, "another program's")):
+                server = ServerProcess("--db", str(path))
+                self.addCleanup(server.close)
+                self.assertEqual(server.wait(), 1)
+                *waiting, last = server.lines
+                self.assertEqual(len(waiting), pattern == "locked", server.lines)
+                self.assertRegex(last, f"ERROR Cannot use .*{pattern}")
+            self.assertTrue(connected.ping())
+        self.assertEqual(foreign.read_text(), "precious")
+
+    def test_the_name_comes_first(self) -> None:
+        with self.server() as (first, _):
+            second = ServerProcess("--db", str(self.folder / "other.db"), name=first.name)
+            self.addCleanup(second.close)
+            self.assertEqual(second.wait(), 1)
+            self.assertIn("is served by another program already", second.lines[-1])
+        self.assertFalse((self.folder / "other.db").exists())
+
+    def test_the_memory_limit_holds_for_what_is_loaded(self) -> None:
+        with self.server() as (server, connected):
+            for number in range(100):
+                connected.set(f"key{number}", "x" * 1000)
+            server.interrupt()
+            server.wait()
+        options = "--max-memory", "50kb", "--max-memory-policy", "allkeys-lru"
+        with self.server(*options) as (_, connected):
+            self.assertLess(connected.info("memory")["used_memory"], 51200)
+            self.assertTrue(0 < connected.dbsize() < 50)
+
+    @unittest.skipIf(WINDOWS, "Windows has no fork")
+    def test_a_forked_child_leaves_the_file_alone(self) -> None:
+        script = (
+            "import os, sys, pipecache\n"
+            "with pipecache.Server(sys.argv[1], db=sys.argv[2]) as server:\n"
+            "    server._store.replace(b'before', b'1')\n"
+            "    child = os.fork()\n"
+            "    if not child:\n"
+            "        sys.exit(0)\n"
+            "    assert os.waitpid(child, 0)[1] == 0\n"
+            "    server._store.replace(b'after', b'1')\n"
+            "    import threading\n"
+            "    saved = threading.Event()\n"
+            "    server._persistence.request(lambda error: saved.set())\n"
+            "    saved.wait(30)\n"
+            "    os._exit(0)\n"
+        )
+        subprocess.run(
+            [sys.executable, "-c", script, unique_name(), str(self.path)],
+            check=True, timeout=DEADLINE, cwd=ROOT,
+        )  # fmt: skip
+        self.assertEqual(self.keys(), {b"before": b"1", b"after": b"1"})
+
+    @unittest.skipUnless(sys.platform == "linux", "a name that is no text")
+    def test_a_name_that_is_no_text(self) -> None:
+        self.path = Path(os.fsdecode(os.fsencode(self.folder) + b"/a=b,c caf\xe9.db"))
+        with self.server() as (_, connected):
+            self.assertIsInstance(connected.info("persistence")["db_file"], str)
+            self.assertEqual(
+                connected.config_get("dbfilename")["dbfilename"][-12:], "caf\\udce9.db"
+            )
+            connected.set("key", "1")
+            self.assertTrue(connected.save())
+        handlers = list(pipecache.log.handlers)
+        self.addCleanup(pipecache.log.setLevel, pipecache.log.level)
+        pipecache._log_to(str(self.folder / "log"), "INFO")
+        (handler,) = set(pipecache.log.handlers) - set(handlers)
+        pipecache.log.info("%s", self.path)
+        pipecache.log.removeHandler(handler)
+        handler.stream.close()  # type: ignore[attr-defined]
+        self.assertIn("caf\\udce9.db", (self.folder / "log").read_text(encoding="utf-8"))
+
+    def test_inside_a_program(self) -> None:
+        for _ in range(2):
+            with pipecache.Server(unique_name(), db=str(self.path)) as server:
+                with new_client(server._settings.pipe) as connected:
+                    connected.incr("starts")
+        self.assertEqual(self.keys(), {b"starts": b"2"})
+        with self.assertRaisesRegex(ValueError, "the file needs a name"):
+            pipecache.Server(unique_name(), db="")
+
+    def test_a_failed_start_can_be_made_good(self) -> None:
+        self.path.write_text("not ours")
+        name = unique_name()
+        with self.assertRaises(PersistenceError):
+            pipecache.Server(name, db=str(self.path)).start()
+        self.path.unlink()
+        with pipecache.Server(name, db=str(self.path)):
+            pass
+
+    def test_the_disk_is_full_while_it_serves(self) -> None:
+        server = pipecache.Server(unique_name(), db=str(self.path))
+        with server, new_client(server._settings.pipe) as connected:
+            assert server._persistence is not None
+            connected.execute_command("SAVE")
+            server._persistence._database.execute("PRAGMA max_page_count=1")
+            with self.assertLogs("pipecache", "ERROR"):
+                connected.set("key", "x" * 100_000)
+                with self.assertRaisesRegex(client.ResponseError, "is full"):
+                    connected.execute_command("SAVE")
+            self.assertEqual(len(connected.get("key")), 100_000)
+            facts = connected.info("persistence")
+            self.assertEqual(facts["rdb_last_bgsave_status"], "err")
+            # In words, with or without a comma.
+            self.assertRegex(facts["db_last_error"], "Cannot save to .*is full.*make room")
+            server._persistence._database.execute("PRAGMA max_page_count=100000")
+            connected.execute_command("SAVE")
+            self.assertEqual(connected.info("persistence")["rdb_last_bgsave_status"], "ok")
+
+    def test_the_disk_is_full_at_the_end(self) -> None:
+        server = pipecache.Server(unique_name(), db=str(self.path))
+        server.start()
+        with new_client(server._settings.pipe) as connected:
+            assert server._persistence is not None
+            connected.execute_command("SAVE")
+            server._persistence._database.execute("PRAGMA max_page_count=1")
+            with self.assertLogs("pipecache", "ERROR") as logs:
+                connected.set("key", "x" * 100_000)
+                self.assertFalse(server.stop())
+        self.assertIn("1 changed keys were not saved", logs.output[-1])
+
+    @unittest.skipIf(WINDOWS, "Windows lets nobody take away the folder of an open file")
+    def test_what_is_not_saved_is_an_exit_status(self) -> None:
+        self.path = self.folder / "inside" / "file.db"
+        self.path.parent.mkdir()
+        with ServerProcess("--db", str(self.path)) as server:
+            with new_client(server.name) as connected:
+                shutil.rmtree(self.path.parent)
+                connected.set("key", "value")
+            server.interrupt()
+            self.assertEqual(server.wait(), 1)
+            self.assertEqual(
+                sum("1 changed keys were not saved" in line for line in server.lines), 1
+            )
+            self.assertEqual(sum("Cannot save" in line for line in server.lines), 1)
+
+
+class ClockTest(FileCase):
+    """Elapsed time is what a time to live follows, and the wall clock what a moment does."""
+
+    def test_the_wall_clock_is_set_while_a_file_is_kept(self) -> None:
+        for step in (3600, -3600):
+            with self.subTest(step=step):
+                store, persistence = self.open()
+                store.clear()
+                store.replace(b"elapsed", b"1", store.now() + 1_800_000)
+                moment = store.now() + 7_200_000
+                store.replace(b"moment", b"1", pipecache.Moment(moment))
+                persistence._save()
+                self.wall.now += step
+                store.sweep(10)
+                persistence._save()
+                kept = contents(store)
+                persistence.stop(DEADLINE)
+                self.assertEqual(self.reopened(), kept)
+                store, persistence = self.open(Store(Clock(5.0), self.wall))
+                self.assertEqual(store.deadline(b"elapsed"), 5000 + 1_800_000)
+                self.assertEqual(store.deadline(b"moment"), 5000 + 7_200_000 - 1000 * step)
+                persistence.stop(DEADLINE)
+                self.wall.now -= step
+
+    def test_the_wall_clock_is_set(self) -> None:
+        clock, wall = Clock(100.0), Clock(1_600_000_000.0)
+        store = Store(clock, wall)
+        context = Context(store, Settings(), Statistics("address"), Live(store))
+        for line in (
+            b"SET elapsed 1 EX 60", b"SET moment 1 EXAT 1600000060", b"SET later 1",
+            b"EXPIREAT later 1600007200",
+        ):  # fmt: skip
+            self.assertEqual(
+                execute(context, line.split()) or b"OK", b"OK" if b"SET" in line else 1
+            )
+        wall.now += 3600  # forward
+        store.sweep(10)
+        self.assertEqual(store.keys(), [b"elapsed", b"later"])
+        self.assertEqual(execute(context, [b"TTL", b"elapsed"]), 60)
+        self.assertEqual(execute(context, [b"TTL", b"later"]), 3600)
+        wall.now -= 7200  # back
+        store.sweep(10)
+        self.assertEqual(execute(context, [b"TTL", b"elapsed"]), 60)
+        self.assertEqual(execute(context, [b"TTL", b"later"]), 10800)
+        self.assertEqual(execute(context, [b"EXPIRETIME", b"later"]), 1600007200)
+        clock.now += 60
+        wall.now += 60
+        store.sweep(10)
+        self.assertEqual(store.keys(), [b"later"])
+        clock.now += 10740
+        wall.now += 10740
+        store.sweep(10)
+        self.assertEqual(store.keys(), [])
+
+
+if __name__ == "__main__":
+    unittest.main()

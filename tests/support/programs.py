@@ -1,0 +1,56 @@
+"""Programs in other languages, run to their end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import unittest
+from pathlib import Path
+from typing import Mapping, Sequence
+
+from tests.support.basics import WINDOWS, running_under_wine
+from tests.tools.provision import Unavailable, given, run_node, skip
+
+CLIENTS = Path(__file__).resolve().parent / "clients"
+
+#: Seconds for a program that may have to compile, or to start a runtime, on a busy machine.
+TIME_LIMIT = 180.0
+
+
+def run_program(
+    args: Sequence[str | Path], env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a program to its end."""
+    return subprocess.run(
+        [str(arg) for arg in args],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=TIME_LIMIT,
+        env={**os.environ, **(env or {})},
+        check=False,
+    )
+
+
+def run_javascript(*args: str | Path) -> subprocess.CompletedProcess[bytes]:
+    """Run Node on a file, or skip the test."""
+    if WINDOWS:
+        found = shutil.which("node")
+        try:
+            node = given("PIPECACHE_NODE")
+        except Unavailable as error:
+            if not found or running_under_wine():
+                skip(error)
+            node = found
+        return run_node(node, args, timeout=TIME_LIMIT)
+    return run_program([on_path("node"), *args])
+
+
+def on_path(program: str) -> str:
+    """Where a program is, or skip the test."""
+    if running_under_wine():
+        raise unittest.SkipTest(f"{program}: run by the workflow on windows-latest")
+    found = shutil.which(program)
+    if not found:
+        raise unittest.SkipTest(f"{program} is not on PATH")
+    return found

@@ -1,0 +1,150 @@
+"""Servers under test: in a process of their own, and inside the tests."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import re
+import subprocess
+import sys
+import threading
+import unittest
+from typing import Any
+
+import client
+import pipecache
+from pipecache import Server
+from tests.support.basics import DEADLINE, ROOT, WINDOWS, unique_name
+from tests.support.connections import Conversation, RawConnection
+from tests.tools import provision
+
+# What servers inside the tests have to say is looked for by assertLogs(), and else not shown.
+pipecache.log.addHandler(logging.NullHandler())
+
+
+class ServerProcess:
+    """``python pipecache.py`` as a process of its own.
+
+    :param options: further arguments of the command line.
+    :param name: the pipe's name, one of its own if None.
+
+    As a context manager it is ready to accept connections, and ended afterwards.
+    """
+
+    def __init__(self, *options: str, name: str | None = None) -> None:
+        self.name = name or unique_name()
+        self.address = pipecache.pipe_address(self.name)
+        #: What it has printed on stderr so far.
+        self.lines: list[str] = []
+        self._printed: queue.Queue[str | None] = queue.Queue()
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "pipecache.py"), "--pipe", self.name, *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            creationflags=provision.OWN_CONSOLE,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr
+        for line in self.process.stderr:
+            self._printed.put(line.decode().rstrip())
+        self._printed.put(None)
+
+    def wait_for(self, pattern: str) -> str:
+        """The first line from here on that the pattern is found in.
+
+        :raises AssertionError: if the program ends, or DEADLINE passes, without one.
+        """
+        while True:
+            line = self._printed.get(timeout=DEADLINE)
+            if line is None:
+                raise AssertionError(f"no line with {pattern!r} in {self.lines}")
+            self.lines.append(line)
+            if re.search(pattern, line):
+                return line
+
+    def wait(self) -> int:
+        """Wait for the program to end and return its exit status; its output is in lines then."""
+        status = self.process.wait(DEADLINE)
+        self._reader.join(DEADLINE)
+        while True:
+            line = self._printed.get(timeout=DEADLINE)
+            if line is None:
+                self._printed.put(None)
+                return status
+            self.lines.append(line)
+
+    def interrupt(self) -> None:
+        """Press Ctrl+C."""
+        provision.interrupt(self.process, self.name)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait(DEADLINE)
+        self._reader.join(DEADLINE)
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
+        if not WINDOWS:  # a server that was killed leaves its socket behind
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.address)
+
+    def __enter__(self) -> ServerProcess:
+        try:
+            self.wait_for("Ready to accept connections")
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def new_client(name: str, **options: Any) -> client.Client:
+    """A client with time limits no test should run into."""
+    return client.Client(name, **{"timeout": DEADLINE, "connect_timeout": DEADLINE, **options})
+
+
+class ServerCase(unittest.TestCase):
+    """A running server, by default one a test."""
+
+    def serve(self, **options: Any) -> Server:
+        self.name = unique_name()
+        server = Server(self.name, **options)
+        server.start()
+        self.addCleanup(server.stop)
+        return server
+
+    def raw(self) -> RawConnection:
+        connection = RawConnection(self.name)
+        self.addCleanup(connection.close)
+        return connection
+
+    def info(self, name: str) -> int:
+        with new_client(self.name) as cache:
+            return int(cache.info()[name])
+
+
+class ConversationCase(unittest.TestCase):
+    """A server of its own for each test, and connections to it."""
+
+    def setUp(self) -> None:
+        self.name = self.serve()
+
+    def serve(self) -> str:
+        """Start a server and return its name."""
+        server = ServerProcess()
+        server.__enter__()
+        self.addCleanup(server.close)
+        return server.name
+
+    def connect(self) -> Conversation:
+        conversation = Conversation(self.name)
+        self.addCleanup(conversation.raw.close)
+        return conversation

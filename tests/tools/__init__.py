@@ -1,0 +1,1 @@
+"""Programs that the tests use or that are run by hand."""

@@ -1,0 +1,492 @@
+"""A coverage-guided fuzzer for what clients can send (atheris, on Linux).
+
+    python tests/tools/fuzz_wire.py --seconds 600
+
+An input is a conversation: its first byte says what the connection and the server are like (see
+``FRAMED`` and the others), its second how many bytes after it say where the rest is cut. A session
+of the server takes the chunks from memory, with a clock of its own. However they are cut:
+
+- no exception escapes, and no command fails with an internal error;
+- nothing takes longer than a second;
+- the parser keeps no more than it was fed, and what it makes of a stream is the same for every cut;
+- the replies are well-formed RESP, one for each command, and the same for every cut;
+- who does not know the password changes nothing;
+- afterwards nothing is left of the client, no collection is empty, and the memory counted for the
+  keys is what they take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import logging
+import mmap
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any, Iterator
+from unittest import mock
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+import pipecache
+from pipecache import Connection, Context, Live, RequestParser, Session, Settings, Statistics, Store
+from tests.tools import provision
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CORPUS = ROOT / "tests" / "corpus" / "wire"
+REQUIREMENT = "atheris==3.0.0" if sys.version_info >= (3, 11) else "atheris==2.3.0"
+
+#: What the first byte of an input says: the connection has messages; a password is needed; the
+#: lines stand for commands in RESP; memory is short; it may be a browser. The rest is the policy.
+FRAMED, LOCKED, RESP, SHORT, SUSPICIOUS = 1, 2, 4, 8, 16
+PASSWORD = b"secret"
+
+#: Seconds of computing that one input may take.
+LONGEST = 1.0
+#: Bytes by which the fuzzer may have grown in the second half of its time.
+GROWTH = 64 << 20
+#: Exit status where the fuzzer cannot be set up.
+NOT_SET_UP = 2
+
+#: What tells of chunks half read, or changes the limits for what is read already: not compared.
+BY_THE_CUT = re.compile(rb"INFO|CLIENT|CONFIG", re.IGNORECASE)
+
+
+class Clock:
+    """The time of a conversation, which passes only while a command sleeps or waits."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return 1_700_000_000 + self.now
+
+    def time_ns(self) -> int:
+        return int(self.time() * 1_000_000_000)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Memory(Connection):
+    """A client whose whole conversation is there already, and who never leaves while it waits."""
+
+    def __init__(self, framed: bool, chunks: list[tuple[bytes, bool]], clock: Clock) -> None:
+        super().__init__("memory:0")
+        self.framed = framed
+        self.context: Context | None = None
+        self._clock = clock
+        self._chunks = iter(chunks)
+        self.output = bytearray()
+        self._gone = False
+
+    def receive(self) -> bytes | None:
+        chunk, end_of_message = next(self._chunks, (None, True))
+        # A stream has no messages; each of its chunks counts as whole.
+        self.end_of_message = end_of_message or not self.framed
+        return None if self._gone else chunk
+
+    def watch(self, timeout: float | None) -> bool:
+        assert self.context and self.context.waiter
+        if timeout is None or timeout > pipecache.MAX_WAIT:
+            self.context.live.waiting.end(self.context.waiter, pipecache.NO_LIST)
+        else:
+            self._clock.sleep(timeout)
+        return not self._gone
+
+    def send(self, data: bytes, whole: bool = True) -> None:
+        self.output += data
+
+    push = send
+
+    def alive(self) -> bool:
+        return not self._gone
+
+    def flush(self) -> None:
+        pass
+
+    def wake(self) -> None:
+        pass
+
+    def interrupt(self) -> None:
+        self._gone = True
+
+    abort = close = interrupt
+
+
+class Complaints(logging.Handler):
+    """Keeps what a server logs as an error."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+    def check(self) -> None:
+        for record in self.records:
+            cause = record.exc_info[1] if record.exc_info else None
+            raise AssertionError(f"{record.getMessage()}: {cause!r}") from cause
+
+
+def chunks_of(data: bytes, sizes: bytes) -> list[tuple[bytes, bool]]:
+    """Cut data where the sizes say, of which an odd one ends a message.
+
+    Before one of 255 comes an empty message, though not as the first: that would be text.
+    """
+    found = []
+    position = turn = 0
+    while position < len(data):
+        size = sizes[turn % len(sizes)]
+        turn += 1
+        if size == 255 and position:
+            found.append((b"", True))
+        found.append((data[position : position + 1 + size], bool(size % 2)))
+        position += 1 + size
+    return found
+
+
+def limits() -> Settings:
+    """The least that the limits can be set to, so that inputs reach them."""
+    return Settings(max_message=1024, max_arguments=128, max_command=65536, max_reply=65536)
+
+
+class Talk:
+    """What the server makes of a conversation: the output, and how many replies are due."""
+
+    def __init__(self, kind: int, chunks: list[tuple[bytes, bool]]) -> None:
+        #: Replies to commands, and messages out of turn.
+        self.replies = 0
+        clock = Clock()
+        store = Store(clock.monotonic, clock.time)
+        if kind & SHORT:
+            store.limit = 2048
+            store.policy = pipecache.POLICIES[(kind >> 5) % len(pipecache.POLICIES)]
+        live = Live(store)
+        settings = limits()
+        connection = Memory(bool(kind & FRAMED), chunks, clock)
+        complaints = Complaints()
+        pipecache.log.addHandler(complaints)
+        random.seed(0)
+        # What takes the time from the module takes it from this clock.
+        with mock.patch.multiple(pipecache, time=clock, execute=self.execute):
+            session = Session(connection, settings, "memory", bool(kind & SUSPICIOUS))
+            password = PASSWORD if kind & LOCKED else None
+            context = Context(store, settings, Statistics("memory"), live, session, password)
+            connection.context = context
+            self._tell, live.channels.tell = live.channels.tell, self.tell  # type: ignore[method-assign]
+            try:
+                context.register()
+                with contextlib.suppress(pipecache.ConnectionLost):
+                    session.run(context)
+                session.end(context)
+                context.leave()
+            finally:
+                pipecache.log.removeHandler(complaints)
+        complaints.check()
+        self.output = bytes(connection.output)
+        waiting, channels = live.waiting, live.channels
+        assert not (waiting.waiters or channels.channels or channels.patterns or channels.monitors)
+        assert not (store._watches or store._owners or store._owned), "something is left of it"
+        check_store(store)
+        self.keys = len(store)
+
+    def execute(self, context: Context, arguments: Any) -> pipecache.Reply:
+        """Carry out a command, and count its replies."""
+        reply = EXECUTE(context, arguments)
+        waits = context.waiter is not None and not context.waiter.muted
+        if reply is not pipecache.NOTHING or waits:
+            self.replies += len(reply) if isinstance(reply, pipecache.Several) else 1
+        return reply
+
+    def tell(self, reply: pipecache.Reply, subscribers: Any) -> None:
+        self.replies += len(subscribers)
+        self._tell(reply, subscribers)
+
+
+EXECUTE = pipecache.execute
+
+
+def check_store(store: Store, reserved: int = 0) -> None:
+    """No collection is empty, nothing is left of keys that went, and what is counted is there.
+
+    :param reserved: the bytes that queues and commands half read take.
+    """
+    used = reserved + store.expiring * pipecache.DEADLINE_COST
+    for key in list(store._values):
+        value = store._values[key]
+        assert isinstance(value, bytes) or value, key
+        used += store.cost(key)
+        if not isinstance(value, bytes):
+            again = pipecache.unpack(pipecache.letter_of(value), pipecache.pack(value))
+            assert again.parts() == value.parts() and again.payload == value.payload, key
+    assert used == store.used, f"{used} bytes are used, {store.used} are counted"
+    keys = set(store._values)
+    assert set(store._deadlines) <= keys, "a time to live without a key"
+    assert {(end, key) for key, end in store._deadlines.items()} <= set(store._queue)
+    assert store._uses is None or set(store._uses) == keys, "uses of other keys than there are"
+
+
+#: The first bytes of RESP2, and what RESP3 has beside them.
+KINDS, KINDS3 = b"$*+-:", b"$*+-:_,=~%>"
+
+
+def read_line(data: bytes, position: int) -> tuple[bytes, bytes, int]:
+    """The kind, the rest of a line, and where the next begins."""
+    end = data.find(b"\r\n", position)
+    assert end > position, f"no line at {position}"
+    line = data[position + 1 : end]
+    assert b"\r" not in line and b"\n" not in line, f"a line break in {line!r}"
+    return data[position : position + 1], line, end + 2
+
+
+def count_replies(data: bytes, kinds: bytes) -> int:
+    """How many replies these are, read strictly.
+
+    :raises AssertionError: if one is not as RESP has it, or not whole.
+    """
+    count = position = 0
+    while position < len(data):
+        count += 1
+        missing = 1
+        while missing:
+            missing -= 1
+            kind, line, position = read_line(data, position)
+            assert kind in kinds, f"no kind of reply: {kind!r}"
+            if kind in b"$*" and line == b"-1":
+                continue
+            if kind in b"$=*~>%:":
+                assert re.fullmatch(rb"0|-?[1-9]\d*", line), f"no integer: {line!r}"
+            if kind in b"$=*~>%":
+                assert int(line) >= 0, f"a length below 0: {line!r}"
+            if kind in b"$=":
+                end = position + int(line)
+                assert data[end : end + 2] == b"\r\n", "a length that is wrong"
+                assert kind != b"=" or data[position : position + 4] == b"txt:"
+                position = end + 2
+            elif kind in b"*~>":
+                missing += int(line)
+            elif kind == b"%":
+                missing += 2 * int(line)
+            elif kind == b",":
+                float(line)
+            elif kind == b"-":
+                assert re.match(rb"[A-Z]+ \S", line), f"an error without a code: {line!r}"
+            elif kind == b"_":
+                assert not line
+    return count
+
+
+def parse(
+    framed: bool, restricted: bool, chunks: list[tuple[bytes, bool]]
+) -> Iterator[tuple[object, bytes | None]]:
+    """The requests that a parser finds, and whether it keeps no more than it was fed."""
+    settings = limits()
+    parser = RequestParser(framed, settings)
+    parser.restricted = restricted
+    fed = 0
+    for chunk, end_of_message in chunks:
+        fed += len(chunk)
+        requests = parser.feed(chunk, end_of_message or not framed)
+        while requests:
+            for arguments, terminator in requests:
+                if isinstance(arguments, list):
+                    assert arguments, "a command without a name"
+                    assert len(arguments) <= settings.max_arguments
+                    assert max(map(len, arguments)) <= settings.max_message
+                    yield arguments, terminator
+                else:
+                    yield (type(arguments), str(arguments)), terminator
+                if isinstance(arguments, pipecache.ProtocolError):
+                    assert not parser.held, "memory held after the end"
+                    return
+            requests = parser.feed(b"") if restricted else []
+        kept = len(parser._buffer) + sum(map(len, parser._arguments)) * (parser._missing > 0)
+        # An argument takes five bytes of the stream at least.
+        assert kept <= fed and parser.held <= fed + fed // 5 * pipecache.ARGUMENT_OVERHEAD + 1
+        assert kept <= parser.held, f"{kept} bytes are kept, {parser.held} are told"
+        assert sys.getsizeof(parser._buffer) <= 2 * fed + 1024, "a buffer for more than there was"
+
+
+def check_parser(kind: int, stream: bytes, chunks: list[tuple[bytes, bool]]) -> None:
+    """Look whether a stream holds the same requests in one chunk, these, and small ones."""
+    restricted = bool(kind & LOCKED)
+    if kind & FRAMED:
+        collections.deque(parse(True, restricted, chunks), 0)
+    whole = list(parse(False, restricted, [(stream, True)]))
+    step = 1 + len(stream) // 512  # one byte at a time, but for long ones
+    small = [(stream[place : place + step], True) for place in range(0, len(stream), step)]
+    for cut in (chunks, small):
+        found = list(parse(False, restricted, cut))
+        assert found == whole, f"{whole} at once, but {found} in {len(cut)} parts"
+
+
+def in_resp(text: bytes) -> bytes:
+    """The same commands in RESP; each line is one."""
+    commands = (line.split() for line in text.split(b"\n"))
+    return b"".join(
+        b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
+        for words in commands
+        if words
+    )
+
+
+def check(data: bytes) -> None:
+    """Put one input to the test.
+
+    :raises AssertionError: if it finds something wrong.
+    """
+    if len(data) < 3:
+        return
+    kind, count = data[0], 1 + data[1] % 8
+    sizes, stream = data[2 : 2 + count], data[2 + count :]
+    if kind & RESP:
+        stream = in_resp(stream)
+    started = time.process_time()
+    chunks = chunks_of(stream, sizes)
+    check_parser(kind, stream, chunks)
+    talk = Talk(kind, chunks)
+    if kind & RESP:
+        kinds = KINDS3 if b"HELLO" in stream.upper() else KINDS
+        found = count_replies(talk.output, kinds)
+        assert found == talk.replies, f"{found} replies, where {talk.replies} are due"
+    if kind & LOCKED and PASSWORD not in stream:
+        assert not talk.keys, "a key without a password"
+    compared = not kind & (SHORT | SUSPICIOUS) and not BY_THE_CUT.search(stream)
+    if compared and kind & (RESP | FRAMED) != FRAMED:
+        # A stream; and RESP is one whatever messages it comes in.
+        whole = Talk(kind & ~FRAMED, [(stream, True)]).output
+        assert whole == talk.output, f"{whole!r} at once, but {talk.output!r} in parts"
+    taken = time.process_time() - started
+    assert taken < LONGEST, f"it takes {taken:.1f} s"
+
+
+def dictionary() -> str:
+    """What inputs are made of, as libFuzzer reads it."""
+    entries = pipecache._every_command()
+    words = {word for entry in entries for word in entry.name.split()}
+    words.update(word for entry in entries for word in re.findall(r"[A-Z]{2,}", entry.usage))
+    words.update(limit.parameter for limit in pipecache.LIMITS.values())
+    words.update(("notify-keyspace-events", "KEA", "maxmemory-policy", *pipecache.POLICIES))
+    words.update(f"{kind}{size}\\x0d\\x0a" for kind in "*$" for size in (-1, 0, 1, 2, 3, 1024))
+    words.update(("\\x0d\\x0a", "\\x0a", "\\x22", "'", "POST ", "Host:", PASSWORD.decode()))
+    words.update(("-1", "0", "1", "inf", "-inf", "nan", "1e308", "0.5", "(1", "+inf", "*", "a*"))
+    words.update(("9223372036854775807", "-9223372036854775808", "1024", "131072"))
+    return "".join(f'"{word}"\n' for word in sorted(words))
+
+
+#: What the process that fuzzes runs: the server alone is instrumented, not what tests it.
+START = """
+import sys, atheris
+with atheris.instrument_imports(include=["pipecache"]):
+    import pipecache
+from tests.tools import fuzz_wire
+atheris.Setup(sys.argv, fuzz_wire.check)
+atheris.Fuzz()
+"""
+
+
+def resident(pid: int) -> int:
+    """The bytes of memory that a process has, 0 if it has ended."""
+    with contextlib.suppress(OSError, IndexError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * mmap.PAGESIZE
+    return 0
+
+
+def run(python: Path, arguments: list[str], folder: Path) -> tuple[int, list[str], list[int]]:
+    """Run libFuzzer; its status, the end of its output, and its memory, second by second."""
+    process = subprocess.Popen(
+        [str(python), "-c", START, f"-artifact_prefix={folder}/", *arguments],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    levels: list[int] = []
+    ended = threading.Event()
+
+    def sample() -> None:
+        while not ended.wait(1):
+            levels.append(resident(process.pid))
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    lines: collections.deque[str] = collections.deque(maxlen=60)
+    try:
+        assert process.stdout
+        for line in process.stdout:
+            lines.append(line.decode("utf-8", "replace").rstrip())
+        status = process.wait()
+    finally:
+        process.kill()
+        process.wait()
+        ended.set()
+        sampler.join()
+    return status, list(lines), [level for level in levels if level]
+
+
+def fuzz(python: Path, seconds: int, kept: str | None, folders: list[str]) -> bool:
+    """Fuzz for so long, tell what came of it, and whether nothing was found."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        found = Path(kept) if kept else folder / "found"
+        found.mkdir(exist_ok=True)
+        words = folder / "words.dict"
+        words.write_text(dictionary())
+        options = [f"-max_total_time={seconds}", f"-dict={words}", "-max_len=4096", "-timeout=10"]
+        options += ["-rss_limit_mb=1024", "-print_final_stats=1"]
+        status, lines, levels = run(python, [*options, str(found), str(CORPUS), *folders], folder)
+        if status:
+            print("\n".join(lines))
+            for crash in sorted(folder.glob("*-*")):
+                print(f"{crash.name}: {crash.read_bytes()!r}")
+    executed = re.findall(r"number_of_executed_units:\s*(\d+)", "\n".join(lines))
+    if not executed:
+        status = status or 1  # it did not even begin
+    # What it takes to begin with is no growth.
+    levels = levels[len(levels) // 10 :]
+    if levels:
+        first, middle, last = levels[0], max(levels[: len(levels) // 2 + 1]), levels[-1]
+        shown = ", ".join(f"{level / 1e6:.0f} MB" for level in (first, middle, last))
+        print(f"Memory at the beginning, in the middle, at the end: {shown}")
+        if last > middle + GROWTH:
+            print("It grows.")
+            status = 1
+    runs = "".join(executed) or "no"
+    print(f"Fuzzing {'FAILED' if status else 'passed'}: {runs} inputs in {seconds} s", flush=True)
+    return not status
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="tests/tools/fuzz_wire.py", description="Fuzz the protocol."
+    )
+    parser.add_argument("--seconds", type=int, default=600, metavar="N", help="how long (600)")
+    parser.add_argument("--keep", metavar="FOLDER", help="keep the inputs it finds there")
+    parser.add_argument("folders", nargs="*", help="further inputs to begin with")
+    options = parser.parse_args()
+    folders = [str(Path(folder).resolve()) for folder in options.folders]
+    try:
+        if sys.platform != "linux":
+            raise provision.Unavailable("the fuzzer, atheris, is for Linux")
+        python = provision.environment("fuzz", [REQUIREMENT])
+    except provision.Unavailable as error:
+        print(f"{provision.NOT_SET_UP}{error}", flush=True)
+        return NOT_SET_UP
+    kept = str(Path(options.keep).resolve()) if options.keep else None
+    return 0 if fuzz(python, options.seconds, kept, folders) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

