@@ -510,7 +510,7 @@ if sys.platform == "win32":
         function.argtypes = argtypes
         return function
 
-    def _true(result: int, function: Any, arguments: Any) -> int:
+    def _nonzero(result: int, function: Any, arguments: Any) -> int:
         if not result:
             raise ctypes.WinError(ctypes.get_last_error())
         return result
@@ -525,27 +525,27 @@ if sys.platform == "win32":
     # fmt: off
     CreateFileW = _bind(_kernel32, "CreateFileW", HANDLE, None,
         wintypes.LPCWSTR, DWORD, DWORD, LPVOID, DWORD, DWORD, HANDLE)
-    SetNamedPipeHandleState = _bind(_kernel32, "SetNamedPipeHandleState", BOOL, _true,
+    SetNamedPipeHandleState = _bind(_kernel32, "SetNamedPipeHandleState", BOOL, _nonzero,
         HANDLE, LPDWORD, LPDWORD, LPDWORD)
-    CreateEventW = _bind(_kernel32, "CreateEventW", HANDLE, _true,
+    CreateEventW = _bind(_kernel32, "CreateEventW", HANDLE, _nonzero,
         LPVOID, BOOL, BOOL, wintypes.LPCWSTR)
-    CloseHandle = _bind(_kernel32, "CloseHandle", BOOL, _true, HANDLE)
+    CloseHandle = _bind(_kernel32, "CloseHandle", BOOL, _nonzero, HANDLE)
     LocalFree = _bind(_kernel32, "LocalFree", wintypes.HLOCAL, None, wintypes.HLOCAL)
     GetCurrentProcess = _bind(_kernel32, "GetCurrentProcess", HANDLE, None)
-    OpenProcessToken = _bind(_advapi32, "OpenProcessToken", BOOL, _true,
+    OpenProcessToken = _bind(_advapi32, "OpenProcessToken", BOOL, _nonzero,
         HANDLE, DWORD, ctypes.POINTER(HANDLE))
-    GetTokenInformation = _bind(_advapi32, "GetTokenInformation", BOOL, _true,
+    GetTokenInformation = _bind(_advapi32, "GetTokenInformation", BOOL, _nonzero,
         HANDLE, ctypes.c_int, LPVOID, DWORD, LPDWORD)
-    ConvertSidToStringSidW = _bind(_advapi32, "ConvertSidToStringSidW", BOOL, _true,
+    ConvertSidToStringSidW = _bind(_advapi32, "ConvertSidToStringSidW", BOOL, _nonzero,
         LPVOID, ctypes.POINTER(LPVOID))
-    ConvertStringSidToSidW = _bind(_advapi32, "ConvertStringSidToSidW", BOOL, _true,
+    ConvertStringSidToSidW = _bind(_advapi32, "ConvertStringSidToSidW", BOOL, _nonzero,
         wintypes.LPCWSTR, ctypes.POINTER(LPVOID))
     ConvertSecurityDescriptorToStringSecurityDescriptorW = _bind(
-        _advapi32, "ConvertSecurityDescriptorToStringSecurityDescriptorW", BOOL, _true,
+        _advapi32, "ConvertSecurityDescriptorToStringSecurityDescriptorW", BOOL, _nonzero,
         LPVOID, DWORD, DWORD, ctypes.POINTER(LPVOID), LPDWORD)
     GetSecurityInfo = _bind(_advapi32, "GetSecurityInfo", DWORD, None,
         HANDLE, ctypes.c_int, DWORD, LPVOID, LPVOID, LPVOID, LPVOID, ctypes.POINTER(LPVOID))
-    LookupAccountSidW = _bind(_advapi32, "LookupAccountSidW", BOOL, _true,
+    LookupAccountSidW = _bind(_advapi32, "LookupAccountSidW", BOOL, _nonzero,
         wintypes.LPCWSTR, LPVOID, wintypes.LPWSTR, LPDWORD, wintypes.LPWSTR, LPDWORD, LPDWORD)
     GetNamedPipeServerProcessId = _bind(_kernel32, "GetNamedPipeServerProcessId", BOOL, None,
         HANDLE, wintypes.PULONG)
