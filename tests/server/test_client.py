@@ -860,7 +860,7 @@ class SourceTests(unittest.TestCase):
         server, ours = declarations("pipecache.py"), declarations("client.py")
         shared = {name for name in server.keys() & ours.keys() if name.isupper()}
         shared |= {"ReadFile", "GetOverlappedResult", "CancelIoEx", "WaitNamedPipeW"}
-        shared |= {"OVERLAPPED", "CreateEventW", "CloseHandle", "_bind", "_true", "pipe_address"}
+        shared |= {"OVERLAPPED", "CreateEventW", "CloseHandle", "_bind", "_nonzero", "pipe_address"}
         self.assertIn("ERROR_MORE_DATA", shared)
         for name in sorted(shared):
             with self.subTest(name=name):
