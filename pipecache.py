@@ -2400,7 +2400,8 @@ class Persistence:
                         value = unpack_value(kind, value)  # noqa: PLW2901
                 except ValueError as error:
                     raise ValueError(f"malformed key {key!r:.{ERROR_EXCERPT}}: {error}") from error
-                if time.monotonic() > last_report + PROGRESS_INTERVAL:
+                check_time = number % 1000 == 0 or len(value) > SHORT_VALUE
+                if check_time and time.monotonic() > last_report + PROGRESS_INTERVAL:
                     last_report = time.monotonic()
                     log.info("Loading %s: %d of %d keys", self.display_path(), number, count)
                 if expires is None:
