@@ -1736,8 +1736,8 @@ class Client:
         self.terminator: bytes | None = None
         self.password = password
         self.authenticated = password is None
-        #: The mode that CLIENT REPLY has set: ON, OFF, or SKIP, which becomes SKIP_NEXT after the
-        #: reply to CLIENT REPLY itself was left out.
+        #: The mode that CLIENT REPLY has set: ON, OFF, or SKIP, which becomes SKIP_THIS while the
+        #: next command is executed.
         self.reply_mode = "ON"
         self.transaction: Transaction | None = None
         self.watch: Watch | None = None
@@ -2121,9 +2121,9 @@ APPLICATION_ID = int.from_bytes(b"pipc", "big")
 #: The user_version in the header of the SQLite file: the newest row format known to this program.
 FILE_FORMAT = 1
 
-# One row per key. kind is the event_class() of the value; value has the bytes of a string, or the
-# pack_parts() of a collection; expires is in Unix milliseconds, or NULL for never; by_clock is 1 if
-# the deadline follows the wall clock (EXPIREAT), and 0 if it follows elapsed time (EXPIRE).
+# One row per key. kind is the event_class() of the value. value is a string, or a collection that
+# pack_parts() encoded. expires is the deadline in milliseconds since 1970, or NULL. by_clock is 1
+# if the deadline follows the wall clock (EXPIREAT), and 0 if it follows elapsed time (EXPIRE).
 _SCHEMA = """CREATE TABLE keys (key BLOB PRIMARY KEY, kind TEXT NOT NULL, value BLOB NOT NULL,
     expires INTEGER, by_clock INTEGER NOT NULL) WITHOUT ROWID"""
 # SQLite stores any type in any column, so _load() checks the types of key, value and expires.
@@ -2144,8 +2144,8 @@ _ADVICE = {
     "MemoryError": "close other programs, or start the server with a lower --max-memory",
 }
 
-#: (device, inode) of each file that this process has open. _check_header() must not open the file
-#: again: when a process closes a file, POSIX releases all its locks on the file, SQLite's too.
+#: (device, inode) of each file that this process has open. _check_header() must not open such a
+#: file again: when a process closes a file once, POSIX releases all locks of this process on it.
 _OPEN_FILES: set[tuple[int, int] | None] = set()
 
 
@@ -2181,9 +2181,9 @@ class Persistence:
 
     Promises: A change is in the file about one second after it was made, unless keys change faster
     than the disk can write. Each save is one transaction (WAL mode, synchronous=FULL): after a
-    crash, the file has all changes of a save or none. EXEC holds the keyspace lock, so a MULTI is
-    in the file whole or not at all. If a save fails, the next save writes its changes. A file that
-    cannot be used is left as it is.
+    crash, the file has all changes of a save or none. EXEC holds the keyspace lock, so this is also
+    true for all changes of a transaction. If a save fails, the next save writes its changes. A file
+    that cannot be used is not changed.
 
     Locks: The keyspace lock guards the changes and ``_requests``. Only the saver writes the other
     attributes, except in :meth:`open`, :meth:`start` and :meth:`stop`; INFO reads the public ones.
@@ -2204,9 +2204,9 @@ class Persistence:
         self._wal_inode: tuple[int, int] | None = None
         #: The error of the last save, or "" if it succeeded.
         self.error = ""
-        #: Bytes of key and value, by key, of the keys that are not saved because they are too long.
+        #: The keys that are too long to be saved, each with the bytes of key and value.
         self.refused: dict[bytes, int] = {}
-        #: Keys that open() loaded, keys that open() found expired, and saves that wrote changes.
+        #: Numbers of keys loaded by open(), of keys expired before open(), and of completed saves.
         self.loaded = self.expired = self.saves = 0
         self.size = 0  #: Bytes of the file and the WAL file together.
         #: Unix time in seconds of the last save, and seconds that the last save or open() took.
@@ -2214,7 +2214,7 @@ class Persistence:
         #: time.monotonic() when the file last had all changes, and when the current save began.
         self.synced_at = time.monotonic()
         self.began: float | None = None
-        # Changed keys in the current transaction, and statements executed in all transactions.
+        # Numbers of changed keys in the current save, and of statements executed in all saves.
         self._saving_count = self._written = 0
         self._requests: list[Callable[[str], None]] = []  # callbacks for the end of the next save
         self._save_requested, self._ending = threading.Event(), False
@@ -2339,9 +2339,8 @@ class Persistence:
                         value = unpack_value(kind, value)  # noqa: PLW2901
                 except ValueError as error:
                     raise ValueError(f"malformed key {key!r:.{ERROR_EXCERPT}}: {error}") from error
-                if (number % 1000 == 0 or len(value) > SHORT_VALUE) and (
-                    time.monotonic() > last_report + PROGRESS_INTERVAL
-                ):
+                check_time = number % 1000 == 0 or len(value) > SHORT_VALUE
+                if check_time and time.monotonic() > last_report + PROGRESS_INTERVAL:
                     last_report = time.monotonic()
                     log.info("Loading %s: %d of %d keys", self.display_path(), number, count)
                 if expires is None:
@@ -2355,7 +2354,7 @@ class Persistence:
         return load_time
 
     def start(self) -> None:
-        """Start the saver. If there is no thread left, close the file and raise RuntimeError."""
+        """Start the saver. If no thread can start, close the file and raise RuntimeError."""
         thread = threading.Thread(target=self._run, name="pipecache-saver", daemon=True)
         try:
             thread.start()
@@ -2413,7 +2412,7 @@ class Persistence:
         while not self._ending:
             self._wait(started + delay)
             started = time.monotonic()
-            # Each attempt copies all changes under the keyspace lock, so retry less and less often.
+            # Each attempt copies all changes under the keyspace lock, so double the delay.
             retry_delay = min(2 * delay, MAX_RETRY_DELAY)
             self._save(retry_delay)
             delay = retry_delay if self.error else SAVE_INTERVAL
@@ -2459,7 +2458,8 @@ class Persistence:
                 callback(error)
 
     def _reopen_if_replaced(self) -> None:
-        # Reopen the file if an error closed it or one of its files was removed; fail if replaced.
+        # Reopen the file if an error closed it, or if the file or the WAL file was removed. Fail if
+        # another file has its name.
         advice = "move that file away to save again, or restart the server to load that file"
         replaced = PersistenceError(f"another file was put in its place: {advice}")
         inode = _inode_of(self.path)
@@ -2525,7 +2525,7 @@ class Persistence:
     def _batches(self, changes: Changes, deleted: list[bytes]) -> Iterator[tuple[str, list[Any]]]:
         # Yield the placeholders of one row and the parameters of many rows. One statement has many
         # rows, because CPython releases and acquires the GIL for each statement, but not more than
-        # BATCH_BYTES, because SQLite copies the parameters. Append keys without a row to deleted.
+        # BATCH_BYTES, because SQLite copies the parameters. Append keys to delete to ``deleted``.
         if (  # the usual case, which needs no Python loop
             not self.refused
             and set(map(type, changes.values)) <= {bytes}
@@ -2600,16 +2600,15 @@ def _leak_in_child(persistence: Persistence | None) -> None:
 # Commands: declaration and dispatch
 # ----------------------------------------------------------------------------
 
-#: How arguments and option values are parsed, by their names in a usage. Other names stay bytes.
+#: The parsers of arguments and option values, by the names in a usage. Other values stay bytes.
 PARSERS: dict[str, Callable[[bytes], Any]] = {}
 
 
 class Options:
-    """The options of a command, from the brackets of its usage.
+    """The options of a command, from a usage such as ``SET key value [NX|XX] [EX seconds]``.
 
-    Of the options in one bracket, as in ``[NX|XX] [EX seconds|KEEPTTL] [GET]``, only one may be
-    given. If an option is repeated, the last value counts. The methods raise CommandError for
-    arguments that break these rules.
+    Only one option of each bracket may be given. If an option is repeated, the last value counts.
+    The methods raise CommandError for arguments that break these rules.
     """
 
     #: Options that Redis does not allow to be repeated.
@@ -2628,7 +2627,7 @@ class Options:
     def split(self, words: Sequence[bytes]) -> tuple[dict[str, Any], Sequence[bytes]]:
         """Return the leading options by name, and the remaining words.
 
-        The value of an option is True if the usage gives it no value.
+        The value of an option that has no value in the usage is True.
         """
         found: dict[str, Any] = {}
         chosen: dict[int, str] = {}
@@ -2664,9 +2663,12 @@ class Command:
         ``"controls"``, a command that changes the state of the client's connection.
     :param function: called with the client, the arguments, and the options as keywords.
     :param raw: True if the function parses all arguments itself.
-    :param extra_is_syntax_error: True if too many arguments are a syntax error in Redis although
-        the usage has no options.
     """
+
+    #: Commands without options for which Redis calls too many arguments a syntax error.
+    EXTRA_IS_SYNTAX_ERROR = frozenset(
+        {"AUTH", "PUBSUB CHANNELS", "SPOP", "SRANDMEMBER", "ZPOPMAX", "ZPOPMIN"}
+    )
 
     __slots__ = (
         "_options", "_pairs_only", "access", "function", "group", "grows", "key_positions",
@@ -2676,7 +2678,7 @@ class Command:
 
     def __init__(
         self, group: str, access: str, usage: str, summary: str, function: Callable[..., Reply],
-        raw: bool = False, extra_is_syntax_error: bool = False,
+        raw: bool = False,
     ) -> None:  # fmt: skip
         self.usage_items = items = re.findall(r"\[[^\]]*\]|\S+", usage)
         is_subcommand = len(items) > 1 and re.fullmatch("[A-Z]+", items[1]) is not None
@@ -2687,12 +2689,12 @@ class Command:
         positional = [item.strip("[]") for item in items if not re.match(r"\[[A-Z]", item)]
         unbounded = raw or "..." in usage
         options = Options(usage)
-        has_options = (bool(options) or extra_is_syntax_error) and not unbounded
+        has_options = (bool(options) or self.name in self.EXTRA_IS_SYNTAX_ERROR) and not unbounded
         self._options = options if has_options else None
         # True if the repeated arguments come in pairs, as in MSET.
         self._pairs_only = not raw and bool(re.fullmatch(r"[^\[]*\[[a-z]+ [a-z]+ \.\.\.\]", usage))
-        #: Bounds of the number of arguments, the name included. Up to simple_arguments, the
-        #: function can be called without parsing options.
+        #: Bounds of the number of arguments, the name included. If there are simple_arguments or
+        #: fewer, none of them is an option.
         self.min_arguments = sum(not item.startswith("[") for item in items)
         self.max_arguments = sys.maxsize if unbounded or has_options else len(positional)
         self.simple_arguments = len(positional)
@@ -2723,7 +2725,7 @@ class Command:
         """Parse the arguments, call the function and return its reply.
 
         :param arguments: the command with its name.
-        :raises CommandError: for a wrong number of arguments, and as the function does.
+        :raises CommandError: for a wrong number of arguments, or raised by the function.
         """
         size, first = len(arguments), self.name_words
         if not self.min_arguments <= size <= self.max_arguments or (
@@ -2749,8 +2751,8 @@ COMMANDS: dict[bytes, Command] = {}
 #: The commands that do not change the state of the connection, by their names in upper and in
 #: lower case, because clients send either. execute() looks only here.
 FAST_COMMANDS: dict[bytes, Command] = {}
-#: Commands of two words, by both words in upper case; and by (b"COMMAND", b"") the command COMMAND,
-#: which has subcommands and can also be called alone.
+#: Commands of two words, by both words in upper case. The command COMMAND, which has subcommands
+#: and can also be called alone, has the key (b"COMMAND", b"").
 SUBCOMMANDS: dict[tuple[bytes, bytes], Command] = {}
 #: The first words of SUBCOMMANDS.
 CONTAINERS: set[bytes] = set()
@@ -2764,9 +2766,8 @@ class Family:
     Each decorator takes a usage and a summary. The functions of :meth:`reads`, :meth:`writes`,
     :meth:`grows` and :meth:`controls` (see :class:`Command`) are called with the client and the
     arguments. The functions of :meth:`views` and :meth:`edits` are called with the value of the
-    key, which is empty for a missing key, instead of the client and the key. ``raw`` and
-    ``extra_is_syntax_error`` are those of :class:`Command`; other keywords are passed to the
-    function.
+    key, which is empty for a missing key, instead of the client and the key. ``raw`` is that of
+    :class:`Command`; other keywords are passed to the function.
     """
 
     def __init__(self, group: str, value_type: type = bytes) -> None:
@@ -2779,12 +2780,12 @@ class Family:
 
     def _declare(
         self, access: str, usage: str, summary: str, wrap: Callable[[Any], Any] | None = None,
-        raw: bool = False, extra_is_syntax_error: bool = False, **fixed: Any,
+        raw: bool = False, **fixed: Any,
     ) -> Declaration:  # fmt: skip
         def declare(function: Callable[..., Reply]) -> Callable[..., Reply]:
             run = functools.partial(function, **fixed) if fixed else function
             run = wrap(run) if wrap else run
-            entry = Command(self._group, access, usage, summary, run, raw, extra_is_syntax_error)
+            entry = Command(self._group, access, usage, summary, run, raw)
             name, *subcommand = entry.name.encode().split()
             if subcommand or name in CONTAINERS:
                 if name not in CONTAINERS:
@@ -2863,8 +2864,8 @@ def ensure_memory(client: Client, names: Sequence[bytes], cost: int, existing: i
 def find_command(arguments: list[bytes]) -> Command:
     """Return the command table's entry for a command.
 
-    :raises CommandError: if the command is unknown, or its number of arguments is wrong as far as
-        Redis checks it before it queues a command. :meth:`Command.call` checks the rest.
+    :raises CommandError: if the command is unknown, or if its number of arguments fails the check
+        that Redis makes before it queues a command. :meth:`Command.call` makes all checks.
     """
     name = arguments[0].upper()
     entry = COMMANDS.get(name)
@@ -2891,7 +2892,10 @@ def execute(client: Client, arguments: Any) -> Reply:
     """
     try:
         if arguments.__class__ is not list:
-            return reply_error(client, arguments)
+            if not isinstance(arguments, ProtocolError):
+                return _execute_slow_path(client, arguments)
+            client.close(str(arguments).partition(" ")[2], logging.WARNING)
+            return arguments
         entry = FAST_COMMANDS.get(arguments[0])
         if entry is None or client.slow_path:
             return _execute_slow_path(client, arguments)
@@ -2908,15 +2912,8 @@ def execute(client: Client, arguments: Any) -> Reply:
         return CommandError(INTERNAL_ERROR)
 
 
-def reply_error(client: Client, error: Any) -> Reply:
-    """Return the reply to a request that the parser rejected."""
-    if isinstance(error, ProtocolError):
-        client.close(str(error).partition(" ")[2], logging.WARNING)
-        return error
-    return _execute_slow_path(client, error)
-
-
-#: Commands that an unauthenticated client may call, and that MULTI does not queue.
+#: Commands that an unauthenticated client may call, commands that MULTI does not queue, and
+#: commands that fail in a transaction.
 _ALLOWED_BEFORE_AUTH = frozenset({"AUTH", "HELLO", "QUIT", "RESET"})
 _NEVER_QUEUED = frozenset({"DISCARD", "EXEC", "MULTI", "QUIT", "RESET", "WATCH"})
 _NOT_IN_TRANSACTIONS = frozenset({"BGSAVE", "SAVE"})
@@ -2932,27 +2929,22 @@ _HIDDEN_FROM_MONITOR = frozenset(
 
 
 def _execute_slow_path(client: Client, arguments: Any) -> Reply:
-    skip_this = client.reply_mode == "SKIP_NEXT"
+    if client.reply_mode == "SKIP":
+        client.reply_mode = "SKIP_THIS"
     try:
         reply = check_and_queue(client, arguments)
     except CommandError as error:
         reply = error
-    reply = apply_reply_mode(client, reply, skip_this)
+    reply = apply_reply_mode(client, reply)
     client.slow_path = client.needs_slow_path()
     return reply
 
 
-def apply_reply_mode(client: Client, reply: Reply, skip_this: bool) -> Reply:
-    """Return the reply to a command, or NO_REPLY if CLIENT REPLY suppresses it.
-
-    :param skip_this: True if CLIENT REPLY SKIP came directly before this command.
-    """
-    suppress = client.reply_mode == "OFF"
-    if client.reply_mode == "SKIP":
-        client.reply_mode = "SKIP_NEXT"
-    elif skip_this and client.reply_mode == "SKIP_NEXT":
+def apply_reply_mode(client: Client, reply: Reply) -> Reply:
+    """Return the reply to a command, or NO_REPLY if CLIENT REPLY suppresses it."""
+    suppress = client.reply_mode in ("OFF", "SKIP_THIS")
+    if client.reply_mode == "SKIP_THIS":
         client.reply_mode = "ON"
-        suppress = True
     if client.blocked is not None:
         client.blocked.suppress_reply = suppress
     return NO_REPLY if suppress else reply
@@ -2962,7 +2954,7 @@ def check_and_queue(client: Client, arguments: Any) -> Reply:
     """Check whether a client may execute a command now, then queue it or call it.
 
     :param arguments: the command with its name, or the error that the parser returned.
-    :raises CommandError: if the client may not execute it, and as the command does.
+    :raises CommandError: if the client may not execute it, or raised by the command.
     """
     transaction = client.transaction
     try:
@@ -3004,10 +2996,7 @@ def check_and_queue(client: Client, arguments: Any) -> Reply:
 
 
 def call_command(client: Client, entry: Command, arguments: list[bytes]) -> Reply:
-    """Call a command and show it to the clients of MONITOR.
-
-    :raises CommandError: as the command does.
-    """
+    """Call a command and show it to the clients of MONITOR."""
     pubsub = client.state.pubsub
     try:
         return entry.call(client, arguments)
@@ -3067,7 +3056,7 @@ def parse_integer(
 ) -> int:  # fmt: skip
     """Return a 64-bit integer; as in Redis, blanks, a plus sign and leading zeros are errors.
 
-    :param range_error: the text if the integer is out of range; None: ``error``.
+    :param range_error: the text if the integer is out of range, by default ``error``.
     """
     number = int(argument) if _INTEGER.fullmatch(argument) else None
     if number is None or not INTEGER_MIN <= number <= INTEGER_MAX:
@@ -3249,7 +3238,7 @@ def pop_or_block(
     :param value_type: the type that the value of each key must have.
     :param take: removes elements from an existing key and returns the reply. A blocked client
         stores this function, which therefore must not capture the client.
-    :param timeout: the argument in seconds, 0 for no limit; None: do not block.
+    :param timeout: the argument in seconds, 0 for no limit. With None, the client is not blocked.
     :param empty_reply: the reply if no key exists and the client may not block.
     """
     seconds = None if timeout is None else _parse_timeout(timeout)
@@ -3307,7 +3296,7 @@ def scan_page(
 def declare_scan(
     family: Family, name: str, contents: str, describe: Callable[[Any, bytes], tuple[bytes, ...]]
 ) -> None:
-    """Declare HSCAN, SSCAN or ZSCAN; ``describe`` returns a member's elements in the reply."""
+    """Declare HSCAN, SSCAN or ZSCAN; ``describe`` returns a member as elements of the reply."""
     usage = f"{name} key cursor [MATCH pattern] [COUNT page-size]"
     options = Options(usage)
 
@@ -3360,8 +3349,7 @@ def get(client: Client, key: bytes) -> Reply:
 
 
 @strings.grows(f"SET key value [NX|XX|IFEQ comparison-value] [GET] [{_EXPIRY}|KEEPTTL] [OWNED]",
-               "Set a key to a value (in text, the rest of the message); OWNED deletes the key when"
-               " the client disconnects.")  # fmt: skip
+               "Set a key; OWNED deletes the key when the client disconnects.")  # fmt: skip
 @strings.grows("GETSET key value", "Set the value of a key and return its old value.", get=True)
 def set_(client: Client, key: bytes, value: bytes, **options: Any) -> Reply:
     keyspace = client.keyspace
@@ -3461,8 +3449,7 @@ def getrange(value: bytes, start: int, end: int) -> Reply:
 
 
 @strings.grows("MSET key value [key value ...]", "Set the values of several keys.")
-@strings.grows("MSETNX key value [key value ...]", "Set several keys and return 1, or set nothing"
-               " and return 0 if one of them exists.", only_new=True)  # fmt: skip
+@strings.grows("MSETNX key value [key value ...]", "Set several keys if none exist.", only_new=True)
 def mset(client: Client, *pairs: bytes, only_new: bool = False) -> Reply:
     if only_new and any(key in client.keyspace for key in pairs[::2]):
         return 0
@@ -3510,8 +3497,7 @@ def del_(client: Client, *keys: bytes) -> Reply:
     return sum(map(client.keyspace.delete, keys))
 
 
-@generic.writes("DELEX key [IFEQ value|IFNE value]", "Delete a key, optionally only if its value"
-                " is equal or not equal to another; return 1 if deleted, else 0.")  # fmt: skip
+@generic.writes("DELEX key [IFEQ value|IFNE value]", "Delete a key if the condition is true.")
 def delex(client: Client, key: bytes, **options: bytes) -> Reply:
     value = client.keyspace.peek(key)
     if options and value is not None and not isinstance(value, bytes):
@@ -3542,8 +3528,7 @@ generic.reads("TYPE key", "Return the type of a value: string, list, hash, set, 
 
 
 @generic.writes("RENAME key newkey", "Rename a key and replace any key that has the new name.")
-@generic.writes("RENAMENX key newkey", "Rename a key if no key has the new name; return 1 if"
-                " renamed, else 0.", only_new=True)  # fmt: skip
+@generic.writes("RENAMENX key newkey", "Rename a key if no key has the new name.", only_new=True)
 def rename(client: Client, key: bytes, newkey: bytes, *, only_new: bool = False) -> Reply:
     if key not in client.keyspace:
         raise CommandError("ERR no such key")
@@ -3570,7 +3555,7 @@ def keys_(client: Client, pattern: bytes) -> Reply:
     return keys if pattern == b"*" else list(filter(compile_glob(pattern), keys))
 
 
-@generic.reads(_SCAN, "Return some of the keys and the next cursor; 0 starts and ends.", raw=True)
+@generic.reads(_SCAN, "Return the next cursor (0: the end) and some of the keys.", raw=True)
 def scan(client: Client, cursor: bytes, *arguments: bytes) -> Reply:
     start, options = parse_cursor(cursor), Options(_SCAN).parse(arguments)
     next_cursor, keys = scan_page(client.keyspace.scan, start, options)
@@ -3615,7 +3600,7 @@ def expire(client: Client, key: bytes, argument: bytes, *conditions: bytes, name
 
 @generic.reads("TTL key", "Return the time to live in seconds; -1: none, -2: no key.", unit=1000)
 @generic.reads("PTTL key", "Return the time to live in milliseconds; -1: none, -2: no key.", unit=1)
-@generic.reads("EXPIRETIME key", "Return the Unix time of expiry, -1 or -2.", unit=1000, at=True)
+@generic.reads("EXPIRETIME key", "Return the Unix time of expiry; see TTL.", unit=1000, at=True)
 @generic.reads("PEXPIRETIME key", "Return EXPIRETIME in milliseconds.", unit=1, at=True)
 def ttl(client: Client, key: bytes, *, unit: int, at: bool = False) -> Reply:
     if client.keyspace.lookup(key, touch=False) is None:
@@ -3712,8 +3697,7 @@ def lset(value: ListValue, index: bytes, element: bytes) -> Reply:
     return OK
 
 
-@lists.grows("LINSERT key BEFORE|AFTER pivot element", "Insert an element before or after another;"
-             " return the length, or -1 if there is no pivot.")  # fmt: skip
+@lists.grows("LINSERT key BEFORE|AFTER pivot element", "Insert an element before or after another.")
 def linsert(client: Client, key: bytes, where: str, pivot: bytes, element: bytes) -> Reply:
     value = client.keyspace.read_for_write(key, ListValue)
     if value is None or pivot not in value:
@@ -3767,8 +3751,7 @@ def lpos(
 
 
 @lists.grows(f"LMOVE {_LMOVE}", "Move an element between the ends of two lists and return it.")
-@lists.grows("RPOPLPUSH source destination", "Move an element from the tail of one list to the head"
-             " of another and return it.")  # fmt: skip
+@lists.grows("RPOPLPUSH source destination", "Move the last element to the head of another list.")
 @lists.grows(f"BLMOVE {_LMOVE} timeout", "Block until LMOVE can move an element.", blocks=True)
 @lists.grows("BRPOPLPUSH source destination timeout", "Block until RPOPLPUSH can move an element.",
              blocks=True)  # fmt: skip
@@ -3792,17 +3775,14 @@ def _move(client: Client, source: bytes, target: bytes, from_end: str, to_end: s
     return element
 
 
-@lists.writes("BLPOP key [key ...] timeout", "Block until LPOP can remove an element from one of"
-              " the lists; return the key and the element.", where="LEFT")  # fmt: skip
-@lists.writes("BRPOP key [key ...] timeout", "Block until RPOP can remove an element from one of"
-              " the lists; return the key and the element.", where="RIGHT")  # fmt: skip
+@lists.writes("BLPOP key [key ...] timeout", "Block until LPOP finds an element.", where="LEFT")
+@lists.writes("BRPOP key [key ...] timeout", "Block until RPOP finds an element.", where="RIGHT")
 def blpop(client: Client, *arguments: bytes, where: str) -> Reply:
     take = functools.partial(_take_elements, where=where)
     return pop_or_block(client, arguments[:-1], ListValue, take, arguments[-1])
 
 
-@lists.writes(f"LMPOP {_LMPOP}", "Remove elements from the first list that has some; return the key"
-              " and the elements.")  # fmt: skip
+@lists.writes(f"LMPOP {_LMPOP}", "Remove and return elements of the first list that has some.")
 @lists.writes(f"BLMPOP timeout {_LMPOP}", "Block until LMPOP can remove elements.", blocks=True)
 def lmpop(client: Client, *arguments: bytes, blocks: bool = False) -> Reply:
     return mpop(client, arguments, blocks, "LEFT|RIGHT", ListValue, _take_elements)
@@ -3864,8 +3844,7 @@ def hincrbyfloat(value: Hash, field: bytes, increment: bytes) -> Reply:
     return total
 
 
-@hashes.reads("HRANDFIELD key [count] [WITHVALUES]", "Return a random field, or several, which are"
-              " different unless the count is negative.", raw=True)  # fmt: skip
+@hashes.reads("HRANDFIELD key [count] [WITHVALUES]", "Return one or more random fields.", raw=True)
 def hrandfield(client: Client, key: bytes, *arguments: bytes) -> Reply:
     count = PARSERS["signed-count"](arguments[0]) if arguments else 1
     options = Options("[WITHVALUES]").parse(arguments[1:])
@@ -3916,8 +3895,7 @@ def smove(client: Client, source: bytes, target: bytes, member: bytes) -> Reply:
     return 1
 
 
-@sets.edits("SPOP key [count]", "Remove and return random members.", "writes",
-            extra_is_syntax_error=True)  # fmt: skip
+@sets.edits("SPOP key [count]", "Remove and return random members.", "writes")
 def spop(value: Set, count: int | None = None) -> Reply:
     if not value:
         return None if count is None else SetReply()
@@ -3927,8 +3905,7 @@ def spop(value: Set, count: int | None = None) -> Reply:
     return members[0] if count is None else SetReply(members)
 
 
-@sets.views("SRANDMEMBER key [signed-count]", "Return a random member, or several, which are"
-            " different unless the count is negative.", extra_is_syntax_error=True)  # fmt: skip
+@sets.views("SRANDMEMBER key [signed-count]", "Return one or more random members.")
 def srandmember(value: Set, count: int | None = None) -> Reply:
     if count is None:
         return value.random_key() if value else None
@@ -3959,8 +3936,7 @@ def sinterstore(client: Client, target: bytes, *keys: bytes, combine: Any, event
     return len(value)
 
 
-@sets.reads("SINTERCARD numkeys key [key ...] [LIMIT limit]", "Return the number of members common"
-            " to all sets, at most the limit.")  # fmt: skip
+@sets.reads("SINTERCARD numkeys key [key ...] [LIMIT limit]", "Return the size of an intersection.")
 def sintercard(client: Client, numkeys: bytes, *arguments: bytes) -> Reply:
     error = "ERR Number of keys can't be greater than number of args"
     keys, rest = split_numkeys(numkeys, arguments, error)
@@ -3982,8 +3958,7 @@ _ZADD_OPTIONS = Options(_ZADD)
 _ZMPOP = "numkeys key [key ...] MIN|MAX [COUNT count]"
 
 
-@zsets.grows(f"ZADD key {_ZADD} score member [score member ...]", "Set the scores of members;"
-             " return how many members are new, or with CH new or changed.")  # fmt: skip
+@zsets.grows(f"ZADD key {_ZADD} score member [score member ...]", "Set the scores of members.")
 def zadd(client: Client, key: bytes, *arguments: bytes) -> Reply:
     options, pairs = _ZADD_OPTIONS.split(arguments)
     if not pairs or len(pairs) % 2:
@@ -4044,7 +4019,7 @@ def zrank(value: SortedSet, member: bytes, *, reverse: bool = False) -> Reply:
 
 
 def _score_ranks(value: SortedSet, low: Any, high: Any) -> tuple[int, int]:
-    # Return the first rank and the rank after the last one; low and high: see parse_bound().
+    # Return the first rank and the rank after the last one of bounds from parse_bound().
     first = value.rank((low[0], LAST_MEMBER) if low[1] else low[:1])
     return first, max(value.rank(high[:1] if high[1] else (high[0], LAST_MEMBER)), first)
 
@@ -4057,8 +4032,7 @@ def zcount(value: SortedSet, low: Any, high: Any) -> Reply:
 
 @zsets.reads("ZRANGE key low high [BYSCORE] [REV] [LIMIT offset size] [WITHSCORES]",
              "Return the members between two ranks, or with BYSCORE two scores.")  # fmt: skip
-@zsets.reads("ZREVRANGE key low high [WITHSCORES]", "Return the members between two ranks, from the"
-             " highest score down.", rev=True)  # fmt: skip
+@zsets.reads("ZREVRANGE key low high [WITHSCORES]", "Return members in descending order.", rev=True)
 @zsets.reads("ZRANGEBYSCORE key low high [WITHSCORES] [LIMIT offset size]",
              "Return the members between two scores.", byscore=True)  # fmt: skip
 @zsets.reads("ZREVRANGEBYSCORE key high low [WITHSCORES] [LIMIT offset size]", "Return the members"
@@ -4102,26 +4076,21 @@ def _pop_by_score(value: SortedSet, count: int, highest: bool) -> list[tuple[byt
     return pairs[::-1] if highest else pairs
 
 
-@zsets.edits("ZPOPMIN key [count]", "Remove and return members with the lowest scores.", "writes",
-             extra_is_syntax_error=True)  # fmt: skip
-@zsets.edits("ZPOPMAX key [count]", "Remove and return members with the highest scores.", "writes",
-             extra_is_syntax_error=True, highest=True)  # fmt: skip
+@zsets.edits("ZPOPMIN key [count]", "Remove and return the members of lowest score.", "writes")
+@zsets.edits("ZPOPMAX key [count]", "Remove the members of highest score.", "writes", highest=True)
 def zpopmin(value: SortedSet, count: int | None = None, *, highest: bool = False) -> Reply:
     pairs = _pop_by_score(value, 1 if count is None else count, highest)
     return list(itertools.chain.from_iterable(pairs)) if count is None else PairsReply(pairs)
 
 
-@zsets.writes("BZPOPMIN key [key ...] timeout", "Block until ZPOPMIN can remove a member from one"
-              " of the keys; return the key, the member and its score.", where="MIN")  # fmt: skip
-@zsets.writes("BZPOPMAX key [key ...] timeout", "Block until ZPOPMAX can remove a member from one"
-              " of the keys; return the key, the member and its score.", where="MAX")  # fmt: skip
+@zsets.writes("BZPOPMIN key [key ...] timeout", "Block until ZPOPMIN finds a member.", where="MIN")
+@zsets.writes("BZPOPMAX key [key ...] timeout", "Block until ZPOPMAX finds a member.", where="MAX")
 def bzpopmin(client: Client, *arguments: bytes, where: str) -> Reply:
     take = functools.partial(_take_members, where=where)
     return pop_or_block(client, arguments[:-1], SortedSet, take, arguments[-1])
 
 
-@zsets.writes(f"ZMPOP {_ZMPOP}", "Remove members from the first sorted set that has some; return"
-              " the key and the members with their scores.")  # fmt: skip
+@zsets.writes(f"ZMPOP {_ZMPOP}", "Remove and return members of the first sorted set that has some.")
 @zsets.writes(f"BZMPOP timeout {_ZMPOP}", "Block until ZMPOP can remove members.", blocks=True)
 def zmpop(client: Client, *arguments: bytes, blocks: bool = False) -> Reply:
     return mpop(client, arguments, blocks, "MIN|MAX", SortedSet, _take_members)
@@ -4160,8 +4129,7 @@ def multi(client: Client) -> Reply:
     return OK
 
 
-@transactions.controls("EXEC", "Execute the queued commands as one atomic step and return their"
-                       " replies, or null if a watched key was changed.", raw=True)  # fmt: skip
+@transactions.controls("EXEC", "Execute the queued commands and return their replies.", raw=True)
 def exec_(client: Client, *words: bytes) -> Reply:
     if words:
         raise abort_transaction(client, wrong_arity(b"exec"))
@@ -4199,8 +4167,7 @@ def discard(client: Client) -> Reply:
     return OK
 
 
-@transactions.controls("WATCH key [key ...]", "Let the next EXEC fail if one of the keys is"
-                       " changed before it.")  # fmt: skip
+@transactions.controls("WATCH key [key ...]", "Let the next EXEC fail if one of the keys changes.")
 def watch(client: Client, *names: bytes) -> Reply:
     if client.transaction is not None:
         raise CommandError("ERR WATCH inside MULTI is not allowed")
@@ -4227,11 +4194,9 @@ def unwatch(client: Client) -> Reply:
 pubsub = Family("pubsub")
 
 
-@pubsub.controls("SUBSCRIBE channel [channel ...]", "Receive the messages published to channels.",
-                 is_pattern=False)  # fmt: skip
-@pubsub.controls("PSUBSCRIBE pattern [pattern ...]", "Receive the messages published to all"
-                 " channels that match a pattern.", is_pattern=True)  # fmt: skip
-def subscribe(client: Client, *names: bytes, is_pattern: bool) -> Reply:
+@pubsub.controls("SUBSCRIBE channel [channel ...]", "Receive the messages published to channels.")
+@pubsub.controls("PSUBSCRIBE pattern [pattern ...]", "Subscribe to patterns.", is_pattern=True)
+def subscribe(client: Client, *names: bytes, is_pattern: bool = False) -> Reply:
     ensure_memory(client, names, SUBSCRIPTION_COST, client.subscription_count)
     if is_pattern:
         if sum(map(len, names)) > MAX_PATTERNS:
@@ -4242,45 +4207,35 @@ def subscribe(client: Client, *names: bytes, is_pattern: bool) -> Reply:
         # Reject an invalid pattern before the first subscription is made.
         for name in names:
             compile_glob(name)
-    change = client.state.pubsub.subscribe
-    return _change_subscriptions(client, "subscribe", names, change, is_pattern)
-
-
-@pubsub.controls("UNSUBSCRIBE [channel ...]", "End subscriptions to channels, or to all channels"
-                 " if none is given.", is_pattern=False)  # fmt: skip
-@pubsub.controls("PUNSUBSCRIBE [pattern ...]", "End subscriptions to patterns, or to all patterns"
-                 " if none is given.", is_pattern=True)  # fmt: skip
-def unsubscribe(client: Client, *names: bytes, is_pattern: bool) -> Reply:
-    subscribed = client.patterns if is_pattern else client.channels
-    # Redis replies once, with a null name, if there is nothing to unsubscribe from.
-    chosen = names or tuple(subscribed) or (None,)
-    change = client.state.pubsub.unsubscribe
-    return _change_subscriptions(client, "unsubscribe", chosen, change, is_pattern)
-
-
-def _change_subscriptions(
-    client: Client, event: str, names: Iterable[Any],
-    change: Callable[[Client, bytes, bool], None], is_pattern: bool,
-) -> Reply:  # fmt: skip
-    event_name = f"{'p' * is_pattern}{event}".encode()
-    replies = MultipleReplies()
+    event, replies = b"psubscribe" if is_pattern else b"subscribe", MultipleReplies()
     for name in names:
-        change(client, name, is_pattern)
-        replies.append(Push([event_name, name, client.subscription_count]))
+        client.state.pubsub.subscribe(client, name, is_pattern)
+        replies.append(Push([event, name, client.subscription_count]))
     return replies
 
 
-pubsub.reads(
-    "PUBLISH channel message",
-    "Send a message to the subscribers of a channel and return their number.",
-)(lambda client, channel, message: client.state.pubsub.publish(channel, message))
+@pubsub.controls("UNSUBSCRIBE [channel ...]", "End subscriptions to the given or all channels.")
+@pubsub.controls("PUNSUBSCRIBE [pattern ...]", "End subscriptions to patterns.", is_pattern=True)
+def unsubscribe(client: Client, *names: bytes, is_pattern: bool = False) -> Reply:
+    subscribed = client.patterns if is_pattern else client.channels
+    # Redis replies once, with a null name, if there is nothing to unsubscribe from.
+    chosen: Any = names or tuple(subscribed) or (None,)
+    event, replies = b"punsubscribe" if is_pattern else b"unsubscribe", MultipleReplies()
+    for name in chosen:
+        client.state.pubsub.unsubscribe(client, name, is_pattern)
+        replies.append(Push([event, name, client.subscription_count]))
+    return replies
+
+
+pubsub.reads("PUBLISH channel message", "Send a message; return the number of subscribers.")(
+    lambda client, channel, message: client.state.pubsub.publish(channel, message)
+)
 pubsub.reads("PUBSUB NUMPAT", "Return the number of patterns that have subscribers.")(
     lambda client: len(client.state.pubsub.patterns)
 )
 
 
-@pubsub.reads("PUBSUB CHANNELS [pattern]", "Return the channels that have subscribers.",
-              extra_is_syntax_error=True)  # fmt: skip
+@pubsub.reads("PUBSUB CHANNELS [pattern]", "Return the channels that have subscribers.")
 def pubsub_channels(client: Client, pattern: bytes = b"*") -> Reply:
     return list(filter(compile_glob(pattern), client.state.pubsub.channels))
 
@@ -4318,9 +4273,8 @@ connection.reads("CLIENT INFO", "Return the line of CLIENT LIST for this connect
 )
 
 
-@connection.controls("HELLO [protover] [AUTH username password] [SETNAME clientname]", "Select"
-                     " version 2 or 3 of RESP and return facts about the server.",
-                     raw=True)  # fmt: skip
+@connection.controls("HELLO [protover] [AUTH username password] [SETNAME clientname]",
+                     "Select version 2 or 3 of RESP; describe the server.", raw=True)  # fmt: skip
 def hello(client: Client, *words: bytes) -> Reply:
     protocol = client.protocol
     if words:
@@ -4355,8 +4309,7 @@ def hello(client: Client, *words: bytes) -> Reply:
     }
 
 
-@connection.controls("AUTH [username] password", "Authenticate the connection.",
-                     extra_is_syntax_error=True)  # fmt: skip
+@connection.controls("AUTH [username] password", "Authenticate the connection.")
 def auth(client: Client, *credentials: bytes) -> Reply:
     if client.password is None and len(credentials) == 1:
         raise CommandError(
@@ -4440,8 +4393,7 @@ def client_setname(client: Client, name: bytes) -> Reply:
     return OK
 
 
-@connection.reads("CLIENT SETINFO attribute value", "Set the name (LIB-NAME) or version (LIB-VER)"
-                  " of the client library.")  # fmt: skip
+@connection.reads("CLIENT SETINFO attribute value", "Set the client library's LIB-NAME or LIB-VER.")
 def client_setinfo(client: Client, attribute: bytes, value: bytes) -> Reply:
     name = attribute.decode("latin-1").lower()
     if name not in ("lib-name", "lib-ver"):
@@ -4474,8 +4426,7 @@ CLIENT_FILTERS: dict[bytes, Callable[[Client, bytes], bool]] = {
 }
 
 
-@connection.reads("CLIENT LIST [TYPE type|ID client-id ...]", "Return one line for each"
-                  " connection.")  # fmt: skip
+@connection.reads("CLIENT LIST [TYPE type|ID client-id ...]", "Return a line for each connection.")
 def client_list(client: Client, *words: bytes) -> Reply:
     chosen = list(client.state.clients.values())
     option = words[0].upper() if words else b""
@@ -4490,8 +4441,7 @@ def client_list(client: Client, *words: bytes) -> Reply:
 
 
 @connection.reads("CLIENT KILL filter [value ...]", "Close connections by address, or by the"
-                  " filters ID, ADDR, LADDR, TYPE and USER; SKIPME no includes this"
-                  " connection.")  # fmt: skip
+                  " filters ID, ADDR, LADDR, TYPE, USER and SKIPME.")  # fmt: skip
 def client_kill(client: Client, *words: bytes) -> Reply:
     old_form = len(words) == 1
     if old_form:
@@ -4511,14 +4461,13 @@ def client_kill(client: Client, *words: bytes) -> Reply:
         raise CommandError("ERR No such client")
     for each in chosen:
         if each is client:
-            client.close("CLIENT KILL", logging.INFO)  # after this reply
+            client.close("CLIENT KILL", logging.INFO)  # the reply is still sent
         else:
             each.disconnect(f"CLIENT KILL by client {client.id}")
     return OK if old_form else len(chosen)
 
 
-@connection.reads("CLIENT UNBLOCK client-id [TIMEOUT|ERROR]", "Unblock a blocked client and return"
-                  " 1, or 0 if it was not blocked.", raw=True)  # fmt: skip
+@connection.reads("CLIENT UNBLOCK client-id [TIMEOUT|ERROR]", "Unblock a blocked client.", raw=True)
 def client_unblock(client: Client, client_id: bytes, *words: bytes) -> Reply:
     reason = words[0].upper() if words else b"TIMEOUT"
     if reason not in (b"TIMEOUT", b"ERROR") or len(words) > 1:
@@ -4560,16 +4509,13 @@ def _require_persistence(client: Client) -> Persistence:
     return client.state.persistence
 
 
-def _finish_save(blocked: BlockedClient, error: str) -> None:
-    reply = CommandError(f"ERR {error}") if error else OK
-    blocked.client.state.blocked.unblock(blocked, reply)
-
-
 @server.reads("SAVE", "Save all changes to the file and wait until they are saved.")
 def save(client: Client) -> Reply:
-    blocked = BlockedClient(client)
-    _require_persistence(client).request(functools.partial(_finish_save, blocked))
-    return client.state.blocked.block(blocked)
+    blocked, clients = BlockedClient(client), client.state.blocked
+    _require_persistence(client).request(
+        lambda error: clients.unblock(blocked, CommandError(f"ERR {error}") if error else OK)
+    )
+    return clients.block(blocked)
 
 
 @server.reads("BGSAVE [SCHEDULE]", "Start to save all changes to the file.")
@@ -4588,7 +4534,7 @@ def time_(client: Client) -> Reply:
     return [b"%d" % part for part in divmod(time.time_ns() // 1000, 1_000_000)]
 
 
-@server.controls("MONITOR", "Show every command of every client while it is executed.")
+@server.controls("MONITOR", "Show each command that a client executes.")
 def monitor(client: Client) -> Reply:
     client.state.pubsub.monitor(client)
     for each in client.state.clients.values():
@@ -4603,8 +4549,7 @@ def memory_usage(client: Client, key: bytes, *, samples: int = 0) -> Reply:
     return client.keyspace.memory_usage(key) if key in client.keyspace else None
 
 
-@server.reads("DEBUG SLEEP seconds", "Delay the reply to this client. Other clients are served"
-              " meanwhile, unlike in Redis.")  # fmt: skip
+@server.reads("DEBUG SLEEP seconds", "Delay the reply to this client, but not to other clients.")
 def debug_sleep(client: Client, seconds: bytes) -> Reply:
     duration = parse_float(seconds)
     if not 0 <= duration <= MAX_SLEEP:
@@ -4616,57 +4561,45 @@ def debug_sleep(client: Client, seconds: bytes) -> Reply:
     return client.state.blocked.block(blocked)
 
 
-def _parse_policy(text: str) -> str:
-    if text.lower() not in POLICIES:
-        raise ValueError(f"argument(s) must be one of the following: {', '.join(POLICIES)}")
-    return text.lower()
+#: The limits that CONFIG SET can change: their names in LIMITS, by parameter.
+_CHANGEABLE_LIMITS = {
+    limit.parameter: name for name, limit in LIMITS.items() if name != "max_clients"
+}
 
 
-def _parse_event_classes(text: str) -> str:
-    if not set(text) <= set(EVENT_CLASSES):
-        raise ValueError("Invalid event class character. Use 'Ag$lshzxeKEtmdn'.")
-    return text
-
-
-def _parse_limit(limit: Limit, text: str) -> float:
+def _parse_setting(parameter: str, text: str) -> Any:
+    # Return the value in a text, or raise ValueError with Redis's text.
+    if parameter == "notify-keyspace-events":
+        if not set(text) <= set(EVENT_CLASSES):
+            raise ValueError("Invalid event class character. Use 'Ag$lshzxeKEtmdn'.")
+        return text
+    if parameter == "maxmemory-policy":
+        if text.lower() not in POLICIES:
+            raise ValueError(f"argument(s) must be one of the following: {', '.join(POLICIES)}")
+        return text.lower()
+    if parameter not in _CHANGEABLE_LIMITS:
+        raise ValueError("can't set immutable config")
+    limit = LIMITS[_CHANGEABLE_LIMITS[parameter]]
     if limit.unit == "bytes":
         try:
             parse_size(text)
         except ValueError:
-            raise ValueError("argument must be a memory value") from None  # Redis's text
+            raise ValueError("argument must be a memory value") from None
     return limit.parse(text)
 
 
-def _set_policy(client: Client, policy: str) -> None:
-    client.keyspace.policy = policy
-
-
-def _set_event_classes(client: Client, letters: str) -> None:
-    client.state.events.configure(letters)
-
-
-def _set_limit(name: str, client: Client, value: float) -> None:
-    setattr(client.settings, name, value)
-    if name == "max_memory":
+def _change_setting(client: Client, parameter: str, value: Any) -> None:
+    if parameter == "notify-keyspace-events":
+        client.state.events.configure(value)
+    elif parameter == "maxmemory-policy":
+        client.keyspace.policy = value
+    else:
+        setattr(client.settings, _CHANGEABLE_LIMITS[parameter], value)
+    if parameter == "maxmemory":
         client.keyspace.memory_limit = value or math.inf
-        # Like Redis, evict keys at once. If that is not possible, later writes are refused.
+        # Like Redis, evict keys at once. If that is not possible, later writes return an error.
         with contextlib.suppress(CommandError):
             client.keyspace.free_memory()
-
-
-#: The parameters that CONFIG SET can change, with the functions that parse and set their values.
-_CONFIG_SETTERS: dict[str, tuple[Callable[[str], Any], Callable[[Client, Any], None]]] = {
-    "maxmemory-policy": (_parse_policy, _set_policy),
-    "notify-keyspace-events": (_parse_event_classes, _set_event_classes),
-    **{
-        limit.parameter: (
-            functools.partial(_parse_limit, limit),
-            functools.partial(_set_limit, name),
-        )
-        for name, limit in LIMITS.items()
-        if name != "max_clients"
-    },
-}
 
 
 def _limit_parameters(client: Client) -> dict[str, object]:
@@ -4699,8 +4632,7 @@ def config_get(client: Client, *patterns: bytes) -> Reply:
     }
 
 
-@server.reads("CONFIG SET parameter value [parameter value ...]", "Change settings of the running"
-              " server.", raw=True)  # fmt: skip
+@server.reads("CONFIG SET parameter value [parameter value ...]", "Change settings.", raw=True)
 def config_set(client: Client, *words: bytes) -> Reply:
     if len(words) % 2:
         raise CommandError(SYNTAX_ERROR)
@@ -4711,19 +4643,15 @@ def config_set(client: Client, *words: bytes) -> Reply:
             reason = "Unknown option or number of arguments for CONFIG SET"
             raise CommandError(f"ERR {reason} - '{name}'")
         try:
-            if name not in _CONFIG_SETTERS:
-                raise ValueError("can't set immutable config")
             if name in changes:
                 raise ValueError("duplicate parameter")
-            parse, _ = _CONFIG_SETTERS[name]
-            changes[name] = parse(_printable(value))
+            changes[name] = _parse_setting(name, _printable(value))
         except ValueError as error:
             reason = f"CONFIG SET failed (possibly related to argument '{name}')"
             raise CommandError(f"ERR {reason} - {error}") from None
     # All values are valid here, so either every setting changes or none.
     for name, changed in changes.items():
-        _, set_value = _CONFIG_SETTERS[name]
-        set_value(client, changed)
+        _change_setting(client, name, changed)
     return OK
 
 
@@ -4745,16 +4673,12 @@ def command_docs(client: Client, *names: bytes) -> Reply:
     for entry in all_commands():
         name = _redis_name(entry)
         container, _, subcommand = name.partition(b"|")
-        if name in wanted:
-            chosen[name] = {**_docs(entry), **chosen.get(name, {})}
-        elif wanted and container not in wanted:
-            continue
-        elif subcommand:
+        if name in wanted or not (wanted or subcommand):
+            chosen.setdefault(name, {}).update(_docs(entry))
+        if subcommand and (container in wanted or not wanted):
             top = {**_docs(entry), b"summary": b"See the subcommands."}
             del top[b"arguments"]
             chosen.setdefault(container, top).setdefault(b"subcommands", {})[name] = _docs(entry)
-        else:
-            chosen[container] = {**_docs(entry), **chosen.get(container, {})}
     return chosen
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import unittest
 from typing import Any
@@ -147,11 +148,11 @@ if sys.platform == "win32":
         def test_who_may_connect(self) -> None:
             convert = self.record(pipecache, "ConvertStringSecurityDescriptorToSecurityDescriptorW")
             sid = pipecache.current_user_sid()
-            set_owner = f"(A;;GA;;;SY)(A;;GA;;;{sid})"
+            own = f"(A;;GA;;;SY)(A;;GA;;;{sid})"
             for access, entries in (
-                ("user", set_owner),
+                ("user", own),
                 # A client's rights, without the one to create an instance (0x4).
-                ("admins", set_owner + "(A;;0x12019b;;;BA)"),
+                ("admins", own + "(A;;0x12019b;;;BA)"),
                 # This account first: over SSH it is a network logon itself.
                 ("users", f"{own}(D;;GA;;;NU)(A;;0x12019b;;;AU)"),
                 (f"O:{sid}G:{sid}D:P(A;;GA;;;{sid})", f"(A;;GA;;;{sid})"),
@@ -162,7 +163,7 @@ if sys.platform == "win32":
                         with pipecache.Server(unique_name(), access=access):
                             pass
                     self.assertEqual(convert.calls[-1][0], asked)
-                    (told,) = (line for line in logged.output if "Open to" in line)
+                    (told,) = (line for line in logged.output if "Access: " in line)
                     # As the system reads it back: Windows makes of GA what that is for a pipe.
                     expected = self.read_back(asked.replace(";GA;", ";FA;"))
                     self.assertIn(f"({expected})", told.replace(";GA;", ";FA;"))
@@ -188,7 +189,7 @@ if sys.platform == "win32":
 
         def test_others_who_could_serve_the_name_are_told_of(self) -> None:
             sid = pipecache.current_user_sid()
-            set_owner = f"O:{sid}G:{sid}D:P(A;;GA;;;{sid})(A;;GA;;;SY)(A;;GA;;;BA)"
+            own = f"O:{sid}G:{sid}D:P(A;;GA;;;{sid})(A;;GA;;;SY)(A;;GA;;;BA)"
             for entries, other_servers in (
                 ("(A;;0x12019b;;;AU)", []), ("(A;;GA;;;OW)", []),
                 ("(A;;GR;;;WD)(D;;GA;;;BG)(A;IO;GA;;;AU)", []),
@@ -198,16 +199,19 @@ if sys.platform == "win32":
             ):  # fmt: skip
                 with self.subTest(entries=entries):
                     with self.assertLogs("pipecache", "INFO") as logged:
-                        with pipecache.Server(unique_name(), access=set_owner + entries):
+                        with pipecache.Server(unique_name(), access=own + entries):
                             pass
                     told = [line for line in logged.output if "WARNING" in line]
                     found = [
-                        line.split(":")[2].split(" can serve this name too")[0] for line in told
+                        re.findall(r"Account (.*) has the right to serve this name too", line)[0]
+                        for line in told
                     ]
                     self.assertEqual(found, other_servers, logged.output)
 
         def test_no_list_at_all_lets_everybody(self) -> None:
-            self.assertEqual(pipecache._sids_with_rights(None, pipecache.SERVER_RIGHTS), ["S-1-1-0"])
+            self.assertEqual(
+                pipecache._sids_with_rights(None, pipecache.SERVER_RIGHTS), ["S-1-1-0"]
+            )
 
         def test_a_list_that_leaves_this_account_one_instance(self) -> None:
             create = pipecache.CreateNamedPipeW
@@ -238,7 +242,7 @@ if sys.platform == "win32":
                         refused.reset_mock()
                 with RawConnection(name) as raw:
                     self.assertEqual(raw.ask(b"PING"), b"PONG")
-            self.assertIn("keeping one", logged.output[0])
+            self.assertIn("reusing one", logged.output[0])
             self.assertNotIn("Traceback", "".join(logged.output))
 
         def test_an_instance_that_is_disconnected_already_is_kept(self) -> None:
@@ -277,13 +281,17 @@ if sys.platform == "win32":
                             RawConnection(name)
 
         def test_a_descriptor_that_is_none(self) -> None:
-            with self.assertRaisesRegex(pipecache.TransportError, "so it is not opened"):
+            with self.assertRaisesRegex(
+                pipecache.TransportError, r"\(access 'X:nonsense': .*a valid SDDL string$"
+            ):
                 pipecache.Server(unique_name(), access="X:nonsense").start()
 
         def test_what_cannot_be_read_back_is_not_served(self) -> None:
             name = unique_name()
             with mock.patch.object(pipecache, "GetSecurityInfo", return_value=5):
-                with self.assertRaisesRegex(pipecache.TransportError, "so it is not opened"):
+                with self.assertRaisesRegex(
+                    pipecache.TransportError, r"\(cannot read its access list: "
+                ):
                     pipecache.Server(name).start()
             with self.assertRaises(OSError):
                 RawConnection(name)
@@ -293,7 +301,9 @@ if sys.platform == "win32":
             with mock.patch.object(
                 pipecache, "security_attributes", side_effect=OSError("no descriptor")
             ):
-                with self.assertRaisesRegex(pipecache.TransportError, "so it is not opened"):
+                with self.assertRaisesRegex(
+                    pipecache.TransportError, r"\(access 'user': no descriptor\)"
+                ):
                     pipecache.Server(name).start()
             with self.assertRaises(OSError):
                 RawConnection(name)

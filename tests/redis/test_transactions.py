@@ -581,7 +581,9 @@ class LeavingTests(unittest.TestCase):
         with self.assertLogs("pipecache", "WARNING"):
             for last in (b"", command(b"QUIT"), b"*1\r\nfoo\r\n"):
                 leave(last)
-                wait_until(lambda: not watched_keys(keyspace_of(self.server)), "its watches are gone")
+                wait_until(
+                    lambda: not watched_keys(keyspace_of(self.server)), "its watches are gone"
+                )
         with new_client(self.name) as cache:
             self.assertEqual(cache.dbsize(), 0)
 

@@ -10,8 +10,8 @@ import unittest
 from typing import Callable, Iterator, Sequence, Tuple
 
 from pipecache import (
-    POLICIES,
     KEYS_PER_CYCLE,
+    POLICIES,
     CommandError,
     execute,
 )
@@ -357,7 +357,9 @@ class EvictionTests(MemoryCase):
         self.fill(100, lifetime=1000)
         self.limit("volatile-ttl", 0)
         self.keyspace.free_memory()
-        self.assertEqual((self.keyspace.used_memory, self.keyspace.expiring, len(self.keyspace)), (0, 0, 0))
+        self.assertEqual(
+            (self.keyspace.used_memory, self.keyspace.expiring, len(self.keyspace)), (0, 0, 0)
+        )
 
 
 class SettingTests(MemoryCase):
@@ -417,7 +419,7 @@ class SettingTests(MemoryCase):
 
     def test_info(self) -> None:
         self.fill(10)
-        self.limit("allkeys-lru", 1024**2)
+        self.ask(b"CONFIG SET maxmemory 1mb maxmemory-policy allkeys-lru")
         facts = self.facts()
         self.assertEqual(facts["used_memory"], str(self.keyspace.used_memory))
         self.assertEqual(facts["maxmemory"], str(1024**2))
@@ -435,7 +437,9 @@ class SettingTests(MemoryCase):
                     self.keyspace.clear()
                     self.keyspace.policy = policy
                     self.ask(line)
-                    self.assertEqual(self.ask(b"MEMORY USAGE k"), b":%d\r\n" % self.keyspace.used_memory)
+                    self.assertEqual(
+                        self.ask(b"MEMORY USAGE k"), b":%d\r\n" % self.keyspace.used_memory
+                    )
                     usage = self.ask(b"MEMORY USAGE k SAMPLES 0")
                     self.assertEqual(usage, b":%d\r\n" % self.keyspace.used_memory)
         self.check(
@@ -580,7 +584,7 @@ class HonestyTests(unittest.TestCase):
     def test_what_is_counted_is_what_is_taken(self) -> None:
         for name, policy, filling in self.FILLINGS:
             with self.subTest(name):
-                counted, taken = map(sum, zip(*self.reply_size(policy, filling)))
+                counted, taken = map(sum, zip(*self.measure(policy, filling)))
                 message = f"{counted} bytes counted, {taken} taken: {counted / taken:.2f}"
                 self.assertLess(abs(counted / taken - 1), self.TOLERANCE, message)
 
@@ -593,13 +597,13 @@ class HonestyTests(unittest.TestCase):
         for policy in POLICIES[1:]:
             name = "expiring keys" if policy.startswith("volatile") else "short strings"
             with self.subTest(policy):
-                pairs = self.reply_size(policy, fillings[name], evicting=True)
+                pairs = self.measure(policy, fillings[name], evicting=True)
                 counted, taken = map(sum, zip(*pairs))
                 message = f"{counted} bytes counted, {taken} taken: {counted / taken:.2f}"
                 self.assertLess(taken, counted * 1.5, message)
                 self.assertGreater(taken, counted * 0.75, message)
 
-    def reply_size(
+    def measure(
         self, policy: str, filling: Filling, evicting: bool = False
     ) -> Iterator[tuple[int, int]]:
         for size in self.SIZES:

@@ -7,6 +7,7 @@ of the server changes, this is the module to change with it.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import sys
 import threading
@@ -80,13 +81,18 @@ class SharedState:
     """The state that clients share, without a server.
 
     :param keyspace: the keyspace; without it, an empty one on a clock that stands still.
+    :param settings: without them, the keyspace keeps its limit of memory and its policy.
     """
 
     def __init__(self, keyspace: Keyspace | None = None, settings: Settings | None = None) -> None:
         #: The clock of a keyspace that was not given.
         self.clock = Clock()
         self.keyspace = new_keyspace(self.clock) if keyspace is None else keyspace
-        self.state = State(settings or Settings(), "address", self.keyspace)
+        if settings is None:
+            limit = self.keyspace.memory_limit
+            max_memory = 0 if limit == math.inf else int(limit)
+            settings = Settings(max_memory=max_memory, max_memory_policy=self.keyspace.policy)
+        self.state = State(settings, "address", self.keyspace)
 
     def connect(self) -> ServedClient:
         """Return a new client, which CLIENT LIST shows."""
@@ -295,7 +301,8 @@ def recount(keyspace: Keyspace) -> int:
             if value.slice(0, len(value)) != ranked:
                 raise AssertionError(f"{key!r} is out of order")
     owned = len(keyspace._owners) * OWNER_COST
-    return sum(map(keyspace.memory_usage, keyspace._values)) + keyspace.expiring * DEADLINE_COST + owned
+    expiring = keyspace.expiring * DEADLINE_COST
+    return sum(map(keyspace.memory_usage, keyspace._values)) + expiring + owned
 
 
 def unpacked(value: Any) -> Any:
@@ -312,25 +319,40 @@ def check_keyspace(keyspace: Keyspace, reserved: int = 0) -> None:
     :raises AssertionError: if something is wrong.
     """
     used = recount(keyspace) + reserved
-    assert used == keyspace.used_memory, f"{used} bytes are used, {keyspace.used_memory} are counted"
+    assert used == keyspace.used_memory, (
+        f"{used} bytes are used, {keyspace.used_memory} are counted"
+    )
     for key, value in keyspace._values.items():
         if not isinstance(value, bytes):
             again = unpacked(value)
-            assert again.to_parts() == value.to_parts() and again.data_bytes == value.data_bytes, key
+            assert again.to_parts() == value.to_parts() and again.data_bytes == value.data_bytes, (
+                key
+            )
     keys = set(keyspace._values)
     assert set(keyspace._deadlines) <= keys, "a time to live without a key"
     assert {(end, key) for key, end in keyspace._deadlines.items()} <= set(keyspace._deadline_heap)
-    assert keyspace._access_times is None or set(keyspace._access_times) == keys, "uses of keys that are not stored"
+    assert keyspace._access_times is None or set(keyspace._access_times) == keys, (
+        "uses of keys that are not stored"
+    )
 
 
 def reserved(clients: Sequence[ServedClient], blocked: Iterable[tuple[bytes, ...]] = ()) -> int:
     """Return the bytes of memory that transactions, watches and blocked clients take."""
-    queued = [words for client in clients for _, words in (client.transaction.commands if client.transaction else ())]
+    queued = [
+        words
+        for client in clients
+        for _, words in (client.transaction.commands if client.transaction else ())
+    ]
     size = sum(pipecache.memory_cost(word) for words in queued for word in words)
     size += len(queued) * pipecache.QUEUED_COST
     watched = [client.watch.keys for client in clients if client.watch is not None]
     keys = [key for each in [*watched, *blocked] for key in each]
     return size + sum(pipecache.WATCH_COST + len(key) for key in keys)
+
+
+def unsubscribing_fails(error: type[BaseException]) -> Any:
+    """Let this error happen when the subscriptions of a client that disconnects are removed."""
+    return mock.patch.object(pipecache.PubSub, "remove", side_effect=error)
 
 
 def queued_deadlines(keyspace: Keyspace) -> int:
@@ -438,6 +460,11 @@ def load(persistence: Persistence) -> None:
 def close_file(persistence: Persistence) -> None:
     """Close the file as it is."""
     persistence._disconnect()
+
+
+def preparing_fails(persistence: Persistence, error: Exception) -> Any:
+    """Let this error happen when an opened file is prepared for writing."""
+    return mock.patch.object(persistence, "_prepare_for_writing", side_effect=error)
 
 
 def fill_disk(persistence: Persistence, free: int | None = None) -> None:

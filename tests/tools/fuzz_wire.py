@@ -107,9 +107,7 @@ class Memory(Connection):
         self.end_of_message = end_of_message or not self.message_mode
         return None if self._gone else chunk
 
-    def wait_for_input(
-        self, timeout: float | None, may_buffer: Callable[[int], bool]
-    ) -> bool:
+    def wait_for_input(self, timeout: float | None, may_buffer: Callable[[int], bool]) -> bool:
         assert self.end_block
         if timeout is None or timeout > pipecache.MAX_WAIT:
             self.end_block()
@@ -306,8 +304,13 @@ def parse(
             requests = parser.feed(b"") if restricted else []
         kept = len(parser._buffer) + sum(map(len, parser._arguments)) * (parser._arguments_left > 0)
         # An argument takes five bytes of the stream at least.
-        assert kept <= fed and parser.buffered_bytes <= fed + fed // 5 * pipecache.ARGUMENT_OVERHEAD + 1
-        assert kept <= parser.buffered_bytes, f"{kept} bytes are kept, {parser.buffered_bytes} are told"
+        assert (
+            kept <= fed
+            and parser.buffered_bytes <= fed + fed // 5 * pipecache.ARGUMENT_OVERHEAD + 1
+        )
+        assert kept <= parser.buffered_bytes, (
+            f"{kept} bytes are kept, {parser.buffered_bytes} are told"
+        )
         assert sys.getsizeof(parser._buffer) <= 2 * fed + 1024, "a buffer for more than there was"
 
 

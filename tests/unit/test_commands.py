@@ -293,7 +293,9 @@ class CommandTests(unittest.TestCase):
                 self.assertRegex(line, r"^[A-Z]+.* - [A-Z1-].{3,}\.$")
         self.assertEqual(self.run_text("HELP get"), "GET key - Return the value of a key.")
         self.assertEqual(len(self.run_text("HELP client").split("\n")), 10)
-        self.assertTrue(self.run_text("HELP nothing").startswith("ERROR: unknown command 'NOTHING'"))
+        self.assertTrue(
+            self.run_text("HELP nothing").startswith("ERROR: unknown command 'NOTHING'")
+        )
 
     def test_a_fault_of_a_command_is_an_error_reply_and_a_log_record(self) -> None:
         self.state.keyspace.read = None  # type: ignore[method-assign, assignment]

@@ -504,7 +504,9 @@ class Both:
 
     def __init__(self, limit: int | None = None, policy: str = POLICIES[0]) -> None:
         self.model = Model()
-        self.keyspace = keyspace = new_keyspace(lambda: self.model.now / 1000, lambda: 1_700_000_000.0)
+        self.keyspace = keyspace = new_keyspace(
+            lambda: self.model.now / 1000, lambda: 1_700_000_000.0
+        )
         if limit:
             keyspace.memory_limit = limit
         self.limit, self.policy = limit, policy

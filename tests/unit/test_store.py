@@ -26,7 +26,9 @@ class StoreTests(unittest.TestCase):
         self.clock.now += 0.001
         self.assertNotIn(b"k", self.keyspace)
         self.assertIsNone(self.keyspace.read(b"k", bytes))
-        self.assertEqual((len(self.keyspace), self.keyspace.expiring, self.keyspace.expired), (0, 0, 1))
+        self.assertEqual(
+            (len(self.keyspace), self.keyspace.expiring, self.keyspace.expired), (0, 0, 1)
+        )
 
     def test_every_way_to_look_sees_it_expired(self) -> None:
         looks: tuple[Callable[[], object], ...] = (
