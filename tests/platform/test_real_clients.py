@@ -29,10 +29,10 @@ from tests.support import (
     DEADLINE,
     WINDOWS,
     RawConnection,
-    ServerProcess,
     run_javascript,
     run_program,
     running_under_wine,
+    start_server,
     wait_until,
 )
 from tests.support.programs import on_path
@@ -99,9 +99,7 @@ class RealClientCase(unittest.TestCase):
     """A server process of its own for each test, which must outlive it without an error."""
 
     def setUp(self) -> None:
-        self.server = ServerProcess()
-        self.server.__enter__()
-        self.addCleanup(self.server.close)
+        self.server = start_server(self)
 
     def tearDown(self) -> None:
         self.assertIsNone(self.server.process.poll(), "the server has ended")

@@ -17,8 +17,16 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Callable, Sequence
 
 import client
-from tests.support import DEADLINE, ROOT, WINDOWS, ServerProcess, new_client, wait_until
-from tests.tools import provision
+from tests.support import (
+    DEADLINE,
+    ROOT,
+    WINDOWS,
+    ServerProcess,
+    new_client,
+    redis_address,
+    required,
+    wait_until,
+)
 
 #: The server begins each family empty. A line is an expression, or a statement that has no result.
 #: Not all that is asked of the last two families is answered by pipecache.py.
@@ -822,19 +830,8 @@ class DropInTests(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls) -> None:
-        try:
-            redis_py = provision.given("PIPECACHE_REDIS_PY")
-            server = provision.given("PIPECACHE_REDIS_SERVER")
-        except provision.Unavailable as error:
-            provision.skip(error)
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        cls.address = os.path.join(folder.name, "redis.sock")
-        options = ["--port", "0", "--unixsocket", cls.address, "--save", "", "--dir", folder.name]
-        process = subprocess.Popen([server, *options], stdout=subprocess.DEVNULL)
-        cls.addClassCleanup(process.wait, DEADLINE)
-        cls.addClassCleanup(process.kill)
-        wait_until(lambda: os.path.exists(cls.address), "redis-server listens")
+        redis_py = required("PIPECACHE_REDIS_PY")
+        cls.address = redis_address(cls)
         done = subprocess.run(
             [sys.executable, "-c", REDIS_PY, cls.address],
             cwd=ROOT,

@@ -139,7 +139,8 @@ class DoctorTests(unittest.TestCase):
                 server.name, 0, r"is served by process \d+, .*python", "which is you",
                 "Who may connect: .*", f"pipecache {pipecache.__version__}, for \\d+ s",
                 r"A round trip takes \d+ µs; 99 of 100 take \d+ at most",
-                "Text commands are answered", "1 clients of 1000", "without a limit",
+                # The server may still count the connection that the text commands came over.
+                "Text commands are answered", "[12] clients of 1000", "without a limit",
                 "memory alone", "All is well.$",
             )  # fmt: skip
             if not WINDOWS:

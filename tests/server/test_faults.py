@@ -9,7 +9,7 @@ import threading
 import time
 import unittest
 
-from tests.support import DEADLINE, WINDOWS, RawConnection, ServerProcess, wait_until
+from tests.support import DEADLINE, WINDOWS, RawConnection, start_server, wait_until
 from tests.support.wire import PING, PONG, PROTOCOL_ERRORS, command, protocol_error
 
 #: Bytes of the longest argument or text command, as the servers here are told.
@@ -32,9 +32,7 @@ class FaultCase(unittest.TestCase):
     OPTIONS: tuple[str, ...] = ("--max-message", str(LIMIT))
 
     def setUp(self) -> None:
-        self.server = ServerProcess(*self.OPTIONS)
-        self.server.__enter__()
-        self.addCleanup(self.server.close)
+        self.server = start_server(self, *self.OPTIONS)
         self.bystander = self.connect()
         self.assertEqual(self.bystander.ask(command(b"SET", b"stored", b"before")), b"+OK\r\n")
         self.addCleanup(self.check_bystander)

@@ -23,6 +23,7 @@ from tests.support import (
     new_client,
     options_of_server,
     redis_address,
+    start_server,
     unique_name,
     usage_error,
     wait_until,
@@ -142,9 +143,7 @@ class PasswordTests(unittest.TestCase):
             path = os.path.join(folder, "password.txt")
             with open(path, "wb") as file:
                 file.write(PASSWORD)
-            server = ServerProcess("--tcp", str(self.port), "--password-file", path)
-            server.__enter__()
-            self.addCleanup(server.close)
+            start_server(self, "--tcp", str(self.port), "--password-file", path)
 
     def connect(self) -> Conversation:
         conversation = TCPConversation(self.port)

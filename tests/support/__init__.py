@@ -20,6 +20,7 @@ from tests.support.connections import (
 )
 from tests.support.programs import (
     CLIENTS,
+    required,
     run_javascript,
     run_program,
 )
@@ -33,6 +34,7 @@ from tests.support.servers import (
     log_restored,
     new_client,
     options_of_server,
+    start_server,
     usage_error,
 )
 
@@ -54,9 +56,11 @@ __all__ = [
     "new_client",
     "options_of_server",
     "redis_address",
+    "required",
     "run_javascript",
     "run_program",
     "running_under_wine",
+    "start_server",
     "unique_name",
     "usage_error",
     "wait_until",

@@ -46,6 +46,14 @@ def run_javascript(*args: str | Path) -> subprocess.CompletedProcess[bytes]:
     return run_program([on_path("node"), *args])
 
 
+def required(name: str) -> str:
+    """Return what ``python tests`` provides under this name, or skip the test."""
+    try:
+        return given(name)
+    except Unavailable as error:
+        skip(error)
+
+
 def on_path(program: str) -> str:
     """Where a program is, or skip the test."""
     if running_under_wine():

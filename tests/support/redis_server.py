@@ -100,12 +100,16 @@ class RedisServer:
         self._folder.cleanup()
 
 
-def redis_address(test: unittest.TestCase) -> str:
-    """The socket of a redis-server for one test, which is skipped where there is none."""
+def redis_address(test: unittest.TestCase | type[unittest.TestCase]) -> str:
+    """Return the socket of a new redis-server, or skip the test if there is none.
+
+    :param test: the test, or the class of tests, after which the server ends.
+    """
     try:
         server = RedisServer()
     except provision.Unavailable as error:
         provision.skip(error)
-    test.addCleanup(server.close)
+    clean_up = test.addClassCleanup if isinstance(test, type) else test.addCleanup
+    clean_up(server.close)
     server.wait()
     return server.address

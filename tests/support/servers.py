@@ -153,6 +153,13 @@ def new_client(name: str, **options: Any) -> client.Client:
     return client.Client(name, **{"timeout": DEADLINE, "connect_timeout": DEADLINE, **options})
 
 
+def start_server(test: unittest.TestCase, *options: str) -> ServerProcess:
+    """Return a server process that accepts connections until the test ends."""
+    server = ServerProcess(*options)
+    test.addCleanup(server.close)
+    return server.__enter__()
+
+
 class ServerCase(unittest.TestCase):
     """A running server, by default one a test."""
 
@@ -181,10 +188,7 @@ class ConversationCase(unittest.TestCase):
 
     def serve(self) -> str:
         """Start a server and return its name."""
-        server = ServerProcess()
-        server.__enter__()
-        self.addCleanup(server.close)
-        return server.name
+        return start_server(self).name
 
     def connect(self) -> Conversation:
         conversation = Conversation(self.name)

@@ -42,6 +42,14 @@ NO_MULTI = b"-ERR EXEC without MULTI\r\n"
 ABORTED = b"-EXECABORT Transaction discarded because of previous errors.\r\n"
 
 
+#: A pattern of the elements of the reply to HELLO, for `%` and the version of RESP.
+HELLO = (
+    rb"\$6\r\nserver\r\n\$5\r\nredis\r\n\$7\r\nversion\r\n\$6\r\n7\.0\.15\r\n"
+    rb"\$5\r\nproto\r\n:%d\r\n\$2\r\nid\r\n:\d+\r\n\$4\r\nmode\r\n\$10\r\nstandalone\r\n"
+    rb"\$4\r\nrole\r\n\$6\r\nmaster\r\n\$7\r\nmodules\r\n\*0\r\n"
+)
+
+
 def command(*arguments: bytes) -> bytes:
     """A command in RESP."""
     parts = [b"*%d\r\n" % len(arguments)]

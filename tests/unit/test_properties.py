@@ -21,7 +21,7 @@ from pipecache import (
     Store,
     execute,
 )
-from tests.support import running_under_wine
+from tests.support import required, running_under_wine
 from tests.support.internals import (
     ServedClient,
     SharedState,
@@ -30,7 +30,7 @@ from tests.support.internals import (
     reserved,
     watched_keys,
 )
-from tests.tools import fuzz_wire, provision
+from tests.tools import fuzz_wire
 
 #: Sequences that are tried, unless PIPECACHE_EXAMPLES says otherwise.
 EXAMPLES = 200
@@ -648,10 +648,7 @@ class ModelTests(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls) -> None:
-        try:
-            folder = provision.given("PIPECACHE_HYPOTHESIS")
-        except provision.Unavailable as error:
-            provision.skip(error)
+        folder = required("PIPECACHE_HYPOTHESIS")
         sys.path.insert(0, folder)
         cls.addClassCleanup(sys.path.remove, folder)
         # It would else keep things in the folder it is started in.
