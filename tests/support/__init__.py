@@ -1,4 +1,8 @@
-"""What the tests share. RESP as bytes is in ``wire``, random commands in ``generator``."""
+"""Helpers of the tests.
+
+Not exported here: ``wire`` (RESP as bytes), ``cases`` and ``internals`` (clients without a server),
+``generator`` (random commands).
+"""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def new_store(
 
 
 class Recorder(Peer):
-    """The connection of a client, which records what the server sends without being asked."""
+    """A connection that records the messages pushed to its client."""
 
     def __init__(self) -> None:
         #: Pushed bytes that :meth:`take` has not returned.
@@ -150,7 +150,7 @@ class SharedState:
 
 
 def new_client_object(store: Store | None = None, settings: Settings | None = None) -> ServedClient:
-    """Return a client without connection: what commands are run for."""
+    """Return a client without a connection, for which commands can be run."""
     store = new_store() if store is None else store
     return SharedState(store).new_client(settings=settings)
 
@@ -161,7 +161,7 @@ def run_line(client: ServedClient, line: bytes) -> bytes:
 
 
 class SilentClient:
-    """A client that has connected and does nothing more by itself."""
+    """A client that is connected and sends only what a test makes it send."""
 
     def __init__(self, settings: Settings) -> None:
         self._session = Session(pipecache.Connection("peer"), settings, "address", False)
@@ -173,11 +173,11 @@ class SilentClient:
         return self._session.overdue(self.object, self._start + seconds)
 
     def sends_command(self, seconds: float) -> None:
-        """Let the client send a command after so many seconds."""
+        """Note that the client sends a command after so many seconds."""
         self.object.active = self._start + seconds
 
     def begins_command(self, seconds: float) -> None:
-        """Let the client send a part of a command after so many seconds."""
+        """Note that the client sends the beginning of a command after so many seconds."""
         self._session.owing = self._start + seconds
 
 
@@ -214,7 +214,7 @@ def is_closing(client: ServedClient) -> bool:
 
 
 def set_last_command(client: ServedClient, name: bytes) -> None:
-    """Let CLIENT LIST show that the client has sent this command."""
+    """Note that this command is the last that the client has sent."""
     client.command = name
 
 
@@ -232,7 +232,7 @@ def expects_reply(client: ServedClient) -> bool:
 
 
 def read_as_text(client: ServedClient) -> None:
-    """Let a subscriber receive messages as text."""
+    """Encode messages to this subscriber as text."""
     client.subscriber.form = b"\r\n"
 
 
@@ -253,7 +253,7 @@ def is_watch_broken(client: ServedClient) -> bool:
 
 
 def owned_keys(store: Store, client: ServedClient) -> set[bytes]:
-    """Return the keys that the client owns, after a look at every table that knows owners."""
+    """Return the keys that the client owns; check that all tables agree on them."""
     owned = set(store._owned.get(client, ()))
     assert store.owned(client) == len(owned)
     assert {key for key, owner in store._owners.items() if owner is client} == owned
@@ -266,7 +266,7 @@ def owned_keys(store: Store, client: ServedClient) -> set[bytes]:
 
 
 def payload(value: Any) -> int:
-    """Return the number of bytes in a collection, counted anew."""
+    """Return the number of bytes in a collection by looking at each member."""
     if isinstance(value, ListValue):
         return sum(map(len, value))
     if isinstance(value, SortedSet):
@@ -275,9 +275,9 @@ def payload(value: Any) -> int:
 
 
 def recount(store: Store) -> int:
-    """Return the bytes of memory that the store's keys take, counted anew from every value.
+    """Return the bytes of memory that the keys take, by looking at each value.
 
-    :raises AssertionError: for a value that is not as it should be.
+    :raises AssertionError: if a value is inconsistent.
     """
     for key, value in store._values.items():
         if isinstance(value, bytes):
@@ -329,7 +329,7 @@ def queued_deadlines(store: Store) -> int:
 
 
 def peak_size(store: Store) -> int:
-    """Return the number of keys that the table of the store has had since it last shrank."""
+    """Return the largest number of keys in the store since its dict was last shrunk."""
     return store._values._peak
 
 
@@ -405,7 +405,7 @@ def settings_of(server: Server) -> Settings:
 
 
 def persistence_of(server: Server) -> Persistence:
-    """Return what keeps the store of a server in a file."""
+    """Return the persistence of a server that was started with a file."""
     assert server._persistence is not None
     return server._persistence
 
@@ -431,21 +431,21 @@ def close_file(persistence: Persistence) -> None:
 
 
 def fill_disk(persistence: Persistence, free: int | None = None) -> None:
-    """Let SQLite find that the disk is full.
+    """Limit the size of the file, so that SQLite reports a full disk.
 
-    :param free: the number of pages that there is still room for.
+    :param free: the number of pages that can still be added.
     """
     (pages,) = persistence._database.execute("PRAGMA page_count").fetchone()
     persistence._database.execute(f"PRAGMA max_page_count={1 if free is None else pages + free}")
 
 
 def empty_disk(persistence: Persistence) -> None:
-    """Let SQLite find that there is room on the disk again."""
+    """Lift the limit of :func:`fill_disk`."""
     persistence._database.execute("PRAGMA max_page_count=1000000")
 
 
 def while_writing(persistence: Persistence, call: Callable[[], object]) -> None:
-    """Let SQLite call this again and again while it writes."""
+    """Call a function again and again while SQLite writes."""
 
     def progress() -> int:
         call()
@@ -474,17 +474,17 @@ def pauses_before_saves(persistence: Persistence, errors: Sequence[str]) -> list
 
 
 def replace_thread(persistence: Persistence, thread: threading.Thread) -> None:
-    """Let this thread stand for the one that writes to the file."""
+    """Use this thread in place of the one that writes to the file."""
     persistence._thread = thread
 
 
 def count_written_key(persistence: Persistence) -> None:
-    """Let the thread that writes to the file have written one more key."""
+    """Note that one more key was written to the file."""
     persistence._written += 1
 
 
 def refuse_changes(store: Store) -> None:
-    """Let memory be short when the store notes that a key was changed."""
+    """Raise MemoryError whenever the store notes that a key was changed."""
     changed = mock.Mock(wraps=set(), update=mock.Mock(side_effect=MemoryError))
     changed.__len__ = lambda _: 0
     store._changed = changed

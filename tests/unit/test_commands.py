@@ -1,4 +1,4 @@
-"""Every command, as a conversation: a line of text and its reply, the same in RESP."""
+"""Tests of the commands in text, where each line has one reply. Replies in RESP: tests/redis."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class CommandTests(unittest.TestCase):
         return encode_resp(execute(self.client, list(arguments)))
 
     def converse(self, *conversation: tuple[str, str]) -> None:
-        """Check the replies to lines; ``+1.5`` lets so many seconds pass."""
+        """Check the reply to each line. The line ``+1.5`` lets 1.5 seconds pass instead."""
         for line, expected in conversation:
             with self.subTest(line=line):
                 if line.startswith("+"):

@@ -1,6 +1,6 @@
-"""What can go wrong, what is done about it, and which tests would notice if it were not.
+"""A table of faults and threats, with the answer to each and the tests that check the answer.
 
-The rows are the faults and threats this project is held to; a test that is named here must exist.
+Each test that is named here must exist.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import unittest
 from tests.support import ROOT
 from tests.support.internals import every_command
 
-#: Bad input and faults: what happens, what the server does, and the tests, by module and name.
+#: Bad input and other faults: the fault, the answer of the server, and the tests.
 FAULTS: dict[int, tuple[str, str, tuple[str, ...]]] = {
     1: ("an empty message, or line", "RESP ignores it, text answers that it is empty",
         ("faults.test_lines_with_nothing_in_them", "server.test_text")),
@@ -85,7 +85,7 @@ FAULTS: dict[int, tuple[str, str, tuple[str, ...]]] = {
          ("tcp.test_with_one", "tcp.test_without_a_password")),
 }  # fmt: skip
 
-#: Threats, what answers them, and the tests.
+#: Threats to security: the threat, the answer, and the tests.
 THREATS: dict[str, tuple[str, tuple[str, ...]]] = {
     "a false server takes the name first": (
         "FIRST_PIPE_INSTANCE; the client looks who the owner is",

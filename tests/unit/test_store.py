@@ -1,4 +1,4 @@
-"""The store: values, expiry on a clock that stands still, patterns."""
+"""Tests of the store without commands: values, expiry, patterns."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class StoreTests(unittest.TestCase):
 
 
 class GlobTests(unittest.TestCase):
-    """Patterns as Redis has them."""
+    """Patterns, which match as in Redis."""
 
     MATCH = (
         (b"*", b"anything\n\xff"),
@@ -164,7 +164,7 @@ class GlobTests(unittest.TestCase):
                 self.assertFalse(glob(pattern)(key))
 
     def test_a_pattern_made_to_be_slow(self) -> None:
-        # With a matcher that tries every way to divide the key this would not end.
+        # A matcher that tries every division of the key would not end here.
         self.assertFalse(glob(b"a*" * 30 + b"b")(b"a" * 10_000))
         self.assertTrue(glob(b"*" * 200 + b"b")(b"a" * 1000 + b"b"))
 

@@ -1,4 +1,4 @@
-"""Lists, hashes, sets and sorted sets: held against simple models through random changes."""
+"""Tests of lists, hashes, sets and sorted sets, which are compared with simple models."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from tests.support.cases import ClientCase
 from tests.support.generator import Generator
 from tests.support.internals import SharedState, parts_of, payload, recount, reserved
 
-#: A page of a walk, as Table.walk() gives it.
+#: A function that returns one page of a scan, for a cursor and a count.
 Page = Callable[[int, int], "tuple[int, list[bytes]]"]
 
 
 class AccountingTests(ClientCase):
-    """The memory in use is counted as it changes, and always what a recount would give."""
+    """The memory in use is counted at each change, and equals a recount of all values."""
 
     SEQUENCES = 1000
 
     def setUp(self) -> None:
         super().setUp()
-        # So that sorted sets of a few members have several parts.
+        # Then a sorted set of a few members has several parts.
         small = mock.patch.object(SortedSet, "PART", 3)
         small.start()
         self.addCleanup(small.stop)
@@ -155,9 +155,9 @@ class HashTests(unittest.TestCase):
 
 
 class SortedSetTests(unittest.TestCase):
-    """Against a dict, sorted whenever it is looked at."""
+    """Comparisons with a dict that is sorted for each check."""
 
-    #: Members in one part, and how many members there can be: parts split, run empty, vanish.
+    #: Members in one part, and in all: parts are split, become empty and are removed.
     SIZES = ((4, 300), (SortedSet.PART, 5000))
 
     def check(self, value: SortedSet, model: Mapping[bytes, float]) -> None:
@@ -183,14 +183,14 @@ class SortedSetTests(unittest.TestCase):
                 self.stir(members)
 
     def stir(self, members: int) -> None:
-        """Let a sorted set grow, change, and shrink to nothing."""
+        """Add, change and remove members of a sorted set at random, until it is empty."""
         value = SortedSet()
         model: dict[bytes, float] = {}
         for share in (0.9, 0.5, 0.1):
             for _ in range(members * 2):
                 member = b"m%d" % random.randrange(members)
                 if random.random() < share:
-                    # Few scores, so that many are equal.
+                    # There are few different scores, so that many are equal.
                     score = random.choice([random.random(), random.randrange(5), math.inf])
                     value.put(member, score)
                     model[member] = score
@@ -205,7 +205,7 @@ class SortedSetTests(unittest.TestCase):
         self.check(value, {b"again": 1.0})
 
     def test_members_that_come_in_order(self) -> None:
-        """The ends of the parts are where an insertion goes wrong."""
+        """Insertions at the ends of the parts are the critical ones."""
         for part, members in self.SIZES:
             for scores in (range(members), range(members, 0, -1), [0] * members):
                 with mock.patch.object(SortedSet, "PART", part), self.subTest(part, scores=scores):
@@ -226,7 +226,7 @@ class SortedSetTests(unittest.TestCase):
 
 
 class DrawTests(ClientCase):
-    """A draw reaches every member, each about as often."""
+    """A random choice reaches every member, each about as often as the others."""
 
     def table(self, keys: Iterable[bytes]) -> Table:
         table = Table()
@@ -280,7 +280,7 @@ class DrawTests(ClientCase):
                 self.assertTrue(20 < drawn.count(b"0") < 100, drawn.count(b"0"))
 
     def test_it_keeps_nothing_of_what_has_gone(self) -> None:
-        """However long nobody draws again."""
+        """A value that was drawn from releases removed members, even if there is no second draw."""
         for name in (b"RANDOMKEY", b"SRANDMEMBER s"):
             self.ask(b"SADD s a b c")
             self.ask(name)
@@ -335,13 +335,13 @@ class DrawTests(ClientCase):
 
 
 class WalkTests(ClientCase):
-    """SCAN and its like: what is there throughout a walk appears in it, and every walk ends."""
+    """SCAN and similar: every scan ends, and returns all that is present from its begin to its end."""
 
-    #: Walks at a time, and how often all of that is done.
+    #: The number of scans at the same time, and of repetitions.
     WALKS = 4
     ROUNDS = 5
 
-    #: How a key of each kind comes to be.
+    #: The command that makes a key of each type, and the value.
     FILLS: ClassVar[dict[bytes, tuple[bytes, ...]]] = {
         b"string": (b"SET", b"v"),
         b"list": (b"RPUSH", b"e"),
@@ -351,7 +351,7 @@ class WalkTests(ClientCase):
     }
 
     def page(self, *words: bytes, step: int = 1) -> Page:
-        """The pages of a command, given its words up to the cursor."""
+        """Return a function that returns pages of a command, given its words up to the cursor."""
 
         def ask(cursor: int, count: int) -> tuple[int, list[bytes]]:
             reply: Any = self.run_command(*words, b"%d" % cursor, b"COUNT", b"%d" % count)
@@ -363,7 +363,7 @@ class WalkTests(ClientCase):
     def check_walks(
         self, page: Page, change: Callable[[], object], stays: set[bytes], passing: set[bytes]
     ) -> None:
-        """Walk several times at once, with changes before each page."""
+        """Run several scans at the same time, with changes before each page."""
         cursors = dict.fromkeys(range(self.WALKS), 0)
         found: dict[int, set[bytes]] = {walk: set() for walk in cursors}
         pages = 0
@@ -371,7 +371,7 @@ class WalkTests(ClientCase):
             for _ in range(random.randrange(5)):
                 change()
             walk = random.choice(list(cursors))
-            # Some go a step at a time, some in strides.
+            # Some scans have small pages, others have large ones.
             cursors[walk], some = page(cursors[walk], random.choice([1, 1 + walk * 10, 30]))
             found[walk].update(some)
             pages += 1
@@ -382,7 +382,7 @@ class WalkTests(ClientCase):
                 self.assertLessEqual(found[walk], stays | passing)
 
     def test_keys(self) -> None:
-        """Commands that leave a key in place leave it where a walk finds it."""
+        """A command that changes a value does not move its key to where a scan misses it."""
         passing = [b"passing:%d" % number for number in range(200)]
         stays = {kind: [b"%b:%d" % (kind, number) for number in range(30)] for kind in self.FILLS}
 
@@ -428,7 +428,7 @@ class WalkTests(ClientCase):
                 self.check_walks(self.page(b"SCAN"), change, set(keys), set(passing))
 
     def test_members(self) -> None:
-        """The same of a value, with more members than are told at once."""
+        """A scan of a value with more members than one page returns."""
         stays = [b"stays:%d" % number for number in range(2 * SCAN_WHOLE)]
         passing = [b"passing:%d" % number for number in range(200)]
         for scan, step, changes in (
@@ -463,7 +463,7 @@ class WalkTests(ClientCase):
             self.assertEqual((following, sorted(found)), (0, sorted(fields)))
 
     def test_a_value_that_shrinks_meanwhile(self) -> None:
-        """Or is put in the place of another: the walk goes on, and ends."""
+        """The scan goes on and ends if the value shrinks or is replaced."""
         members = [b"%d" % number for number in range(1000)]
         self.run_command(b"SADD", b"k", *members)
         page = self.page(b"SSCAN", b"k")
