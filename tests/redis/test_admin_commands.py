@@ -473,7 +473,7 @@ class ConversationTests(ConversationCase):
 KEY = ("$", b"key")
 
 
-@unittest.skipIf(WINDOWS, "redis-server has no Windows version")
+@unittest.skipIf(WINDOWS, "redis-server does not run on Windows")
 class RedisConversationTests(ConversationTests):
     """The same, with a real Redis: it is the tables that are tested."""
 

@@ -548,7 +548,7 @@ class CheckTests(unittest.TestCase):
                 self.assertEqual(agree, expected)
 
 
-@unittest.skipIf(WINDOWS, "redis-server has no Windows version")
+@unittest.skipIf(WINDOWS, "redis-server does not run on Windows")
 class DifferentialTests(unittest.TestCase):
     def redis(self) -> Side:
         side = Side("redis-server", redis_address(self))

@@ -279,7 +279,7 @@ def shown(step: Step) -> str:
     return f"{step[0]} {b' '.join(step[1]).decode('latin-1')}"
 
 
-@unittest.skipIf(WINDOWS, "redis-server has no Windows version")
+@unittest.skipIf(WINDOWS, "redis-server does not run on Windows")
 class DifferentialLiveTests(unittest.TestCase):
     def setUp(self) -> None:
         self.redis = redis_address(self)

@@ -472,9 +472,9 @@ class ReplyTableTests(ConversationCase):
         self.assertLessEqual(keys, found)
 
 
-@unittest.skipIf(WINDOWS, "redis-server has no Windows version")
+@unittest.skipIf(WINDOWS, "redis-server does not run on Windows")
 class RedisReplyTableTests(ReplyTableTests):
-    """The same tables, with a real Redis: it is they that are tested."""
+    """The same tables on redis-server, which proves the tables."""
 
     def serve(self) -> str:
         return redis_address(self)

@@ -478,7 +478,7 @@ class ConversationTests(ConversationCase):
         self.assertEqual(self.clients[0].ask(b"GET", b"n"), b"$3\r\n200\r\n")
 
 
-@unittest.skipIf(WINDOWS, "redis-server has no Windows version")
+@unittest.skipIf(WINDOWS, "redis-server does not run on Windows")
 class RedisConversationTests(ConversationTests):
     """The same, with a real Redis: it is the tables that are tested."""
 

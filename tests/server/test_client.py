@@ -1,4 +1,4 @@
-"""client.py against a server inside this process, and against things that are no server."""
+"""Tests of client.py with a server inside the test process, and with other programs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from tests.support.internals import store_locked
 
 
 def encoded(reply: Any) -> Any:
-    """A reply as it is without decoding."""
+    """Return a reply without decoding."""
     if isinstance(reply, list):
         return [encoded(element) for element in reply]
     return reply.encode() if isinstance(reply, str) else reply
@@ -123,7 +123,7 @@ class ReplyReaderTests(unittest.TestCase):
     )
 
     def readers(self, stream: bytes) -> Iterator[ReplyReader]:
-        """Readers that get the stream in chunks of one size each."""
+        """Return readers, each of which receives the stream in chunks of one size."""
         for size in (1, 2, 3, 7, 1000, len(stream)):
             chunks = [stream[start : start + size] for start in range(0, len(stream), size)]
             reader = ReplyReader(iter(chunks[1:]).__next__)
@@ -379,7 +379,7 @@ class ClientTests(ServerCase):
                     value = f"{number}-{turn}" * (1 + turn * 30)
                     self.cache.set(str(number), value)
                     if self.cache.get(str(number)) != value:
-                        raise AssertionError("somebody else's reply")
+                        raise AssertionError("the reply to another thread")
             except BaseException as error:
                 failures.append(error)
 
@@ -449,7 +449,7 @@ class TransactionTests(ServerCase):
             with self.assertRaisesRegex(WatchError, r"^Watched variable changed\.$"):
                 pipe.set("k", "never").execute()
             self.assertEqual(pipe.get("k").execute(), ["3"])
-        self.assertEqual(self.info("total_connections_received"), 3)  # with this one
+        self.assertEqual(self.info("total_connections_received"), 3)  # including this one
 
     def test_a_watch_that_is_given_up(self) -> None:
         with self.cache.pipeline() as pipe:
@@ -462,7 +462,9 @@ class TransactionTests(ServerCase):
             pipe.watch("k")
         del pipe
         gc.collect()
-        wait_until(lambda: self.info("connected_clients") <= 3, "the watching connection ends")
+        wait_until(
+            lambda: self.info("connected_clients") <= 3, "the connection that watches has ended"
+        )
 
     def test_an_error_while_watching(self) -> None:
         with self.cache.pipeline() as pipe:
@@ -510,7 +512,7 @@ class TransactionTests(ServerCase):
         pipe.multi()
         self.server.stop()
         with pipecache.Server(self.name):
-            with self.assertRaises(ConnectionLost):  # it may have run, for all this side knows
+            with self.assertRaises(ConnectionLost):  # the client cannot know if it has run
                 pipe.incr("k").execute()
             self.assertEqual(pipe.get("k").execute(), [None])
 
@@ -651,7 +653,7 @@ class VanishedServerTests(ServerCase):
     def test_the_other_idle_connections_are_dropped_too(self) -> None:
         server = self.serve()
         with new_client(self.name) as cache:
-            with store_locked(server):  # so that each call needs a connection of its own
+            with store_locked(server):  # then each call needs its own connection
                 calls = [Background(lambda: cache.set("k", "v")) for _ in range(3)]
             for call in calls:
                 call.wait()
@@ -698,7 +700,7 @@ class VanishedServerTests(ServerCase):
         with self.assertRaises(ValueError):
             Client(connect_timeout=-1)
 
-    @unittest.skipIf(WINDOWS, "a pipe has messages, which come whole")
+    @unittest.skipIf(WINDOWS, "a pipe delivers messages whole")
     def test_a_reply_that_was_cut(self) -> None:
         for said, expected in ((b"", ConnectionLost), (b"x" * 100, ConnectionLost)):
             with self.subTest(said=said):
@@ -781,7 +783,7 @@ class CommandLineTests(ServerCase):
             "SET city never\n"
         )
         status, out, _ = self.run_main(lines=lines)
-        self.assertEqual(status, 1)  # the worst of all
+        self.assertEqual(status, 1)  # the highest of all statuses
         self.assertEqual(
             out.splitlines(),
             [
@@ -801,7 +803,7 @@ class CommandLineTests(ServerCase):
 
 
 class SourceTests(unittest.TestCase):
-    """Each of the two files works alone, and what both declare is declared alike."""
+    """Each of the two files works alone, and both declare the same things in the same way."""
 
     def tree(self, name: str) -> ast.Module:
         return ast.parse((ROOT / name).read_text(encoding="utf-8"))
@@ -829,7 +831,7 @@ class SourceTests(unittest.TestCase):
                     found[node.targets[0].id] = ast.dump(node.value)
                 elif isinstance(node, (ast.ClassDef, ast.FunctionDef)):
                     found[node.name] = ast.dump(node)
-                elif isinstance(node, ast.If):  # what is for Windows alone
+                elif isinstance(node, ast.If):  # code for Windows only
                     nodes += node.body
             return found
 

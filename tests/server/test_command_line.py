@@ -1,4 +1,4 @@
-"""``python pipecache.py`` and ``python client.py`` as processes, as a user starts them."""
+"""Tests of ``python pipecache.py`` and ``python client.py`` as processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STAMP = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} "
 
 
 def run(*arguments: str, file: str = "pipecache.py") -> tuple[int, str, str]:
-    """Run a program to its end: exit status, standard output, standard error."""
+    """Run a program; return the exit status, standard output and standard error."""
     argv = [sys.executable, str(ROOT / file), *arguments]
     done = provision.start_once_more(
         lambda: subprocess.run(
@@ -45,7 +45,7 @@ class ServerTests(unittest.TestCase):
             banner, access, ready = server.lines
             self.assertRegex(banner, STAMP + "INFO Serving ")
             self.assertIn(server.address, banner)
-            if not running_under_wine():  # which has ids of its own
+            if not running_under_wine():  # Wine has its own process ids
                 self.assertIn(f"(process {server.process.pid}, ", banner)
             self.assertRegex(access, STAMP + r"INFO Open to this user's programs \(.*\)$")
             self.assertRegex(ready, STAMP + "INFO Ready to accept connections$")
@@ -68,7 +68,7 @@ class ServerTests(unittest.TestCase):
             crowd = [RawConnection(server.name) for _ in range(100)]
             crowd[0].send(b"SET big " + b"x" * 5_000_000 + b"\n")
             self.assertEqual(crowd[0].receive(), b"OK\n")
-            crowd[1].send(b"GET big\n")  # and does not read the reply
+            crowd[1].send(b"GET big\n")  # the client does not read the reply
             self.assertEqual(crowd[1].receive(1), b"x")
             crowd[2].send(b"*2\r\n$3\r\nGE")
             server.interrupt()
@@ -155,7 +155,7 @@ class ServerTests(unittest.TestCase):
         )
 
     def test_without_a_console(self) -> None:
-        # As under pythonw.exe.
+        # pythonw.exe has no console.
         with mock.patch.object(sys, "stderr", None):
             with log_restored():
                 log_to(None)
@@ -196,7 +196,7 @@ class ClientTests(unittest.TestCase):
                 self.assertEqual(done.stdout[: len(value)], value)
             self.assertEqual(cache.get("\u00fc"), "\u20ac".encode())
 
-    @unittest.skipIf(WINDOWS, "a shell of another kind")
+    @unittest.skipIf(WINDOWS, "the test uses sh")
     def test_nobody_reads_the_output(self) -> None:
         with ServerProcess() as server:
             done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Whom a client talks to, and what its doctor says."""
+"""Tests of the check for the server's owner, and of ``client.py doctor``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if sys.platform == "win32":
 
 @contextlib.contextmanager
 def a_stranger() -> Any:
-    """Let every server be another account's."""
+    """Make every server look like one of another account."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(client, "this_account", lambda: "S-1-5-21-1-2-3-4"))
         stack.enter_context(mock.patch.object(client, "POWERFUL", ()))
@@ -82,7 +82,7 @@ class OwnerTests(unittest.TestCase):
 
     def test_another_user(self) -> None:
         if sys.platform == "win32" or os.geteuid() != 0:
-            self.skipTest("only root can be two users")
+            self.skipTest("only root can change the user")
         os.seteuid(65534)
         try:
             server = self.serve(access="users")
@@ -116,7 +116,7 @@ class OwnerTests(unittest.TestCase):
 
 
 def run(*arguments: str) -> tuple[int, str]:
-    """The exit status of client.py, and what it prints."""
+    """Run client.py in this process; return the exit status and the output."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         try:
@@ -157,7 +157,7 @@ class DoctorTests(unittest.TestCase):
                 for each in clients:
                     each.ping()
                 clients[0].set("key", "x" * 18_000)
-                # Of those of the doctor, too, one of which the server may not have seen leave yet.
+                # The doctor's connections count, and the server may still count a closed one.
                 self.examine(
                     server.name, 1, "[45] clients of 5, which is near", "bytes of memory of 20480, "
                     "which is near the limit: delete keys", "see to what is marked",
@@ -192,7 +192,7 @@ class DoctorTests(unittest.TestCase):
 
         @contextlib.contextmanager
         def stand_in(self) -> Iterator[tuple[str, socket.socket]]:
-            """A name, and a socket that is bound to it."""
+            """Bind a socket to a new name; yield both."""
             name = unique_name()
             address = client.pipe_address(name)
             with socket.socket(socket.AF_UNIX) as listening:
@@ -210,7 +210,7 @@ class DoctorTests(unittest.TestCase):
                 listening.listen()
 
                 def answer() -> None:
-                    for _ in range(2):  # the first looks who it is
+                    for _ in range(2):  # the first connection checks the owner
                         accepted, _ = listening.accept()
                         with accepted:
                             if accepted.recv(1000):

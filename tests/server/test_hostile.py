@@ -1,4 +1,4 @@
-"""Clients that ask for little and would have the server do, or keep, much."""
+"""Tests with small requests that could cost the server much time or memory."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ TRANSPORT: Any = getattr(pipecache, "PipeConnection" if WINDOWS else "SocketConn
 
 
 def peak_of(work: Callable[[], object]) -> int:
-    """The bytes of memory that something takes at most, beyond what was there before."""
+    """Return the peak number of bytes that a call allocates."""
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
@@ -59,10 +59,10 @@ def peak_of(work: Callable[[], object]) -> int:
 
 
 class ProcessorTests(ClientCase):
-    """What costs the one who asks nothing, and held up everybody else."""
+    """Cheap requests that once took much processor time, during which other clients waited."""
 
     def test_the_same_option_again_and_again(self) -> None:
-        # With the square of their number a hundred thousand took ten seconds.
+        # In quadratic time a hundred thousand options took ten seconds.
         started = time.process_time()
         for words in (
             [b"ZADD", b"z"] + [b"CH"] * 100_000,
@@ -83,7 +83,7 @@ class ProcessorTests(ClientCase):
         members = [b"%d" % number for number in range(20_000)]
         execute(self.client, [b"SADD", b"s", *members])
         execute(self.client, [b"HSET", b"h", *itertools.chain(*zip(members, members))])
-        with mock.patch("random.sample", side_effect=AssertionError("all were listed")):
+        with mock.patch("random.sample", side_effect=AssertionError("all members were listed")):
             for words in (
                 b"SRANDMEMBER s 3", b"SRANDMEMBER s -3", b"HRANDFIELD h 3 WITHVALUES", b"SPOP s 2"
             ):  # fmt: skip
@@ -103,7 +103,7 @@ class ProcessorTests(ClientCase):
         for _ in range(3000):
             pattern = bytes(chance.choices(b"ab*\\", k=chance.randrange(1, 10)))
             key = bytes(chance.choices(b"ab*", k=chance.randrange(8)))
-            # A class of one is no literal, and means the same.
+            # A class of one character means the same, but is not matched as a literal.
             other = re.sub(rb"\\?[ab]", lambda match: b"[%b]" % match[0][-1:], pattern)
             found, expected = (bool(glob(each)(key)) for each in (pattern, other))
             self.assertEqual(found, expected, (pattern, key))
@@ -120,7 +120,7 @@ class ReplyTests(ClientCase):
         replies: list[Any] = []
         peak = peak_of(lambda: replies.append(execute(self.client, [b"EXEC"])))
         self.assertIn("longer than max-reply", str(replies[0]))
-        self.assertLess(peak, 2 * MEGABYTE)  # two of the fifty lists
+        self.assertLess(peak, 2 * MEGABYTE)  # two of the fifty replies
         self.assertEqual(execute(self.client, [b"GET", b"after"]), b"1")
 
     def test_what_is_short_but_much(self) -> None:
@@ -181,7 +181,7 @@ class ServedTests(ServerCase):
                     self.assertEqual(raw.read(len(expected)), expected)
             self.assertEqual(send.call_count, turns)
 
-    @unittest.skipIf(WINDOWS, "a message is one text command")
+    @unittest.skipIf(WINDOWS, "on a pipe, a message is one text command")
     def test_lines_beyond_a_thousand_are_answered(self) -> None:
         self.serve()
         raw = self.raw()
@@ -196,17 +196,17 @@ class ServedTests(ServerCase):
         raw.ask(command(b"PSUBSCRIBE", *patterns))
         with new_client(self.name) as cache, self.assertLogs("pipecache", "INFO") as logged:
             self.assertEqual(cache.publish("c" * 30, "x" * 500), 30)
-            wait_until(lambda: client_count(server) == 1, "it is dropped")
+            wait_until(lambda: client_count(server) == 1, "the client is dropped")
         self.assertIn("left more than 1000 bytes", logged.output[-1])
 
     def test_who_wants_no_replies_receives_all_the_same(self) -> None:
-        # It is where a push can wake it from the moment at which it listens.
+        # A push can wake the client from the moment at which it subscribes.
         self.serve()
         raw = self.raw()
         raw.send(command(b"CLIENT", b"REPLY", b"OFF") + command(b"SUBSCRIBE", b"c"))
         text = b"x" * MEGABYTE
         with new_client(self.name) as cache:
-            wait_until(cache.pubsub_channels, "it listens")
+            wait_until(cache.pubsub_channels, "the channel is subscribed")
             for _ in range(5):
                 self.assertEqual(cache.publish("c", text), 1)
         expected = b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$%d\r\n%b\r\n" % (len(text), text) * 5
@@ -217,7 +217,7 @@ class ServedTests(ServerCase):
         raw, other = self.raw(), self.raw()
         raw.send(command(b"DEBUG", b"SLEEP", b"3600"))
         with new_client(self.name) as cache:
-            wait_until(lambda: cache.info()["blocked_clients"] == 1, "it sleeps")
+            wait_until(lambda: cache.info()["blocked_clients"] == 1, "the client sleeps")
         self.assertEqual(other.ask(b"SET k v\n"), b"OK\n")
         short = self.raw()
         self.assertEqual(short.ask(b"DEBUG SLEEP 0.001\n"), b"OK\n")
@@ -227,10 +227,10 @@ class ServedTests(ServerCase):
             server = self.serve()
         with self.assertLogs("pipecache", "ERROR") as logged:
             with mock.patch.object(store_of(server), "sweep", side_effect=MemoryError):
-                wait_until(lambda: logged.output, "it is told")
+                wait_until(lambda: logged.output, "the error is logged")
         with new_client(self.name) as cache:
             cache.set("short", "1", px=1)
-            wait_until(lambda: cache.info()["expired_keys"], "it expires unasked")
+            wait_until(lambda: cache.info()["expired_keys"], "the key expires")
 
     def test_memory_is_short_when_a_client_leaves(self) -> None:
         server = self.serve()
@@ -240,8 +240,8 @@ class ServedTests(ServerCase):
             with self.assertLogs("pipecache", "ERROR") as logged:
                 raw.send(command(b"QUIT"))
                 self.assertEqual(raw.read(5), b"+OK\r\n")
-                self.assertTrue(raw.ended())  # it is closed all the same
-                wait_until(lambda: logged.output, "it is told")
+                self.assertTrue(raw.ended())  # the connection is closed nevertheless
+                wait_until(lambda: logged.output, "the error is logged")
         self.assertEqual(self.raw().ask(command(b"PING")), b"+PONG\r\n")
         self.assertTrue(server.stop())
 
@@ -262,7 +262,7 @@ class ServedTests(ServerCase):
 
 
 class KeptTests(PushCase):
-    """What is kept for a client counts as memory, and there is an end to it."""
+    """Data that the server keeps for a client counts as memory, and is limited."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -282,7 +282,7 @@ class KeptTests(PushCase):
             with self.subTest(command=begin[0]):
                 execute(self.client, begin)
                 self.assertGreater(self.store.used, least)
-                execute(self.client, begin)  # the same once more is no more
+                execute(self.client, begin)  # a repetition takes no more memory
                 execute(self.client, end)
                 self.assertEqual(self.store.used, 0)
         for begin in ([b"BLPOP", *names, b"0"], [b"SUBSCRIBE", *names], [b"WATCH", *names]):
@@ -302,7 +302,7 @@ class KeptTests(PushCase):
             with self.subTest(command=words[0]):
                 self.assertIn("OOM", str(execute(self.client, words)))
                 self.assertEqual(self.store.used, 0)
-        # A little is let in whatever there is; but not again and again.
+        # A small request is accepted even without memory, but not many of them.
         self.store.limit = 0
         replies = [execute(self.client, [b"SUBSCRIBE", name]) for name in names]
         self.assertNotIn("OOM", str(replies[0]))
@@ -343,7 +343,7 @@ class KeptTests(PushCase):
 
 
 class CollectionTests(ClientCase):
-    """What is taken away from a collection is not kept in memory."""
+    """A collection releases the memory of removed members."""
 
     def test_most_of_it_is_taken_away(self) -> None:
         members = [b"%d" % number for number in range(50_000)]

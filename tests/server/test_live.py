@@ -1,4 +1,4 @@
-"""Waiting, channels, events, MONITOR, owned keys: what happens between clients."""
+"""Tests of what happens between clients: blocking, messages, events, MONITOR, owned keys."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ class WaitingTests(PushCase):
     def test_memory_short(self) -> None:
         self.block(self.one, b"BLPOP k 0")
         self.store.limit = self.store.used
-        self.ask(b"RPUSH k v")  # the last one that is let in
+        self.ask(b"RPUSH k v")  # the last command that is accepted
         self.served(self.one)
         self.assertEqual(self.ask(b"BLMOVE a b LEFT LEFT 0", self.two)[:4], b"")
 
@@ -241,7 +241,7 @@ class EventTests(PushCase):
         self.ask(b"PSUBSCRIBE __key*", self.observer)
 
     def events(self) -> list[tuple[bytes, ...]]:
-        """What the observer was told: channel, message."""
+        """Return the messages to the observer, as pairs of channel and message."""
         return [tuple(told.split(b"\r\n")[6:9:2]) for told in self.peer.take()]
 
     def test_letters(self) -> None:
@@ -348,7 +348,7 @@ class OwnedTests(PushCase):
         self.owner, _ = self.join()
 
     def check_owned(self, *keys: bytes) -> None:
-        """Check what the owner has now."""
+        """Check which keys the owner owns."""
         self.assertEqual(owned_keys(self.store, self.owner), set(keys))
 
     def test_it_goes_with_its_owner(self) -> None:
@@ -381,7 +381,7 @@ class OwnedTests(PushCase):
         self.assertEqual(self.ask(b"PTTL k"), b":5000\r\n")
         self.assertEqual(self.ask(b"SET k v NX OWNED"), b"$-1\r\n")
         self.check_owned(b"k")
-        self.assertEqual(self.ask(b"SET k v OWNED"), OK)  # another's now
+        self.assertEqual(self.ask(b"SET k v OWNED"), OK)  # now the other client owns the key
         self.assertEqual(self.store.owned(self.owner), 0)
         self.owner.leave()
         self.assertEqual(self.ask(b"GET k"), bulk(b"v"))
@@ -437,15 +437,15 @@ class OwnedTests(PushCase):
 
 
 class ServedTests(ServerCase):
-    """The same with connections."""
+    """Several clients with connections to one server."""
 
     def read(self, raw: RawConnection, expected: bytes) -> None:
         self.assertEqual(raw.read(len(expected)), expected)
 
     def blocked(self, count: int, raw: RawConnection) -> None:
-        """Wait until so many clients are waiting."""
+        """Wait until ``count`` clients are blocked."""
         text = b"blocked_clients:%d\r\n" % count
-        wait_until(lambda: text in raw.ask(b"INFO clients\r\n"), f"{count} blocked clients")
+        wait_until(lambda: text in raw.ask(b"INFO clients\r\n"), f"{count} clients are blocked")
 
     def test_commands_behind_one_that_waits(self) -> None:
         self.serve()
@@ -497,7 +497,7 @@ class ServedTests(ServerCase):
         behind.send(command(b"BLPOP", b"k", b"0") + command(b"PING"))
         self.blocked(2, other)
         leaving.close()
-        other.ask(command(b"RPUSH", b"k", b"v"))  # it may not be noticed yet
+        other.ask(command(b"RPUSH", b"k", b"v"))  # the server may not have noticed yet
         self.read(behind, array(bulk(b"k"), bulk(b"v")) + b"+PONG\r\n")
         self.blocked(0, other)
         self.assertEqual(other.ask(command(b"EXISTS", b"k")), b":0\r\n")
@@ -557,11 +557,11 @@ class ServedTests(ServerCase):
         self.assertTrue(server.stop())
         self.assertTrue(all(raw.ended() for raw in raws))
 
-    @unittest.skipIf(WINDOWS, "a pipe's message is one command")
+    @unittest.skipIf(WINDOWS, "on a pipe, a message is one text command")
     def test_what_follows_in_the_same_chunk_is_told_in_text_too(self) -> None:
         self.serve()
         raw = self.raw()
-        self.assertIn(b"proto\n3\n", raw.ask(b"HELLO 3\n"))  # a subscriber may publish now
+        self.assertIn(b"proto\n3\n", raw.ask(b"HELLO 3\n"))  # a subscriber may publish in RESP3
         raw.send(b"SUBSCRIBE a\nPUBLISH a x\n")
         expected = b"subscribe a 1\nmessage a x\n1\n"
         self.assertEqual(raw.read(len(expected)), expected)
@@ -579,7 +579,7 @@ class ServedTests(ServerCase):
         self.assertEqual(raw.ask(b"UNSUBSCRIBE\r\n"), b"unsubscribe news 0\r\n")
         self.assertEqual(raw.ask(b"GET k\r\n"), b"\r\n")
 
-    @unittest.skipUnless(WINDOWS, "a stream has no messages")
+    @unittest.skipUnless(WINDOWS, "only a pipe has messages")
     def test_one_message_a_message(self) -> None:
         self.serve()
         raw, other = self.raw(), self.raw()
@@ -650,7 +650,7 @@ class ServedTests(ServerCase):
                 self.read(good, told)
                 if reply == b":1\r\n":
                     break
-            wait_until(lambda: len(logs.output) > 0, "a line in the log")
+            wait_until(lambda: len(logs.output) > 0, "a line is logged")
         self.assertEqual(reply, b":1\r\n")
         self.assertRegex(logs.output[0], r"\(process \d+, .*python.*\) was dropped: it left more")
 
@@ -665,7 +665,7 @@ class ServedTests(ServerCase):
 
         self.assertTrue(watched())
         with self.assertLogs("pipecache", "INFO"):
-            wait_until(lambda: not watched(), "the end of MONITOR")
+            wait_until(lambda: not watched(), "the monitor is gone")
 
     def test_one_message_may_be_longer_than_the_limit(self) -> None:
         self.serve(subscriber_buffer=1000)
@@ -753,12 +753,12 @@ class ServedTests(ServerCase):
             each.wait()
         other = self.raw()
         wait_until(
-            lambda: other.ask(command(b"PUBLISH", b"c", b"x")) == b":0\r\n", "the last to go"
+            lambda: other.ask(command(b"PUBLISH", b"c", b"x")) == b":0\r\n", "no subscriber is left"
         )
 
 
 class ProcessTests(unittest.TestCase):
-    """The server as a program."""
+    """Tests with a server process."""
 
     def test_ctrl_c_with_a_hundred_blocked_clients(self) -> None:
         with ServerProcess() as server:
@@ -768,7 +768,8 @@ class ProcessTests(unittest.TestCase):
                 raw.send(command(b"BLPOP", b"k", b"0"))
             with RawConnection(server.name) as other:
                 wait_until(
-                    lambda: b"blocked_clients:100\r\n" in other.ask(b"INFO clients\r\n"), "all"
+                    lambda: b"blocked_clients:100\r\n" in other.ask(b"INFO clients\r\n"),
+                    "all are blocked",
                 )
                 begin = time.monotonic()
                 server.interrupt()

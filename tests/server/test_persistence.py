@@ -1,4 +1,4 @@
-"""What is kept in a file: that it is there afterwards, and what happens when it cannot be."""
+"""Tests of --db: saving and loading, errors of the file and the disk, commands."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ from tests.support.internals import (
 
 
 def contents(store: Store) -> dict[bytes, tuple[Any, int | None, bool]]:
-    """What a store holds, to be compared: each key's value and when it expires."""
+    """Return what a store holds: for each key the value and the time at which it expires."""
     found = {}
     keys = store.keys()
     for key in keys:
@@ -130,14 +130,14 @@ class PackTest(unittest.TestCase):
 
 
 class FileCase(unittest.TestCase):
-    """A folder of its own for each test, and stores kept in a file there."""
+    """Tests with a new folder each, and stores that are kept in a file there."""
 
     def setUp(self) -> None:
         self.folder = Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
         self.path = self.folder / "pipecache.db"
         self.clock, self.wall = Clock(1000.0), Clock(1_600_000_000.0)
-        patched = mock.patch.object(pipecache, "HANDOVER", 0.0)  # not to wait for a file in use
+        patched = mock.patch.object(pipecache, "HANDOVER", 0.0)  # do not wait for a file in use
         patched.start()
         self.addCleanup(patched.stop)
 
@@ -150,7 +150,7 @@ class FileCase(unittest.TestCase):
         return store, persistence
 
     def reopened(self) -> dict[bytes, tuple[Any, int | None, bool]]:
-        """What the file holds, to a store that has another clock."""
+        """Load the file into a new store with another clock, and return its contents."""
         store, persistence = self.open(new_store(Clock(5.0), self.wall))
         persistence.stop(DEADLINE)
         return contents(store)
@@ -206,7 +206,7 @@ class KeepingTest(FileCase):
         self.assertEqual(set(self.reopened()), {b"plain", b"taken"})
 
     def test_each_change_is_written(self) -> None:
-        # Whatever is done by chance, the file holds what the store does.
+        # After random commands, the file holds what the store holds.
         chance = random.Random(20)
         commands = (
             b"SET %k %v", b"SET %k %v PX 50000", b"APPEND %k x", b"DEL %k", b"PERSIST %k",
@@ -237,7 +237,7 @@ class KeepingTest(FileCase):
             persistence.stop(DEADLINE)
             kept = contents(store)
             self.assertEqual(self.reopened(), kept, turn)
-            # Go on with a store that is what was loaded.
+            # Continue with a store that was loaded from the file.
             self.clock = Clock(chance.randrange(10_000))
             store, persistence = self.open()
             client = new_client_object(store)
@@ -254,14 +254,14 @@ class KeepingTest(FileCase):
                 save(persistence)
             self.assertRegex(logged.output[0], "b'key' takes 101 bytes, more than the file can")
             self.assertEqual(persistence.refused, {b"key": 101})
-            # What it was before is not what it is.
+            # The old value in the file is removed.
             store.replace(b"key", b"small again")
             save(persistence)
         self.assertEqual(persistence.refused, {})
         persistence.stop(DEADLINE)
         self.assertEqual(self.reopened()[b"key"][0], b"small again")
 
-    @unittest.skipUnless(sys.platform == "linux", "Linux tells which files are open")
+    @unittest.skipUnless(sys.platform == "linux", "only Linux has /proc")
     def test_nothing_is_written_elsewhere(self) -> None:
         store, persistence = self.open()
         for turn in range(2):
@@ -272,7 +272,7 @@ class KeepingTest(FileCase):
         opened = [file for file in files if "/" in file and str(self.folder) not in file]
         self.assertFalse([file for file in opened if "etilqs" in file], opened)
 
-    @unittest.skipUnless(sys.platform == "linux", "Linux tells what memory a process takes")
+    @unittest.skipUnless(sys.platform == "linux", "only Linux has /proc")
     def test_what_was_written_is_not_kept_in_memory(self) -> None:
         script = (
             "import random, sys, pipecache\n"
@@ -353,7 +353,7 @@ class KeepingTest(FileCase):
         store.replace(b"key", b"1")
         while_writing(persistence, lambda: told.append(persistence.unsaved))
         save(persistence)
-        self.assertEqual(told, sorted(told, reverse=True))  # until it is
+        self.assertEqual(told, sorted(told, reverse=True))  # the number falls until all is written
         self.assertEqual((told[0], persistence.unsaved), (1, 0))
 
     def test_many_changes_are_written_sooner(self) -> None:
@@ -399,7 +399,7 @@ class KeepingTest(FileCase):
 
 
 class TroubleTest(FileCase):
-    """A file that cannot be used is said so, in one line, and left as it is."""
+    """A file that cannot be used is reported in one line and not changed."""
 
     def refused(self, pattern: str) -> None:
         before = self.digest()
@@ -408,7 +408,7 @@ class TroubleTest(FileCase):
         self.assertNotIn("\n", str(raised.exception))
         self.assertIn(str(self.path), str(raised.exception))
         self.assertEqual(self.digest(), before)
-        # A second attempt says the same: nothing is left behind, no lock is held.
+        # A second attempt fails in the same way: the first one holds no lock.
         with self.assertRaisesRegex(PersistenceError, pattern):
             self.open()
 
@@ -420,7 +420,7 @@ class TroubleTest(FileCase):
         }
 
     def kept(self, count: int = 1000) -> None:
-        """Make a file with keys in it."""
+        """Create a file with keys."""
         store, persistence = self.open()
         for number in range(count):
             store.replace(b"key%d" % number, b"x" * 100)
@@ -505,7 +505,7 @@ class TroubleTest(FileCase):
         with self.assertRaises(PersistenceError):
             self.open()
 
-    @unittest.skipIf(running_under_wine(), "Wine lets root write everything")
+    @unittest.skipIf(running_under_wine(), "under Wine, root can write every file")
     def test_a_file_that_cannot_be_written(self) -> None:
         self.kept()
         os.chmod(self.path, stat.S_IREAD)
@@ -515,7 +515,7 @@ class TroubleTest(FileCase):
 
     @contextlib.contextmanager
     def as_somebody(self) -> Iterator[None]:
-        """Not as root, who may write everything."""
+        """Run as another user than root, who can write every file."""
         if sys.platform == "win32" or os.geteuid() != 0:
             yield
             return
@@ -542,7 +542,7 @@ class TroubleTest(FileCase):
                 pipecache.log.debug("attempt")
                 save(persistence)
             said, reason = "Going on from memory, and trying again", "is full.*make room"
-            self.assertEqual(len(logged.output), 1 if outcomes[1:] else 2)  # said once
+            self.assertEqual(len(logged.output), 1 if outcomes[1:] else 2)  # logged only once
             self.assertRegex(outcomes[-1], reason)
             if not outcomes[1:]:
                 self.assertRegex(logged.output[1], f"{reason}.*{said}")
@@ -605,7 +605,7 @@ class TroubleTest(FileCase):
         persistence.stop(DEADLINE)
         self.assertEqual(set(self.reopened()), {b"after"})
 
-    @unittest.skipIf(WINDOWS, "Windows lets nobody take a file away that is in use")
+    @unittest.skipIf(WINDOWS, "Windows does not delete an open file")
     def test_the_file_or_its_log_was_taken_away(self) -> None:
         for path, changed in itertools.product(
             (self.path, Path(f"{self.path}-wal")), (True, False)
@@ -621,7 +621,7 @@ class TroubleTest(FileCase):
                 with self.assertLogs("pipecache", "WARNING") as logged:
                     save(persistence)
                 self.assertIn("was taken away, and is begun anew", logged.output[0])
-                # As after a crash: what is there is what SQLite finds, not what it has in hand.
+                # A copy of the folder is what SQLite would find after a crash.
                 shutil.copytree(self.folder, self.folder / "copy")
                 with contextlib.closing(
                     sqlite3.connect(self.folder / "copy" / self.path.name)
@@ -631,7 +631,7 @@ class TroubleTest(FileCase):
                 shutil.rmtree(self.folder / "copy")
                 persistence.stop(DEADLINE)
 
-    @unittest.skipIf(WINDOWS, "Windows lets nobody take a file away that is in use")
+    @unittest.skipIf(WINDOWS, "Windows does not delete an open file")
     def test_beginning_anew_fails_at_first(self) -> None:
         for path in (self.path, Path(f"{self.path}-wal")):
             with self.subTest(path=path.name):
@@ -649,7 +649,7 @@ class TroubleTest(FileCase):
                 persistence.stop(DEADLINE)
                 self.assertEqual(set(self.reopened()), {b"key"})
 
-    @unittest.skipIf(WINDOWS, "Windows lets nobody take a file away that is in use")
+    @unittest.skipIf(WINDOWS, "Windows does not delete an open file")
     def test_another_pipecache_file_was_put_in_its_place(self) -> None:
         store, persistence = self.open()
         store.replace(b"theirs", b"1")
@@ -691,14 +691,14 @@ class TroubleTest(FileCase):
         with mock.patch.object(pipecache, "HANDOVER", DEADLINE):
             with self.assertLogs("pipecache", "INFO") as logged:
                 second = Background(self.reopened)
-                wait_until(lambda: logged.output, "it waits")
+                wait_until(lambda: logged.output, "the second server waits")
                 persistence.stop(DEADLINE)
                 self.assertEqual(list(second.wait()), [b"key"])  # type: ignore[call-overload]
         waiting = [line for line in logged.output if "Waiting for" in line]
         self.assertEqual(len(waiting), 1)
 
     def test_one_that_is_refused_does_not_give_up_the_lock(self) -> None:
-        # Off Windows to close a file, however often it is open, ends the process's locks on it.
+        # On POSIX, closing one descriptor of a file releases all locks of the process on it.
         self.open()
         with self.assertRaisesRegex(PersistenceError, "locked"):
             self.open()
@@ -727,7 +727,7 @@ class TroubleTest(FileCase):
         now = Clock(0.0)
 
         class Slow(threading.Thread):
-            """Takes ten seconds a key, up to a number of them, and then does no more."""
+            """A thread that needs ten seconds for each key, and stops after some keys."""
 
             turns = 0
 
@@ -748,7 +748,7 @@ class TroubleTest(FileCase):
             self.assertIn("keys to be written", logged.output[0])
             self.assertEqual("Stopped before" in logged.output[-1], not ends)
 
-    @unittest.skipIf(WINDOWS, "names and devices are others there")
+    @unittest.skipIf(WINDOWS, "Windows has other rules for names, and no FIFOs")
     def test_what_to_do_is_said_by_the_error_and_not_by_the_name(self) -> None:
         for name, pattern in (
             ("unlocked/full.db", r"No such file or directory \(its folder does not exist"),
@@ -768,7 +768,7 @@ class TroubleTest(FileCase):
         with self.assertRaisesRegex(PersistenceError, "it is not a file"):
             self.open()
 
-    @unittest.skipIf(WINDOWS, "Windows lets nobody take a file away that is in use")
+    @unittest.skipIf(WINDOWS, "Windows does not delete an open file")
     def test_another_file_was_put_in_its_place(self) -> None:
         store, persistence = self.open()
         self.path.unlink()
@@ -787,7 +787,7 @@ class TroubleTest(FileCase):
 
 
 class ServingTest(FileCase):
-    """The same through a server's commands and its command line."""
+    """Tests of persistence with a server."""
 
     @contextlib.contextmanager
     def server(self, *options: str) -> Iterator[tuple[ServerProcess, client.Client]]:
@@ -822,7 +822,7 @@ class ServingTest(FileCase):
                         expected[f"{turn}:{number}".encode()] = b"x" * number
                     pipeline.execute()
                 self.assertIn(connected.execute_command("SAVE"), (True, "OK"))
-                connected.set(f"{turn}:0", "")  # what is under way when it ends
+                connected.set(f"{turn}:0", "")  # this command is running when the server ends
                 server.process.kill()
                 server.process.wait(DEADLINE)
         self.assertEqual(self.keys(), expected)
@@ -832,7 +832,8 @@ class ServingTest(FileCase):
             connected.set("key", "value")
             facts = connected.info("persistence")
             wait_until(
-                lambda: connected.info("persistence")["rdb_changes_since_last_save"] == 0, "saved"
+                lambda: connected.info("persistence")["rdb_changes_since_last_save"] == 0,
+                "the key is saved",
             )
             self.assertEqual(facts["rdb_last_bgsave_status"], "ok")
             server.process.kill()
@@ -852,7 +853,7 @@ class ServingTest(FileCase):
             self.assertEqual(facts["rdb_changes_since_last_save"], 0)
             self.assertGreaterEqual(connected.lastsave(), before)
             self.assertEqual(connected.config_get("dbfilename"), {"dbfilename": str(self.path)})
-            # The file alone is all of it now, and can be copied while the server has it.
+            # After SAVE the file is complete, and can be copied while the server uses it.
             shutil.copyfile(self.path, self.folder / "copy.db")
             with contextlib.closing(sqlite3.connect(self.folder / "copy.db")) as database:
                 rows = database.execute("SELECT key, kind FROM keys").fetchall()
@@ -932,7 +933,7 @@ class ServingTest(FileCase):
         )  # fmt: skip
         self.assertEqual(self.keys(), {b"before": b"1", b"after": b"1"})
 
-    @unittest.skipUnless(sys.platform == "linux", "a name that is no text")
+    @unittest.skipUnless(sys.platform == "linux", "other systems have only names that are text")
     def test_a_name_that_is_no_text(self) -> None:
         self.path = Path(os.fsdecode(os.fsencode(self.folder) + b"/a=b,c caf\xe9.db"))
         with self.server() as (_, connected):
@@ -977,7 +978,7 @@ class ServingTest(FileCase):
             self.assertEqual(len(connected.get("key")), 100_000)
             facts = connected.info("persistence")
             self.assertEqual(facts["rdb_last_bgsave_status"], "err")
-            # In words, with or without a comma.
+            # The text of the error does not depend on commas.
             self.assertRegex(facts["db_last_error"], "Cannot save to .*is full.*make room")
             empty_disk(persistence_of(server))
             connected.execute_command("SAVE")
@@ -994,7 +995,7 @@ class ServingTest(FileCase):
                 self.assertFalse(server.stop())
         self.assertIn("1 changed keys were not saved", logs.output[-1])
 
-    @unittest.skipIf(WINDOWS, "Windows lets nobody take away the folder of an open file")
+    @unittest.skipIf(WINDOWS, "Windows does not delete the folder of an open file")
     def test_what_is_not_saved_is_an_exit_status(self) -> None:
         self.path = self.folder / "inside" / "file.db"
         self.path.parent.mkdir()
@@ -1011,7 +1012,7 @@ class ServingTest(FileCase):
 
 
 class ClockTest(FileCase):
-    """Elapsed time is what a time to live follows, and the wall clock what a moment does."""
+    """A time to live follows elapsed time; EXPIREAT follows the wall clock."""
 
     def test_the_wall_clock_is_set_while_a_file_is_kept(self) -> None:
         for step in (3600, -3600):

@@ -335,7 +335,7 @@ class DrawTests(ClientCase):
 
 
 class WalkTests(ClientCase):
-    """SCAN and similar: every scan ends, and returns all that is present from its begin to its end."""
+    """SCAN and similar: every scan ends, and returns all that is present from begin to end."""
 
     #: The number of scans at the same time, and of repetitions.
     WALKS = 4
