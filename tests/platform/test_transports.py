@@ -1,4 +1,4 @@
-"""The contracts of Listener and Connection, on the transport of this system."""
+"""Tests of the contracts of Listener and Connection, on the transports of this system."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support import (
 
 
 class TransportCase(unittest.TestCase):
-    """A listener of its own for each test."""
+    """Tests with a new listener each."""
 
     def setUp(self) -> None:
         self.name = self.new_name()
@@ -65,7 +65,7 @@ class TransportCase(unittest.TestCase):
 
 
 class ContractTests(TransportCase):
-    """What the server counts on, whatever the transport."""
+    """The contract that the server relies on, for every transport."""
 
     def test_to_and_fro(self) -> None:
         raw, connection = self.connect()
@@ -178,9 +178,9 @@ class ContractTests(TransportCase):
     def test_push_never_waits_and_keeps_the_order(self) -> None:
         raw, connection = self.connect()
         connection.push(b"%7d\n" % 0)
-        receiving = Background(connection.receive)  # and sends what was not taken
+        receiving = Background(connection.receive)  # receive() also sends what is pending
         pieces = [b"%7d\n" % number * (1 + number % 2000) for number in range(1, 3000)]
-        for piece in pieces:  # before anything is read: beyond every buffer of the system
+        for piece in pieces:  # more than the buffers of the system hold
             connection.push(piece, whole=False)
         self.assertGreater(connection.unsent, 10_000_000)
         expected = b"%7d\n" % 0 + b"".join(pieces)
@@ -246,7 +246,7 @@ class ContractTests(TransportCase):
     def test_abort_ends_a_send_that_is_stuck(self) -> None:
         raw, connection = self.connect()
         sending = Background(lambda: connection.send(b"x" * 10_000_000))
-        self.assertTrue(raw.receive(1))  # it is under way
+        self.assertTrue(raw.receive(1))  # the write is pending
         connection.abort()
         with self.assertRaises(ConnectionLost):
             sending.wait()
@@ -326,7 +326,7 @@ class ContractTests(TransportCase):
         with self.raw(self.name) as raw:
             raw.send(b"a")
             received = None
-            while received is None:  # the look whether somebody answers is a client too
+            while received is None:  # the check for another server connects, too
                 connection = Background(self.listener.accept).wait()
                 assert isinstance(connection, Connection)
                 self.addCleanup(connection.close)
@@ -344,7 +344,7 @@ class ContractTests(TransportCase):
 
 
 class TCPTests(ContractTests):
-    """The contract once more, on a port of 127.0.0.1."""
+    """The contract on a port of 127.0.0.1."""
 
     def new_name(self) -> str:
         return str(free_port())
@@ -364,7 +364,7 @@ class TCPTests(ContractTests):
 
 @unittest.skipUnless(WINDOWS, "named pipes exist on Windows")
 class PipeTests(TransportCase):
-    """What only a pipe does, beside the contract."""
+    """Tests of what only a pipe does."""
 
     def test_messages(self) -> None:
         raw, connection = self.connect()
@@ -388,7 +388,9 @@ class PipeTests(TransportCase):
         sending.wait()
         self.assertEqual([len(piece) for piece in pieces], [65536, 65536, 1])
 
-    @unittest.skipIf(running_under_wine(), "Wine lets anyone take a name; see test_win32")
+    @unittest.skipIf(
+        running_under_wine(), "Wine lets a second server take the name; see test_win32"
+    )
     def test_an_address_that_cannot_be(self) -> None:
         with self.assertRaises(TransportError):
             pipecache.make_listener(pipecache.pipe_address("x" * 300))
@@ -487,7 +489,7 @@ if sys.platform != "win32":
             self.close(listener)
             with self.assertRaises(TransportError):
                 pipecache.make_listener("/nowhere/at/all/socket")
-            wait_until(lambda: descriptors() == before, "every descriptor closed")
+            wait_until(lambda: descriptors() == before, "all descriptors are closed")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Clients of Redis, unmodified, on this server."""
+"""Tests of unmodified Redis clients: libraries, redis-cli and redis-benchmark."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ CLIENTS = ROOT / "tests" / "clients"
 
 WRONG_TYPE = "WRONGTYPE Operation against a key holding the wrong kind of value"
 
-#: What a subscriber to a channel, and to a pattern that it matches, hears of two messages.
+#: The messages to a subscriber of a channel and of a pattern that matches, for two PUBLISH.
 HEARD = ("news: hello", "n* news: hello", "news: good bye", "n* news: good bye")
 
-#: What redis_clients.js gives with each package.
+#: The output of redis_clients.js with each package.
 JAVASCRIPT = {
     "info": True,
     "name": "me",
@@ -66,7 +66,7 @@ JAVASCRIPT = {
     "quit": ["OK", "OK"],
 }
 
-#: What redis_client.go prints.
+#: The output of redis_client.go.
 GO = f"""\
 set city dubai ex 60: OK
 get city: dubai
@@ -105,7 +105,7 @@ the same: true <nil>
 close: <nil>
 """
 
-#: Arguments of redis-cli, its standard input, what it prints.
+#: Arguments of redis-cli, its standard input, and its output.
 REDIS_CLI: tuple[tuple[str, str, str], ...] = (
     ("SET city dubai EX 60", "", "OK\n"),
     ("GET city", "", "dubai\n"),
@@ -130,12 +130,12 @@ REDIS_CLI: tuple[tuple[str, str, str], ...] = (
     ("DBSIZE", "", "6\n"),
 )
 
-#: The tests of redis-benchmark.
+#: The tests of redis-benchmark that run here.
 BENCHMARK = "get,set,incr,lpush,rpush,lpop,rpop,sadd,hset,spop,zadd,zpopmin,lrange,mset"
 
 
 class HandshakeTests(ServerCase):
-    """What clients send first, and the exact replies."""
+    """The first commands of clients, and the replies."""
 
     def setUp(self) -> None:
         self.serve()
@@ -176,9 +176,9 @@ class RealClientCase(unittest.TestCase):
         return start_server(self, *options)
 
     def serve_tcp(self, password: str | None) -> str:
-        """Serve on a port that nobody uses; its number."""
+        """Start a server with a free port and return the number of the port."""
         if running_under_wine():
-            self.skipTest("Wine has not the keep-alive options that redis-py sets on a TCP socket")
+            self.skipTest("Wine lacks the keep-alive options that redis-py sets on a TCP socket")
         port = str(free_port())
         options = ["--tcp-no-password"]
         if password is not None:
@@ -192,7 +192,7 @@ class RealClientCase(unittest.TestCase):
 
 
 class LibraryTests(RealClientCase):
-    """Libraries, each in a program of its own that prints what it got."""
+    """Libraries, each in a program that prints the replies."""
 
     def check_redis_py(self, *arguments: str) -> None:
         env = {"PYTHONPATH": required("PIPECACHE_REDIS_PY"), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -229,7 +229,9 @@ class LibraryTests(RealClientCase):
     def test_node_redis_6(self) -> None:
         self.check_npm("redis6")
 
-    @unittest.skipUnless(WINDOWS, "redis_client.go is a Windows program")
+    @unittest.skipUnless(
+        WINDOWS, "redis_client.go is compiled for Windows: 'python tests' runs it under Wine"
+    )
     def test_go_redis(self) -> None:
         if not running_under_wine():
             self.skipTest("go-redis comes from Debian: 'python tests' runs it under Wine")
@@ -238,7 +240,7 @@ class LibraryTests(RealClientCase):
 
 
 class Terminal:
-    """A program of Linux or macOS on a terminal of its own, for a test to type on and to read."""
+    """A program on a pseudo-terminal, with which a test types and reads."""
 
     def __init__(self, *args: str) -> None:
         # Windows has none of these modules.
@@ -265,7 +267,7 @@ class Terminal:
         os.write(self._screen, text.encode())
 
     def expect(self, pattern: str) -> None:
-        """Read until the pattern is there, behind what the last call has found."""
+        """Read until the pattern appears after the text that the last call has found."""
         deadline = time.monotonic() + DEADLINE
         while True:
             found = re.search(pattern, self._text)
@@ -287,12 +289,14 @@ class Terminal:
         os.close(self._screen)
 
 
-@unittest.skipUnless(sys.platform == "linux", "redis-cli and redis-benchmark come from Debian")
+@unittest.skipUnless(
+    sys.platform == "linux", "the tests use redis-cli and redis-benchmark of Linux"
+)
 class ToolTests(RealClientCase):
-    """redis-cli and redis-benchmark."""
+    """Tests of redis-cli and redis-benchmark."""
 
     def run_tool(self, *args: str, stdin: str = "") -> tuple[int, str, str]:
-        """Exit status, standard output and standard error."""
+        """Run redis-cli; return the exit status, standard output and standard error."""
         done = subprocess.run(
             args, input=stdin, capture_output=True, text=True, timeout=DEADLINE, check=False
         )
@@ -340,9 +344,9 @@ class ToolTests(RealClientCase):
         self.assertIn("1000 strings with 2890 bytes (100.00% of keys", stdout)
 
     def test_redis_cli_at_a_terminal(self) -> None:
-        # It asks for COMMAND DOCS when it starts; the hints and the help are made from that.
+        # redis-cli makes its hints and its help from the reply to COMMAND DOCS.
         with Terminal(required("PIPECACHE_REDIS_CLI"), "-s", self.server.address) as terminal:
-            # What is typed before there is a prompt is lost.
+            # redis-cli ignores input before its prompt.
             for typed, pattern in (
                 ("", "> "),
                 ("set city dubai\r", "OK\r\n[^>]*> "),

@@ -1,7 +1,7 @@
-"""Replies that servers other than Redis get wrong, byte for byte.
+"""Tables of exact replies that other servers than Redis get wrong.
 
-Each table is a conversation on one connection to an empty server. It is held with this server
-and, where there is one, with a real redis-server, so that the tables themselves are proven.
+Each table is a conversation on one connection to an empty server. It runs on pipecache and on
+redis-server, which proves the table.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from tests.support.wire import (
     wrong_arity,
 )
 
-#: Bytes sent, the reply to them, and whether the connection goes on.
+#: Input, the output for it, and True if the connection stays open.
 Exchange = Tuple[bytes, bytes, bool]
 
 
@@ -128,7 +128,7 @@ EXPIRY: tuple[Line, ...] = (
     (b"EXISTS k", b":0\r\n"),
 )
 
-#: Values that look like integers, of which Redis says that they are not.
+#: Values that look like integers, but are none for Redis.
 NO_INTEGERS = (
     *(b"abc", b" 1", b"1 ", b"010", b"+1", b"1_0", b"-0", b"1.0", b"", b"9" * 5000),
     *("\u0663".encode(), b"9223372036854775808"),
@@ -342,7 +342,7 @@ CHANNELS: tuple[Line, ...] = (
     (b"PING", PONG),
     (b"GET k", b"_\r\n"),
     (b"PUBLISH c m", message(b"message", b"c", b"m", resp=b">")),
-    # From here on, each is the reply to the line before.
+    # From here on, each reply belongs to the line before it.
     (b"UNSUBSCRIBE", b":1\r\n"),
     (b"PUNSUBSCRIBE", message(b"unsubscribe", b"c", 0, resp=b">")),
     (b"PING", message(b"punsubscribe", None, 0, resp=b">").replace(NIL, b"_\r\n")),
@@ -415,7 +415,7 @@ PROTOCOL: tuple[Exchange, ...] = (
 
 
 class ReplyTableTests(ConversationCase):
-    """The tables, with this server."""
+    """The tables on pipecache."""
 
     def test_conversations(self) -> None:
         for title, lines in CONVERSATIONS.items():
@@ -451,7 +451,7 @@ class ReplyTableTests(ConversationCase):
                     self.assertTrue(raw.ended())
 
     def test_a_scan_finds_what_was_there_throughout(self) -> None:
-        """However keys come and go between its pages; the cursor is a bulk string."""
+        """Keys are added and deleted between the pages; the cursor is a bulk string."""
         conversation = self.connect()
         keys = {b"key:%d" % number for number in range(500)}
         for key in keys:

@@ -1,4 +1,4 @@
-"""MULTI, EXEC and WATCH: what breaks a watch and what does not, and that nobody sees a half."""
+"""Tests of MULTI, EXEC and WATCH."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tests.support.wire import (
     wrong_arity,
 )
 
-#: What is there before a client watches the key k, and what another client does then: commands,
+#: The commands before a client watches the key k, and the commands of another client after that;
 #: separated by semicolons.
 Change = Tuple[bytes, bytes]
 
@@ -128,22 +128,22 @@ BREAKS: tuple[Change, ...] = (
     (b"ZADD k 1 a", b"ZPOPMAX k 5"),
     (b"ZADD k 1 a", b"ZREMRANGEBYRANK k 0 0"),
     (b"ZADD k 1 a", b"ZREMRANGEBYSCORE k 0 5"),
-    # Another transaction; and a change that is undone
+    # Another transaction; a change that is reverted
     (b"SET k v", b"MULTI;SET k w;EXEC"),
     (b"SET k v", b"DEL k;SET k v"),
 )
 
 KEEPS: tuple[Change, ...] = (
-    # What only looks
+    # Commands that only read
     *((b"SET k v", line) for line in (b"GET k", b"MGET k", b"TTL k", b"TOUCH k", b"TYPE k")),
     *((b"SET k v", line) for line in (b"GETEX k", b"EXISTS k", b"SCAN 0", b"OBJECT ENCODING k")),
     (b"SADD k a", b"SUNION k k"),
     (b"RPUSH k a", b"LRANGE k 0 -1"),
-    # What changes another key
+    # Commands that change another key
     (b"SET k v;SET other v", b"DEL other"),
     (b"SET k v", b"COPY k other"),
     (b"SADD k a", b"SUNIONSTORE other k"),
-    # What changes nothing
+    # Commands that change nothing
     (b"", b"DEL k"),
     (b"", b"FLUSHALL"),
     (b"", b"GETDEL k"),
@@ -189,13 +189,13 @@ KEEPS: tuple[Change, ...] = (
     (b"ZADD k 1 a", b"ZPOPMIN k 0"),
     (b"ZADD k 1 a", b"ZREMRANGEBYRANK k 5 6"),
     (b"ZADD k 1 a", b"ZREMRANGEBYSCORE k 5 6"),
-    # What fails
+    # Commands that fail
     (b"SET k v", b"INCR k"),
     (b"SET k v", b"LPUSH k a"),
     (b"SET k v", b"SET k w NX XX"),
     (b"HSET k f v", b"HINCRBY k f 1"),
     (b"RPUSH k a", b"LSET k 5 b"),
-    # Another transaction that does not happen
+    # Another transaction that is aborted
     (b"SET k v", b"MULTI;SET k w;DISCARD"),
     (b"SET k v", b"MULTI;SET k w;RESET"),
     (b"SET k v", b"MULTI;SET k w;NOSUCH;EXEC"),
@@ -247,13 +247,13 @@ CONVERSATIONS: dict[str, tuple[Line, ...]] = {
         (b"EXEC", ABORTED),
         (b"EXISTS k", b":0\r\n"),
         (b"EXEC", NO_MULTI),
-        # Not so these, which are no fault in what is queued.
+        # These errors do not abort the transaction.
         (b"MULTI", OK),
         (b"MULTI", b"-ERR MULTI calls can not be nested\r\n"),
         (b"WATCH k", b"-ERR WATCH inside MULTI is not allowed\r\n"),
         (b"PING", QUEUED),
         (b"EXEC", b"*1\r\n" + PONG),
-        # An EXEC that cannot be right ends it; a DISCARD that cannot does not.
+        # A wrong EXEC ends the transaction; a wrong DISCARD does not.
         (b"MULTI", OK),
         (
             b"EXEC now",
@@ -297,7 +297,7 @@ CONVERSATIONS: dict[str, tuple[Line, ...]] = {
         (b"SET k v", OK),
         (b"MULTI", OK),
         (b"EXEC", NIL_ARRAY),
-        # It is over with EXEC, whatever came of that,
+        # EXEC ends the watch, even if the transaction is aborted.
         (b"MULTI", OK),
         (b"PING", QUEUED),
         (b"EXEC", b"*1\r\n" + PONG),
@@ -308,7 +308,7 @@ CONVERSATIONS: dict[str, tuple[Line, ...]] = {
         (b"EXEC", ABORTED),
         (b"MULTI", OK),
         (b"EXEC", EMPTY),
-        # and with DISCARD and UNWATCH.
+        # DISCARD and UNWATCH end the watch.
         (b"WATCH k none", OK),
         (b"SET k v", OK),
         (b"MULTI", OK),
@@ -326,7 +326,7 @@ CONVERSATIONS: dict[str, tuple[Line, ...]] = {
         (b"WATCH k none", OK),
         (b"MULTI", OK),
         (b"EXEC", NIL_ARRAY),
-        # What is queued breaks nothing.
+        # A queued command does not break a watch.
         (b"WATCH k", OK),
         (b"MULTI", OK),
         (b"SET k w", QUEUED),
@@ -348,7 +348,7 @@ CONVERSATIONS: dict[str, tuple[Line, ...]] = {
 
 
 class ConversationTests(ConversationCase):
-    """Two clients, over connections."""
+    """Tests with two clients, over connections."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -394,9 +394,9 @@ class ConversationTests(ConversationCase):
         watching, other = self.clients
         self.assertEqual(other.ask(b"PSETEX", b"k", b"200", b"v"), OK)
         self.assertEqual(watching.ask(b"WATCH", b"k"), OK)
-        wait_until(lambda: other.ask(b"EXISTS", b"k") == b":0\r\n", "it has expired")
+        wait_until(lambda: other.ask(b"EXISTS", b"k") == b":0\r\n", "the key has expired")
         self.assertEqual(watching.ask(b"MULTI"), OK)
-        # On a slow machine it had expired before it was watched.
+        # On a slow machine the key may have expired before WATCH.
         self.assertIn(watching.ask(b"EXEC"), (NIL_ARRAY, EMPTY))
 
     def test_of_one_client(self) -> None:
@@ -425,7 +425,7 @@ class ConversationTests(ConversationCase):
         self.assertEqual(other.ask(b"GET", b"k"), b"$1\r\nv\r\n")
 
     def in_threads(self, *works: Callable[[Conversation], object]) -> None:
-        """Do all of these at once, each with a connection of its own."""
+        """Run all of these at the same time, each with its own connection."""
         failures: list[BaseException] = []
 
         def work(this: Callable[[Conversation], object], conversation: Conversation) -> None:
@@ -442,7 +442,7 @@ class ConversationTests(ConversationCase):
         self.assertEqual(failures, [])
 
     def test_nobody_sees_a_half(self) -> None:
-        """Not of one transaction, and not between what a transaction reads."""
+        """No client sees one of two changes of a transaction, in or outside a transaction."""
 
         def add(conversation: Conversation, number: bytes) -> None:
             for _ in range(100):
@@ -462,7 +462,7 @@ class ConversationTests(ConversationCase):
         self.assertEqual(self.clients[0].ask(b"GET", b"a"), b"$1\r\n0\r\n")
 
     def test_a_counter_with_watch_loses_nothing(self) -> None:
-        """Look, and write if nobody else has meanwhile; else once more."""
+        """Read, and write unless another client has written meanwhile; otherwise try again."""
 
         def count(conversation: Conversation) -> None:
             done = 0
@@ -480,21 +480,21 @@ class ConversationTests(ConversationCase):
 
 @unittest.skipIf(WINDOWS, "redis-server does not run on Windows")
 class RedisConversationTests(ConversationTests):
-    """The same, with a real Redis: it is the tables that are tested."""
+    """The same tables on redis-server, which proves the tables."""
 
     def serve(self) -> str:
         return redis_address(self)
 
 
 class WatchTests(ClientCase):
-    """What a server process would show only now and then."""
+    """Tests without a server, on a clock that the test sets."""
 
     def setUp(self) -> None:
         super().setUp()
         self.other = self.state.connect()
 
     def broken(self) -> bool:
-        """Whether EXEC does nothing; in any case the watch is over."""
+        """Return True if EXEC is aborted; in any case the watch is ended."""
         self.assertEqual(self.ask(b"MULTI"), OK)
         reply = self.run_command(b"EXEC")
         self.assertIn(reply, ([], NO_LIST))
@@ -542,7 +542,7 @@ class WatchTests(ClientCase):
                 self.store.limit = math.inf
 
     def test_a_transaction_evicts_what_it_watches(self) -> None:
-        """EXEC makes room before it looks at the watch, as Redis does."""
+        """As in Redis, EXEC evicts keys before it checks the watch."""
         self.store.policy = "allkeys-lru"
         self.ask(b"SET k v")
         self.ask(b"WATCH k")
@@ -593,7 +593,7 @@ class WatchTests(ClientCase):
 
 
 class LeavingTests(unittest.TestCase):
-    """A client that leaves in the middle of it."""
+    """Tests with a client that disconnects during a transaction."""
 
     def setUp(self) -> None:
         self.name = unique_name()
@@ -617,7 +617,10 @@ class LeavingTests(unittest.TestCase):
         with self.assertLogs("pipecache", "WARNING"):
             for last in (b"", command(b"QUIT"), b"*1\r\nfoo\r\n"):
                 leave(last)
-                wait_until(lambda: not watched_keys(store_of(self.server)), "its watches are gone")
+                wait_until(
+                    lambda: not watched_keys(store_of(self.server)),
+                    "the watches of the client are gone",
+                )
         with new_client(self.name) as cache:
             self.assertEqual(cache.dbsize(), 0)
 
