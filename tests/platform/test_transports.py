@@ -67,7 +67,7 @@ class TransportCase(unittest.TestCase):
 class ContractTests(TransportCase):
     """The contract that the server relies on, for every transport."""
 
-    def test_to_and_fro(self) -> None:
+    def test_messages_in_both_directions(self) -> None:
         raw, connection = self.connect()
         for message in (b"a", b"some more\n", bytes(range(256))):
             raw.send(message)
@@ -76,7 +76,7 @@ class ContractTests(TransportCase):
             connection.send(message * 2)
             self.assertEqual(raw.receive(), message * 2)
 
-    def test_megabytes_both_ways(self) -> None:
+    def test_megabytes_in_both_directions(self) -> None:
         raw, connection = self.connect()
         data = os.urandom(1024) * 3000
         sending = Background(lambda: raw.send(data))
@@ -95,14 +95,14 @@ class ContractTests(TransportCase):
         self.assertIsNone(connection.receive())
         self.assertFalse(connection.watch(DEADLINE))
 
-    def test_sending_to_nobody(self) -> None:
+    def test_sending_to_a_client_that_has_left(self) -> None:
         raw, connection = self.connect()
         raw.close()
         with self.assertRaises(ConnectionLost):
             for _ in range(100):
                 connection.send(b"x" * 1000)
 
-    def test_what_was_sent_can_be_read_after_close(self) -> None:
+    def test_sent_data_can_be_read_after_close(self) -> None:
         raw, connection = self.connect()
         raw.send(b"unread")
         connection.send(b"the last words")
@@ -110,7 +110,7 @@ class ContractTests(TransportCase):
         self.assertEqual(raw.receive(), b"the last words")
         self.assertTrue(raw.ended())
 
-    def test_watch_keeps_what_is_sent_meanwhile(self) -> None:
+    def test_watch_keeps_data_that_arrives(self) -> None:
         raw, connection = self.connect()
         self.assertTrue(connection.watch(0))
         self.assertTrue(connection.watch(0.01))
@@ -123,7 +123,7 @@ class ContractTests(TransportCase):
         raw.send(b"c")
         self.assertEqual(connection.receive(), b"c")
 
-    def test_watch_sees_the_end_behind_what_was_sent(self) -> None:
+    def test_watch_sees_the_end_after_data(self) -> None:
         raw, connection = self.connect()
         self.assertTrue(connection.alive())
         watching = Background(lambda: connection.watch(None) and connection.watch(None))
@@ -134,7 +134,7 @@ class ContractTests(TransportCase):
         self.assertEqual(connection.receive(), b"unread")
         self.assertIsNone(connection.receive())
 
-    def test_who_sends_too_much_meanwhile_counts_as_gone(self) -> None:
+    def test_a_client_that_sends_too_much_during_watch_counts_as_gone(self) -> None:
         raw, connection = self.connect()
         with mock.patch.object(pipecache, "BACKLOG", 1000):
             raw.send(b"x" * 500)
@@ -190,7 +190,7 @@ class ContractTests(TransportCase):
         connection.flush()
         self.assertEqual(connection.unsent, 0)
 
-    def test_flush_waits_for_what_was_pushed_and_keeps_input(self) -> None:
+    def test_flush_waits_for_pushed_data_and_keeps_input(self) -> None:
         raw, connection = self.connect()
         for _ in range(10):
             connection.push(b"x" * 1_000_000)
@@ -209,7 +209,7 @@ class ContractTests(TransportCase):
             with self.assertRaisesRegex(ConnectionLost, "did not take its reply within 0.1 s"):
                 connection.flush()
 
-    def test_pushing_to_nobody(self) -> None:
+    def test_pushing_to_a_client_that_has_left(self) -> None:
         raw, connection = self.connect()
         raw.close()
         for _ in range(100):
@@ -253,7 +253,7 @@ class ContractTests(TransportCase):
         with self.assertRaises(ConnectionLost):
             connection.send(b"x")
 
-    def test_a_reply_nobody_takes(self) -> None:
+    def test_a_reply_that_is_not_read(self) -> None:
         _, connection = self.connect()
         with mock.patch.object(connection, "limits", Settings(reply_timeout=0.1)):
             with self.assertRaisesRegex(ConnectionLost, "did not take its reply within 0.1 s"):
@@ -266,7 +266,7 @@ class ContractTests(TransportCase):
         self.assertEqual(raw.read(len(data)), data)
         sending.wait()
 
-    def test_input_is_kept_while_a_reply_is_not_taken(self) -> None:
+    def test_input_is_kept_while_a_reply_is_not_read(self) -> None:
         raw, connection = self.connect()
 
         def pipeline() -> None:
@@ -283,7 +283,7 @@ class ContractTests(TransportCase):
         self.assertTrue(data.endswith(b"next"))
         client.wait()
 
-    def test_other_threads_may_come_late(self) -> None:
+    def test_wake_and_interrupt_after_close_do_nothing(self) -> None:
         _, connection = self.connect()
         connection.close()
         connection.close()
@@ -355,7 +355,7 @@ class TCPTests(ContractTests):
     def raw(self, name: str) -> RawConnection:
         return TCPConnection(name)
 
-    def test_who_it_is(self) -> None:
+    def test_peer_address(self) -> None:
         raw, connection = self.connect()
         assert isinstance(raw, TCPConnection)
         self.assertEqual(connection.peer, raw.local)
@@ -391,7 +391,7 @@ class PipeTests(TransportCase):
     @unittest.skipIf(
         running_under_wine(), "Wine lets a second server take the name; see test_win32"
     )
-    def test_an_address_that_cannot_be(self) -> None:
+    def test_invalid_addresses(self) -> None:
         with self.assertRaises(TransportError):
             pipecache.make_listener(pipecache.pipe_address("x" * 300))
 
@@ -419,7 +419,7 @@ if sys.platform != "win32":
             self.assertEqual(pipecache.pipe_address("./P"), "./P")
             self.assertEqual(pipecache.pipe_address("\\\\.\\pipe\\P"), "/tmp/CoreFxPipe_P")
 
-        def test_who_may_connect(self) -> None:
+        def test_access(self) -> None:
             for access, mode in (("user", 0o600), ("admins", 0o600), ("users", 0o666)):
                 with self.subTest(access=access):
                     with self.assertLogs("pipecache", "INFO") as logged:
@@ -428,7 +428,7 @@ if sys.platform != "win32":
                     expected = f"mode {mode:04o}, owner {os.geteuid()}"
                     self.assertTrue(any(expected in line for line in logged.output))
 
-        def test_for_the_user_alone_and_gone_afterwards(self) -> None:
+        def test_the_socket_is_private_and_removed_at_the_end(self) -> None:
             listener = self.listen()
             self.assertEqual(stat.S_IMODE(os.stat(self.path).st_mode), 0o600)
             self.close(listener)
@@ -467,13 +467,13 @@ if sys.platform != "win32":
                 pass
             self.close(successor)
 
-        def test_paths_that_cannot_be(self) -> None:
+        def test_invalid_paths(self) -> None:
             for path in ("/nowhere/at/all/socket", "/tmp/" + "x" * 200):
                 with self.subTest(path=path):
                     with self.assertRaisesRegex(TransportError, "^Cannot serve "):
                         pipecache.make_listener(path)
 
-        def test_nothing_is_left_open(self) -> None:
+        def test_all_descriptors_are_closed(self) -> None:
             def descriptors() -> int:
                 return len(os.listdir("/dev/fd"))
 

@@ -41,7 +41,7 @@ if sys.platform == "win32":
             wide = ctypes.sizeof(ctypes.c_void_p) == 8
             self.assertEqual(ctypes.sizeof(pipecache.SECURITY_ATTRIBUTES), 24 if wide else 12)
 
-        def test_what_both_files_declare_is_the_same(self) -> None:
+        def test_both_files_declare_the_same(self) -> None:
             # Neither file imports the other, so both declare the same functions and constants.
             both = vars(pipecache).keys() & vars(client).keys()
             functions = constants = 0
@@ -144,7 +144,7 @@ if sys.platform == "win32":
             self.assertRegex(sid, r"^S-1-5-\d+(-\d+)*$")
             self.assertEqual(convert.calls[0][0], f"O:{sid}G:{sid}D:P(A;;GA;;;SY)(A;;GA;;;{sid})")
 
-        def test_who_may_connect(self) -> None:
+        def test_access(self) -> None:
             convert = self.record(pipecache, "ConvertStringSecurityDescriptorToSecurityDescriptorW")
             sid = pipecache.current_user_sid()
             own = f"(A;;GA;;;SY)(A;;GA;;;{sid})"
@@ -186,7 +186,7 @@ if sys.platform == "win32":
             )
             return ctypes.wstring_at(text.value or 0)
 
-        def test_others_who_could_serve_the_name_are_told_of(self) -> None:
+        def test_other_accounts_that_can_serve_the_name_are_logged(self) -> None:
             sid = pipecache.current_user_sid()
             own = f"O:{sid}G:{sid}D:P(A;;GA;;;{sid})(A;;GA;;;SY)(A;;GA;;;BA)"
             for entries, rivals in (
@@ -206,7 +206,7 @@ if sys.platform == "win32":
                     ]
                     self.assertEqual(found, rivals, logged.output)
 
-        def test_no_list_at_all_lets_everybody(self) -> None:
+        def test_a_descriptor_without_a_list_allows_everyone(self) -> None:
             self.assertEqual(pipecache._allowed(None, pipecache.SERVER_RIGHTS), ["S-1-1-0"])
 
         def test_a_list_that_leaves_this_account_one_instance(self) -> None:
@@ -224,7 +224,7 @@ if sys.platform == "win32":
             with self.assertRaises(OSError):
                 RawConnection(name)
 
-        def test_the_last_instance_is_kept_when_there_can_be_no_other(self) -> None:
+        def test_the_last_instance_is_kept_if_no_other_can_be_created(self) -> None:
             name = unique_name()
             refused = mock.Mock(side_effect=ctypes.WinError(1450))
             server = pipecache.Server(name, max_clients=1)
@@ -278,11 +278,11 @@ if sys.platform == "win32":
                         with self.assertRaises(OSError):
                             RawConnection(name)
 
-        def test_a_descriptor_that_is_none(self) -> None:
+        def test_an_invalid_descriptor(self) -> None:
             with self.assertRaisesRegex(pipecache.TransportError, "so it is not opened"):
                 pipecache.Server(unique_name(), access="X:nonsense").start()
 
-        def test_what_cannot_be_read_back_is_not_served(self) -> None:
+        def test_a_descriptor_that_cannot_be_read_back(self) -> None:
             name = unique_name()
             with mock.patch.object(pipecache, "GetSecurityInfo", return_value=5):
                 with self.assertRaisesRegex(pipecache.TransportError, "so it is not opened"):
@@ -290,7 +290,7 @@ if sys.platform == "win32":
             with self.assertRaises(OSError):
                 RawConnection(name)
 
-        def test_without_a_descriptor_nothing_is_served(self) -> None:
+        def test_no_server_without_a_descriptor(self) -> None:
             name = unique_name()
             with mock.patch.object(
                 pipecache, "security_attributes", side_effect=OSError("no descriptor")
@@ -373,7 +373,7 @@ if sys.platform == "win32":
                         with self.assertRaisesRegex(exception, message):
                             new_client(unique_name(), connect_timeout=0).ping()
 
-        def test_ctypes_knows_its_sizes(self) -> None:
+        def test_sizes_of_ctypes(self) -> None:
             self.assertEqual(ctypes.sizeof(wintypes.DWORD), 4)
 
 else:

@@ -289,7 +289,7 @@ class ConversationTests(ConversationCase):
     def test_server(self) -> None:
         self.check(SERVER)
 
-    def test_replies_or_none(self) -> None:
+    def test_client_reply(self) -> None:
         for line, expected in REPLIES:
             commands = [command(*each.split()) for each in line.split(b";")]
             commands.append(command(b"ECHO", b"the end"))
@@ -333,7 +333,7 @@ class ConversationTests(ConversationCase):
         lines = text.decode().splitlines() if b"\r\n" not in text else None
         return [dict(token.split("=", 1) for token in line.split(" ")) for line in lines or ()]
 
-    def test_what_is_told_of_a_client(self) -> None:
+    def test_client_list(self) -> None:
         one, other = self.connect(), self.connect()
         one.ask(b"CLIENT", b"SETNAME", b"worker")
         one.ask(b"HELLO", b"3")
@@ -361,7 +361,7 @@ class ConversationTests(ConversationCase):
     def local_address(self) -> str:
         return pipecache.pipe_address(self.name)
 
-    def test_who_is_killed(self) -> None:
+    def test_client_kill(self) -> None:
         """Run CLIENT KILL in one of three clients, and check which of them end."""
         for line, expected, ended in (
             (b"ID {second}", b":1\r\n", (False, True, False)),
@@ -404,7 +404,7 @@ class ConversationTests(ConversationCase):
         )
         last.raw.close()
 
-    def test_one_that_is_killed_gives_up_what_it_holds(self) -> None:
+    def test_a_killed_client_releases_its_keys_and_watches(self) -> None:
         one, other = self.connect(), self.connect()
         for line in (b"MULTI", b"SET k v"):
             one.ask(*line.split())
@@ -412,7 +412,7 @@ class ConversationTests(ConversationCase):
         self.assertTrue(one.raw.ended())
         self.assertEqual(other.ask(b"EXISTS", b"k"), b":0\r\n")
 
-    def test_what_is_told_of_commands(self) -> None:
+    def test_command_info(self) -> None:
         conversation = self.connect()
         conversation.ask(b"HELLO", b"3")
         kind, entries = parse(conversation.ask(b"COMMAND"))

@@ -368,10 +368,10 @@ class ConversationTests(ConversationCase):
                 self.assertEqual(watching.ask(b"PING"), QUEUED)
                 self.assertEqual(watching.ask(b"EXEC"), expected)
 
-    def test_what_breaks_a_watch(self) -> None:
+    def test_changes_that_break_a_watch(self) -> None:
         self.each(BREAKS, NIL_ARRAY)
 
-    def test_what_does_not(self) -> None:
+    def test_commands_that_do_not_break_a_watch(self) -> None:
         self.each(KEEPS, b"*1\r\n" + PONG)
 
     def test_a_member_without_bytes(self) -> None:
@@ -399,7 +399,7 @@ class ConversationTests(ConversationCase):
         # On a slow machine the key may have expired before WATCH.
         self.assertIn(watching.ask(b"EXEC"), (NIL_ARRAY, EMPTY))
 
-    def test_of_one_client(self) -> None:
+    def test_conversations_of_one_client(self) -> None:
         for title, lines in CONVERSATIONS.items():
             self.clients[1].ask(b"FLUSHALL")
             for number, (line, expected) in enumerate(lines):
@@ -415,7 +415,7 @@ class ConversationTests(ConversationCase):
         self.assertTrue(watching.raw.ended())
         self.assertEqual(other.ask(b"EXISTS", b"k"), b":0\r\n")
 
-    def test_a_queue_is_one_client_s(self) -> None:
+    def test_each_client_has_its_own_queue(self) -> None:
         one, other = self.clients
         self.assertEqual(one.ask(b"MULTI"), OK)
         self.assertEqual(one.ask(b"SET", b"k", b"v"), QUEUED)
@@ -441,7 +441,7 @@ class ConversationTests(ConversationCase):
             thread.join(DEADLINE)
         self.assertEqual(failures, [])
 
-    def test_nobody_sees_a_half(self) -> None:
+    def test_no_client_sees_half_a_transaction(self) -> None:
         """No client sees one of two changes of a transaction, in or outside a transaction."""
 
         def add(conversation: Conversation, number: bytes) -> None:
@@ -515,7 +515,7 @@ class WatchTests(ClientCase):
         self.ask(b"WATCH k")
         self.assertFalse(self.broken())
 
-    def test_a_key_that_expires_however_that_is_noticed(self) -> None:
+    def test_an_expired_key_breaks_a_watch_whoever_notices(self) -> None:
         for notice in (b"GET k", b"EXISTS k", b"SET k v", b"KEYS *", b"SCAN 0", b"RANDOMKEY"):
             with self.subTest(notice=notice):
                 self.ask(b"FLUSHALL")
@@ -551,7 +551,7 @@ class WatchTests(ClientCase):
         self.store.limit = self.store.used - 1
         self.assertIs(self.run_command(b"EXEC"), NO_LIST)
 
-    def test_nothing_is_left_of_a_watch(self) -> None:
+    def test_a_watch_is_removed_completely(self) -> None:
         for number, end in enumerate((b"EXEC", b"DISCARD", b"UNWATCH", b"RESET", b"EXEC now")):
             with self.subTest(end=end):
                 self.ask(b"WATCH a b c")
@@ -566,7 +566,7 @@ class WatchTests(ClientCase):
                 self.ask(b"UNWATCH", self.other)
                 self.assertEqual(watched_keys(self.store), {})
 
-    def test_one_that_leaves_watches_no_more(self) -> None:
+    def test_a_client_that_leaves_ends_its_watches(self) -> None:
         self.ask(b"WATCH a b")
         self.ask(b"MULTI")
         self.ask(b"SET a v")
@@ -583,7 +583,7 @@ class WatchTests(ClientCase):
         self.assertEqual(self.ask(b"EXEC", self.client), NIL_ARRAY)
         self.assertEqual(self.ask(b"GET k", third), b"$1\r\nv\r\n")
 
-    def test_the_store_s_own(self) -> None:
+    def test_watches_of_the_store(self) -> None:
         watch = Watch()
         self.store.watch(b"k", watch)
         self.store.watch(b"k", watch)
@@ -601,7 +601,7 @@ class LeavingTests(unittest.TestCase):
         self.server.start()
         self.addCleanup(self.server.stop)
 
-    def test_its_watches_end_with_it(self) -> None:
+    def test_the_watches_of_a_client_end_with_it(self) -> None:
         def leave(last: bytes) -> None:
             with RawConnection(self.name) as raw:
                 begin = command(b"WATCH", b"a", b"b") + command(b"MULTI")

@@ -188,7 +188,7 @@ class ReplyReaderTests(unittest.TestCase):
                 self.assertEqual((type(error), str(error)), (kind, message))
                 self.assertEqual(error.status_code, line.split()[0])
 
-    def test_what_is_not_resp(self) -> None:
+    def test_input_that_is_not_resp(self) -> None:
         for data in (b"HTTP/1.1 400 Bad Request\r\n", b"\r\n", b"$abc\r\n", b":1.5\r\n"):
             for method in ("read", "read_all"):
                 reader = ReplyReader(lambda: b"")
@@ -196,7 +196,7 @@ class ReplyReaderTests(unittest.TestCase):
                 with self.subTest(data=data, method=method), self.assertRaises(ProtocolError):
                     reader.read(True) if method == "read" else reader.read_all(2, True)
 
-    def test_what_is_not_utf_8(self) -> None:
+    def test_replies_that_are_not_utf_8(self) -> None:
         reader = ReplyReader(lambda: b"")
         reader.feed(b"*1\r\n$1\r\n\xff\r\n")
         with self.assertRaises(UnicodeDecodeError):
@@ -516,7 +516,7 @@ class TransactionTests(ServerCase):
                 pipe.incr("k").execute()
             self.assertEqual(pipe.get("k").execute(), [None])
 
-    def test_what_is_read_in_vain_ends_the_watch(self) -> None:
+    def test_a_failed_read_ends_the_watch(self) -> None:
         self.cache.set("k", b"\xff")
         pipe = self.cache.pipeline()
         pipe.watch("k")
@@ -569,7 +569,7 @@ class LockTests(ServerCase):
             self.assertEqual(self.cache.ttl("k"), -1)
         self.assertEqual(self.cache.exists("k"), 0)
 
-    def test_its_time(self) -> None:
+    def test_the_timeout_of_a_lock(self) -> None:
         lock = self.cache.lock("k", timeout=100)
         with lock:
             self.assertEqual(self.cache.ttl("k"), 100)
@@ -628,7 +628,7 @@ class LockTests(ServerCase):
 
 
 class VanishedServerTests(ServerCase):
-    def test_nobody_there(self) -> None:
+    def test_no_server(self) -> None:
         name = unique_name()
         with new_client(name) as cache:
             with self.assertRaisesRegex(ServerNotRunning, "^Cache server not running: "):
@@ -822,7 +822,7 @@ class SourceTests(unittest.TestCase):
                 for module in modules:
                     self.assertIn(module.split(".")[0], known, name)
 
-    def test_what_both_declare_is_alike(self) -> None:
+    def test_both_files_declare_the_same(self) -> None:
         def declarations(name: str) -> dict[str, str]:
             found = {}
             nodes = [*self.tree(name).body]

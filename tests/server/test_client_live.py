@@ -48,7 +48,7 @@ class LiveClientCase(ServerCase):
 
 
 class WaitingTests(LiveClientCase):
-    def test_each_is_given_what_comes(self) -> None:
+    def test_blocking_methods_return_new_elements(self) -> None:
         other = self.client()
         calls: tuple[tuple[Callable[[], Any], Callable[[], Any], Any], ...] = (
             (lambda: other.blpop("l"), lambda: self.cache.rpush("l", "v"), ("l", "v")),
@@ -75,12 +75,12 @@ class WaitingTests(LiveClientCase):
                 push()
                 self.assertEqual(waiting.wait(), expected)
 
-    def test_nothing_comes(self) -> None:
+    def test_blocking_methods_time_out(self) -> None:
         self.assertIsNone(self.cache.blpop("l", 0.01))
         self.assertIsNone(self.cache.bzpopmin(["a", "b"], timeout=0.01))
         self.assertIsNone(self.cache.blmove("a", "b", 0.01))
 
-    def test_it_may_take_longer_than_the_time_limit_of_a_reply(self) -> None:
+    def test_blocking_may_take_longer_than_the_timeout_of_replies(self) -> None:
         hasty = self.client(timeout=0.1)
         self.assertIsNone(hasty.blpop("l", 0.3))
         waiting = Background(lambda: hasty.blpop("l", 0))
@@ -205,7 +205,7 @@ class PubSubTests(LiveClientCase):
         thread.join(DEADLINE)
         self.assertEqual(failures, ["one", "two"])
 
-    def test_it_subscribes_again_when_the_server_is_back(self) -> None:
+    def test_subscriptions_are_renewed_when_the_server_is_back(self) -> None:
         pubsub = self.subscribed("news")
         pubsub.psubscribe("w*")
         self.assertIsNotNone(pubsub.get_message(timeout=DEADLINE))
@@ -257,7 +257,7 @@ class PubSubTests(LiveClientCase):
 
 
 class MonitorTests(LiveClientCase):
-    def test_what_others_do(self) -> None:
+    def test_a_monitor_receives_commands_of_others(self) -> None:
         with self.client().monitor() as monitor:
             self.cache.set("k", 'two "words"')
             told = monitor.next_command()
@@ -302,7 +302,7 @@ class CachedTests(LiveClientCase):
         double(1)
         self.assertEqual(self.calls, [1, 1, None, 1])
 
-    def test_another_client_and_program_share_it(self) -> None:
+    def test_cached_results_are_shared(self) -> None:
         self.cached(self.cache, key=str, prefix="double:")(2)
         self.assertEqual(self.cache.get("double:2"), "[2, 2, null]")
         self.assertEqual(
@@ -389,7 +389,7 @@ class OwnedLockTests(LiveClientCase):
         self.assertEqual(sum(int(each["owned"]) for each in self.cache.client_list()), 1)
         lock.release()
 
-    def test_it_is_lost_with_its_connection(self) -> None:
+    def test_a_lock_is_lost_with_its_connection(self) -> None:
         lock = self.cache.lock("lock", owned=True)
         lock.acquire()
         for each in self.cache.client_list():
@@ -402,7 +402,7 @@ class OwnedLockTests(LiveClientCase):
         self.assertTrue(lock.acquire(blocking=False))
         lock.release()
 
-    def test_it_is_anothers_by_now(self) -> None:
+    def test_a_lock_that_another_client_has_taken(self) -> None:
         lock = self.cache.lock("lock", owned=True)
         lock.acquire()
         self.cache.set("lock", "somebody")
@@ -411,7 +411,7 @@ class OwnedLockTests(LiveClientCase):
             lock.release()
         self.assertEqual(self.cache.get("lock"), "somebody")
 
-    def test_one_that_is_forgotten(self) -> None:
+    def test_a_lock_that_is_garbage_collected(self) -> None:
         self.cache.lock("lock", owned=True, thread_local=False).acquire()
         wait_until(lambda: not self.cache.exists("lock"), "the lock is released")
 

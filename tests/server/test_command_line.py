@@ -177,7 +177,7 @@ class ClientTests(unittest.TestCase):
         self.assertEqual((status, out), (2, ""))
         self.assertRegex(err, "^Error: Cache server not running: ")
 
-    def test_output_that_is_no_console_is_what_is_stored(self) -> None:
+    def test_output_to_a_pipe_is_the_stored_bytes(self) -> None:
         value = "\u00fc\u20ac\U0001f600".encode() + b"\xff\r\n"
         with ServerProcess() as server, new_client(server.name, decode_responses=False) as cache:
             cache.set("k", value)
@@ -197,7 +197,7 @@ class ClientTests(unittest.TestCase):
             self.assertEqual(cache.get("\u00fc"), "\u20ac".encode())
 
     @unittest.skipIf(WINDOWS, "the test uses sh")
-    def test_nobody_reads_the_output(self) -> None:
+    def test_a_closed_standard_output(self) -> None:
         with ServerProcess() as server:
             done = subprocess.run(
                 f"'{sys.executable}' client.py --pipe {server.name} HELP | head -0",
@@ -209,7 +209,7 @@ class ClientTests(unittest.TestCase):
             )
             self.assertEqual(done.stderr, b"")
 
-    def test_a_name_that_cannot_be(self) -> None:
+    def test_an_invalid_name(self) -> None:
         for name in ("", " ", "a\nb"):
             status, out, err = run("--pipe", name, "PING", file="client.py")
             self.assertEqual((status, out), (2, ""))

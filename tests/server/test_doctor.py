@@ -40,11 +40,11 @@ class OwnerTests(unittest.TestCase):
         self.addCleanup(server.stop)
         return server
 
-    def test_ones_own_server(self) -> None:
+    def test_a_server_of_this_account(self) -> None:
         self.serve()
         self.assertTrue(new_client(self.name).ping())
 
-    def test_somebody_elses_is_told_nothing(self) -> None:
+    def test_a_server_of_another_account_receives_nothing(self) -> None:
         server = self.serve()
         with a_stranger():
             with self.assertRaisesRegex(client.UntrustedServer, "another user.*trust_any_owner"):
@@ -60,7 +60,7 @@ class OwnerTests(unittest.TestCase):
                 self.assertTrue(cache.ping())
             self.assertEqual(client.send_command("PING", self.name, trust_any_owner=True), "PONG")
 
-    def test_who_has_more_power_anyway_is_trusted(self) -> None:
+    def test_administrators_are_trusted(self) -> None:
         self.serve()
         with a_stranger():
             with mock.patch.object(client, "POWERFUL", (self.owner(),)):
@@ -71,7 +71,7 @@ class OwnerTests(unittest.TestCase):
         with contextlib.closing(transport):
             return transport.owner()
 
-    def test_the_owner_is_who_serves(self) -> None:
+    def test_the_owner_is_the_account_of_the_server(self) -> None:
         self.serve()
         if sys.platform == "win32":
             self.assertEqual(self.owner(), pipecache.current_user_sid())
@@ -94,7 +94,7 @@ class OwnerTests(unittest.TestCase):
         self.assertEqual(command_count(server), 0)
         self.assertTrue(new_client(self.name, trust_any_owner=True).ping())
 
-    def test_an_owner_that_is_not_told(self) -> None:
+    def test_an_unknown_owner(self) -> None:
         self.serve()
         with mock.patch.object(
             client.make_transport, "owner", side_effect=OSError(errno.EPERM, "no")
@@ -181,7 +181,7 @@ class DoctorTests(unittest.TestCase):
             "this name. What to do: start pipecache.py", "It cannot be used like this.$",
         )  # fmt: skip
 
-    def test_somebody_elses(self) -> None:
+    def test_examining_a_server_of_another_account(self) -> None:
         with ServerProcess() as server, a_stranger():
             out = self.examine(server.name, 2, "It cannot be used", "is served by another user")
             self.assertNotIn("round trip", out)
@@ -202,7 +202,7 @@ class DoctorTests(unittest.TestCase):
                 finally:
                     os.unlink(address)
 
-        def test_one_that_is_no_server(self) -> None:
+        def test_examining_another_program(self) -> None:
             with self.stand_in() as (name, listening):
                 self.examine(
                     name, 2, f"Error {errno.ECONNREFUSED}, ECONNREFUSED: the socket is there"
@@ -220,7 +220,7 @@ class DoctorTests(unittest.TestCase):
                 self.examine(name, 2, "FAIL", "It cannot be used")
                 answering.wait()
 
-        def test_one_that_never_answers(self) -> None:
+        def test_examining_a_server_that_never_answers(self) -> None:
             with self.stand_in() as (name, listening):
                 listening.listen()
                 with mock.patch.object(client, "TIMEOUT", 0.1):
@@ -256,7 +256,7 @@ class DoctorTests(unittest.TestCase):
         self.assertEqual(status, 2)
         self.assertIn("takes numbers of errors", out)
 
-    def test_who_may_connect_in_words(self) -> None:
+    def test_access_in_words(self) -> None:
         for access, words in (
             ("0600", "its owner"), ("0666", "every account"),
             ("D:P(A;;GA;;;SY)(A;;0x12019b;;;AU)", "SYSTEM, every account of this machine"),

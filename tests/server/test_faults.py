@@ -155,7 +155,7 @@ class PromiseTests(FaultCase):
 class PatienceTests(FaultCase):
     """Rows 14, 15, 18, 25: much work for one client does not delay the others."""
 
-    def test_one_with_thousands_of_commands_does_not_starve_the_others(self) -> None:
+    def test_thousands_of_commands_of_one_client_do_not_delay_others(self) -> None:
         """Row 14: one client sends messages of 10,000 commands without a pause."""
         commands, rounds = 10_000, 20
         greedy = self.connect()
@@ -180,7 +180,7 @@ class PatienceTests(FaultCase):
         self.assertEqual(received, [PONG * commands * rounds])
         self.assertGreater(served, 20)
 
-    def test_ten_thousand_that_connect_and_leave(self) -> None:
+    def test_ten_thousand_clients_connect_and_leave(self) -> None:
         """Row 18: the server ends their threads and closes their descriptors."""
 
         def come_and_go(count: int) -> None:
@@ -239,7 +239,7 @@ class PatienceTests(FaultCase):
 class TextTests(FaultCase):
     """Rows 1, 2, 12, 13: an error or no reply, and the connection stays open."""
 
-    def test_lines_with_nothing_in_them(self) -> None:
+    def test_empty_lines_and_arrays(self) -> None:
         """Rows 1, 2 and 12: the errors, and the input that is ignored."""
         raw = self.connect()
         for line, reply in (

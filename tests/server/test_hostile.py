@@ -98,7 +98,7 @@ class ProcessorTests(ClientCase):
         self.assertIn("the patterns together are longer than 16384", str(reply))
         self.assertEqual(self.ask(b"PUBSUB NUMPAT"), b":0\r\n")
 
-    def test_what_stands_between_stars_is_found_as_by_the_expression(self) -> None:
+    def test_a_literal_between_stars_matches_like_a_class(self) -> None:
         chance = random.Random(3)
         for _ in range(3000):
             pattern = bytes(chance.choices(b"ab*\\", k=chance.randrange(1, 10)))
@@ -123,7 +123,7 @@ class ReplyTests(ClientCase):
         self.assertLess(peak, 2 * MEGABYTE)  # two of the fifty replies
         self.assertEqual(execute(self.client, [b"GET", b"after"]), b"1")
 
-    def test_what_is_short_but_much(self) -> None:
+    def test_many_short_elements_are_measured(self) -> None:
         for reply in ([b""] * 20_000, [None] * 20_000, [1] * 20_000, [[b""]] * 10_000):
             encoded = len(pipecache.encode_resp(reply))
             measured = pipecache.measure(reply)
@@ -151,7 +151,7 @@ class SubscriberTests(PushCase):
         self.assertEqual(max(sizes) // MEGABYTE, 4)
         self.assertLess(peak, 12 * MEGABYTE)
 
-    def test_memory_is_short_for_one_of_them(self) -> None:
+    def test_memory_is_short_for_one_subscriber(self) -> None:
         (first, one), (second, two) = self.join(), self.join()
         for each in (first, second):
             execute(each, [b"SUBSCRIBE", b"c"])
@@ -199,7 +199,7 @@ class ServedTests(ServerCase):
             wait_until(lambda: client_count(server) == 1, "the client is dropped")
         self.assertIn("left more than 1000 bytes", logged.output[-1])
 
-    def test_who_wants_no_replies_receives_all_the_same(self) -> None:
+    def test_a_subscriber_without_replies_receives_messages(self) -> None:
         # A push can wake the client from the moment at which it subscribes.
         self.serve()
         raw = self.raw()
@@ -212,7 +212,7 @@ class ServedTests(ServerCase):
         expected = b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$%d\r\n%b\r\n" % (len(text), text) * 5
         self.assertTrue(raw.read(len(expected)) == expected)
 
-    def test_one_that_sleeps_sleeps_alone(self) -> None:
+    def test_a_sleeping_client_does_not_block_others(self) -> None:
         self.serve()
         raw, other = self.raw(), self.raw()
         raw.send(command(b"DEBUG", b"SLEEP", b"3600"))
@@ -245,7 +245,7 @@ class ServedTests(ServerCase):
         self.assertEqual(self.raw().ask(command(b"PING")), b"+PONG\r\n")
         self.assertTrue(server.stop())
 
-    def test_a_setting_that_is_no_size(self) -> None:
+    def test_a_setting_that_is_not_a_size(self) -> None:
         self.serve()
         with new_client(self.name) as cache:
             for value in ("9" * 400, "9" * 19, "99999999999999gb", "9" * 1_000_000):
@@ -270,7 +270,7 @@ class KeptTests(PushCase):
         self.free.start()
         self.addCleanup(self.free.stop)
 
-    def test_it_is_counted_and_given_back(self) -> None:
+    def test_memory_of_clients_is_counted_and_released(self) -> None:
         names = [b"name%d" % number for number in range(100)]
         least = sum(map(len, names)) + 100 * 300
         for begin, end in (
@@ -292,7 +292,7 @@ class KeptTests(PushCase):
             joined.leave()
             self.assertEqual(self.store.used, 0)
 
-    def test_there_is_no_room_for_more(self) -> None:
+    def test_memory_of_clients_is_limited(self) -> None:
         self.store.limit = 50_000
         names = [b"name%d" % number for number in range(1000)]
         for words in (
@@ -330,7 +330,7 @@ class KeptTests(PushCase):
             shown = self.ask(b"CLIENT LIST ID %d" % self.client.id, other)
             self.assertIn(b" cmd=%b user=default " % told, shown)
 
-    def test_what_the_monitor_shows_of_a_long_argument(self) -> None:
+    def test_a_monitor_shows_a_part_of_a_long_argument(self) -> None:
         other, peer = self.join()
         execute(other, [b"MONITOR"])
         long = b"\xff" * 10 * MEGABYTE
@@ -345,7 +345,7 @@ class KeptTests(PushCase):
 class CollectionTests(ClientCase):
     """A collection releases the memory of removed members."""
 
-    def test_most_of_it_is_taken_away(self) -> None:
+    def test_most_members_are_removed(self) -> None:
         members = [b"%d" % number for number in range(50_000)]
         scored = list(itertools.chain(*((b"1", member) for member in members)))
         fields = list(itertools.chain(*((member, b"") for member in members)))
@@ -366,7 +366,7 @@ class CollectionTests(ClientCase):
                 self.assertEqual(len(self.store.peek(b"k")), 1)
                 execute(self.client, [b"DEL", b"k"])
 
-    def test_what_was_drawn_from_is_not_held(self) -> None:
+    def test_random_choices_do_not_hold_removed_members(self) -> None:
         def members(start: int) -> list[bytes]:
             return [b"%d" % number + b"x" * 100_000 for number in range(start, 40)]
 
@@ -399,7 +399,7 @@ class CollectionTests(ClientCase):
             self.assertLessEqual(staying, found)
         ListValue([b"a"]).slim()
 
-    def test_keys_that_went(self) -> None:
+    def test_deleted_keys(self) -> None:
         for number in range(1000):
             self.store.replace(b"%d" % number, b"")
         self.store.sweep(0)
@@ -411,7 +411,7 @@ class CollectionTests(ClientCase):
 
 
 class ParserTests(unittest.TestCase):
-    def test_lines_come_a_thousand_at_a_time(self) -> None:
+    def test_a_chunk_gives_a_thousand_requests_at_most(self) -> None:
         parser = RequestParser(False, Settings())
         requests = parser.feed(b"\n" * 32_768)
         self.assertEqual(len(requests), pipecache.MANY_REQUESTS)
@@ -423,14 +423,14 @@ class ParserTests(unittest.TestCase):
             count += len(requests)
         self.assertEqual((count, parser.held), (32_768, 0))
 
-    def test_an_error_holds_nothing(self) -> None:
+    def test_an_error_has_no_traceback(self) -> None:
         ((error, _),) = RequestParser(False, Settings()).feed(b'GET "x\n')
         assert isinstance(error, CommandError)
         self.assertIsNone(error.__traceback__)
 
 
 class TextErrorTests(ClientCase):
-    def test_who_wants_no_replies_gets_none(self) -> None:
+    def test_errors_obey_client_reply(self) -> None:
         error = CommandError("ERR Unbalanced quotes in the command")
         self.assertIs(execute(self.client, error), error)
         execute(self.client, [b"CLIENT", b"REPLY", b"OFF"])
@@ -438,7 +438,7 @@ class TextErrorTests(ClientCase):
         execute(self.client, [b"CLIENT", b"REPLY", b"ON"])
         self.assertIs(execute(self.client, error), error)
 
-    def test_it_spoils_a_transaction(self) -> None:
+    def test_an_error_aborts_a_transaction(self) -> None:
         execute(self.client, [b"MULTI"])
         execute(self.client, CommandError("ERR Unbalanced quotes in the command"))
         self.assertIn("EXECABORT", str(execute(self.client, [b"EXEC"])))

@@ -40,7 +40,7 @@ OTHERS = {
 
 
 class SettingTests(ServerCase):
-    def test_every_limit_is_tried(self) -> None:
+    def test_every_limit_is_tested(self) -> None:
         self.assertEqual(set(OTHERS), set(LIMITS))
 
     def test_defaults(self) -> None:
@@ -81,7 +81,7 @@ class SettingTests(ServerCase):
         for name, (_, told) in OTHERS.items():
             self.assertEqual(options[name], float(told), name)
 
-    def test_what_is_too_small(self) -> None:
+    def test_values_that_are_too_small(self) -> None:
         for name, limit in LIMITS.items():
             if limit.least:
                 with self.subTest(limit=name), self.assertRaisesRegex(
@@ -143,7 +143,7 @@ class SizeTests(ServerCase):
         for reply in ([value] * 1_000_000, {b"a": [value] * 999_999, b"b": (value, 1, None)}):
             self.assertTrue(10**12 <= pipecache.measure(reply) < 1.0001 * 10**12)
 
-    def test_commands_half_read_count_as_memory(self) -> None:
+    def test_incomplete_commands_count_as_memory(self) -> None:
         server = self.serve(max_memory=10_000_000)
         beginning = b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$4000000\r\n" + b"x" * 1_900_000
         senders = [self.raw() for _ in range(8)]
@@ -159,7 +159,7 @@ class SizeTests(ServerCase):
         wait_until(lambda: client_count(server) == 0, "all clients are gone")
         self.assertEqual(store_of(server).used, 0)
 
-    def test_what_is_sent_ahead_counts_as_memory(self) -> None:
+    def test_input_that_is_not_processed_counts_as_memory(self) -> None:
         server = self.serve(max_memory=10_000_000)
         big, small = b"x" * 1_000_000, b"y" * 10_000
         with new_client(self.name) as cache:
@@ -181,7 +181,7 @@ class SizeTests(ServerCase):
         raw.close()
         wait_until(lambda: store_of(server).used == before, "all memory is released")
 
-    def test_who_waits_and_sends_more_than_may_be_kept(self) -> None:
+    def test_a_blocked_client_that_sends_too_much(self) -> None:
         server = self.serve(max_memory=5_000_000)
         raw = self.raw()
         with self.assertLogs("pipecache", "INFO") as logs:
@@ -192,7 +192,7 @@ class SizeTests(ServerCase):
         self.assertIn("it sent more than can be kept while it waited", "".join(logs.output))
         self.assertEqual(store_of(server).used, 0)
 
-    def test_a_half_read_command_makes_keys_give_way(self) -> None:
+    def test_an_incomplete_command_evicts_keys(self) -> None:
         self.serve(max_memory=5_000_000, policy="allkeys-random")
         with new_client(self.name) as cache:
             for number in range(40):
@@ -204,7 +204,7 @@ class SizeTests(ServerCase):
             self.assertLess(cache.dbsize(), 40)
             self.assertEqual(raw.ask(data[-10:]), b"+OK\r\n")
 
-    def test_what_is_beyond_a_lower_limit_goes_by_itself(self) -> None:
+    def test_a_lower_limit_evicts_keys_without_commands(self) -> None:
         server = self.serve(policy="allkeys-lru")
         with new_client(self.name) as cache:
             cache.mset({str(number): "x" for number in range(5 * pipecache.SWEEP_KEYS)})
@@ -233,7 +233,7 @@ class OverdueTests(unittest.TestCase):
         self.settings.idle_timeout = 0
         self.check((1e9, ""))
 
-    def test_who_waits_or_listens_is_not_idle(self) -> None:
+    def test_blocked_and_subscribed_clients_are_not_idle(self) -> None:
         pipecache.execute(self.client.object, [b"SUBSCRIBE", b"news"])
         self.check((1000, ""))
         pipecache.execute(self.client.object, [b"UNSUBSCRIBE"])
@@ -255,7 +255,7 @@ class TimeTests(ServerCase):
         self.addCleanup(patched.stop)
         return super().serve(**options)
 
-    def test_silent_clients_give_their_places_up(self) -> None:
+    def test_silent_clients_are_dropped(self) -> None:
         with self.assertLogs("pipecache", "INFO") as logged:
             self.serve(max_clients=3, idle_timeout=0.2)
             silent = [self.raw() for _ in range(3)]
@@ -286,7 +286,7 @@ class TimeTests(ServerCase):
             )
         self.assertEqual(str(logged.output).count(said), len(beginnings))
 
-    def test_a_byte_now_and_then_does_not_help(self) -> None:
+    def test_single_bytes_do_not_prolong_the_timeout(self) -> None:
         self.serve(message_timeout=0.3)
         raw = self.raw()
         raw.send(b"*2\r\n$3\r\nGET\r\n$100000\r\n")

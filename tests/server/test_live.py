@@ -85,7 +85,7 @@ class WaitingTests(PushCase):
             self.ask(line)
         self.assertEqual(self.first.woken, 1)
 
-    def test_who_is_served_may_serve_another(self) -> None:
+    def test_a_served_client_can_serve_another(self) -> None:
         self.block(self.one, b"BLMOVE a b LEFT RIGHT 0")
         self.block(self.two, b"BRPOPLPUSH b c 0")
         self.ask(b"RPUSH a v")
@@ -93,7 +93,7 @@ class WaitingTests(PushCase):
         self.assertEqual(self.served(self.two), bulk(b"v"))
         self.assertEqual(self.ask(b"LPOP c"), bulk(b"v"))
 
-    def test_another_kind_of_value_wakes_nobody(self) -> None:
+    def test_a_value_of_another_type_serves_no_client(self) -> None:
         self.block(self.one, b"BLPOP k 0")
         self.block(self.two, b"BZPOPMIN k 0")
         self.ask(b"SET k v")
@@ -112,7 +112,7 @@ class WaitingTests(PushCase):
         self.assertEqual(self.served(self.one), WRONG_TYPE)
         self.assertEqual(self.served(self.two), array(bulk(b"k"), bulk(b"a")))
 
-    def test_the_dead_take_nothing(self) -> None:
+    def test_disconnected_clients_take_nothing(self) -> None:
         self.block(self.one, b"BLPOP k 0")
         self.block(self.two, b"BLPOP k 0")
         self.first.connected = False
@@ -122,14 +122,14 @@ class WaitingTests(PushCase):
         self.one.leave()
         self.assertEqual(self.state.leftovers(), [])
 
-    def test_a_fault_while_serving_is_told_to_the_one_that_waits(self) -> None:
+    def test_an_internal_error_is_the_reply_of_the_blocked_client(self) -> None:
         self.block(self.one, b"BLPOP k 0")
         with mock.patch("pipecache._take", side_effect=ZeroDivisionError):
             with self.assertLogs("pipecache", "ERROR"):
                 self.assertEqual(self.ask(b"RPUSH k a"), b":1\r\n")
         self.assertIn(b"internal error", self.served(self.one))
 
-    def test_it_never_waits_in_a_transaction(self) -> None:
+    def test_commands_never_block_in_a_transaction(self) -> None:
         for line in (
             b"MULTI",
             b"BLPOP k 0",
@@ -151,14 +151,14 @@ class WaitingTests(PushCase):
         self.assertEqual(self.ask(b"CLIENT UNBLOCK %d ERROR" % self.one.id), b":1\r\n")
         self.assertTrue(self.served(self.one).startswith(b"-UNBLOCKED "))
 
-    def test_what_is_told_of_who_waits(self) -> None:
+    def test_blocked_clients_in_info_and_client_list(self) -> None:
         self.block(self.one, b"BLPOP k 0")
         self.assertIn(b"\r\nblocked_clients:1\r\n", self.ask(b"INFO clients"))
         self.assertIn(b" flags=b ", self.ask(b"CLIENT LIST ID %d" % self.one.id))
         self.ask(b"RPUSH k v")
         self.assertIn(b"\r\nblocked_clients:0\r\n", self.ask(b"INFO clients"))
 
-    def test_a_watch_and_a_wait_for_the_same_key(self) -> None:
+    def test_a_watch_and_a_blocked_client_for_one_key(self) -> None:
         self.ask(b"WATCH k", self.two)
         self.ask(b"MULTI", self.two)
         self.block(self.one, b"BLPOP k 0")
@@ -196,7 +196,7 @@ class ChannelTests(PushCase):
         self.ask(b"RESET", self.reader)
         self.assertEqual(self.ask(b"PUBLISH news hello"), b":0\r\n")
 
-    def test_each_reads_it_in_its_own_form(self) -> None:
+    def test_each_subscriber_has_its_own_format(self) -> None:
         new, lines, peers = *self.join(), self.join()
         self.ask(b"HELLO 3", new)
         for client in (self.reader, new, peers[0]):
@@ -207,7 +207,7 @@ class ChannelTests(PushCase):
         self.assertEqual(lines.take(), [message(b"message", b"news", b"hello", resp=b">")])
         self.assertEqual(peers[1].take(), [b"message news hello\r\n"])
 
-    def test_nothing_is_left_of_one_that_leaves(self) -> None:
+    def test_a_client_that_leaves_is_removed_completely(self) -> None:
         self.ask(b"SUBSCRIBE a b", self.reader)
         self.ask(b"PSUBSCRIBE a*", self.reader)
         self.ask(b"MONITOR", self.reader)
@@ -220,7 +220,7 @@ class ChannelTests(PushCase):
         self.assertTrue(reply.startswith(b"-ERR the pattern is longer"))
         self.assertEqual(self.ask(b"PUBSUB NUMPAT"), b":0\r\n")
 
-    def test_what_is_told_of_channels(self) -> None:
+    def test_pubsub_and_info(self) -> None:
         self.ask(b"SUBSCRIBE news spam", self.reader)
         self.ask(b"PSUBSCRIBE x*", self.reader)
         self.assertEqual(self.ask(b"PUBSUB CHANNELS"), array(bulk(b"news"), bulk(b"spam")))
@@ -297,7 +297,7 @@ class EventTests(PushCase):
         missed = [key for _, key in self.events()]
         self.assertEqual(missed, [b"none", b"a", b"b"])
 
-    def test_a_start_with_letters(self) -> None:
+    def test_letters_as_an_option(self) -> None:
         with self.assertRaisesRegex(ValueError, "is made of the letters Ag"):
             Settings(notify_keyspace_events="Kq")
         self.assertEqual(Settings(notify_keyspace_events="KEA").notify_keyspace_events, "KEA")
@@ -333,7 +333,7 @@ class MonitorTests(PushCase):
         self.ask(b"PING", other)
         self.assertRegex(peer.take()[0], rb'^\+\d{10}\.\d{6} \[0 unix:/run/x\] "PING"\r\n$')
 
-    def test_it_costs_nothing_when_nobody_watches(self) -> None:
+    def test_commands_are_fast_again_after_monitor(self) -> None:
         watcher, _ = self.join()
         self.ask(b"MONITOR", watcher)
         later, _ = self.join()
@@ -351,7 +351,7 @@ class OwnedTests(PushCase):
         """Check which keys the owner owns."""
         self.assertEqual(owned_keys(self.store, self.owner), set(keys))
 
-    def test_it_goes_with_its_owner(self) -> None:
+    def test_an_owned_key_is_deleted_with_its_owner(self) -> None:
         observer, peer = self.join()
         self.ask(b"CONFIG SET notify-keyspace-events Eg")
         self.ask(b"PSUBSCRIBE __*", observer)
@@ -393,7 +393,7 @@ class OwnedTests(PushCase):
         self.ask(b"EXEC", self.owner)
         self.check_owned(b"k")
 
-    def test_what_ends_it_and_what_does_not(self) -> None:
+    def test_commands_that_end_ownership(self) -> None:
         for line, owned in (
             (b"SET k w", ()),
             (b"SET k w KEEPTTL", ()),
@@ -425,13 +425,13 @@ class OwnedTests(PushCase):
                 self.check_owned(*owned)
                 self.assertEqual(self.store.used, recount(self.store))
 
-    def test_it_expires_too(self) -> None:
+    def test_an_owned_key_can_expire(self) -> None:
         self.ask(b"SET k v PX 10 OWNED", self.owner)
         self.clock.now += 0.02
         self.store.sweep(10)
         self.check_owned()
 
-    def test_no_text_and_no_other_command_has_it(self) -> None:
+    def test_owned_is_only_an_option_of_set_in_resp(self) -> None:
         self.assertIsInstance(execute(self.owner, [b"GETEX", b"k", b"OWNED"]), CommandError)
         self.assertEqual(pipecache.split_text(b"SET k v OWNED"), [b"SET", b"k", b"v OWNED"])
 
@@ -447,7 +447,7 @@ class ServedTests(ServerCase):
         text = b"blocked_clients:%d\r\n" % count
         wait_until(lambda: text in raw.ask(b"INFO clients\r\n"), f"{count} clients are blocked")
 
-    def test_commands_behind_one_that_waits(self) -> None:
+    def test_commands_after_a_blocking_one(self) -> None:
         self.serve()
         waiting, other = self.raw(), self.raw()
         waiting.send(command(b"SET", b"a", b"1") + command(b"BLPOP", b"k", b"0"))
@@ -479,7 +479,7 @@ class ServedTests(ServerCase):
         other.ask(b"RPUSH k v\n")
         self.assertEqual(raw.receive(), b"k\nv\n")
 
-    def test_a_text_subscriber_that_waits(self) -> None:
+    def test_a_blocked_subscriber_in_text(self) -> None:
         self.serve()
         raw, other = self.raw(), self.raw()
         raw.ask(b"HELLO 3\n")
@@ -489,7 +489,7 @@ class ServedTests(ServerCase):
         other.ask(b"RPUSH k v\n")
         self.assertEqual(raw.receive(), b"k\nv\n")
 
-    def test_one_that_leaves_while_it_waits_swallows_nothing(self) -> None:
+    def test_a_blocked_client_that_leaves_takes_nothing(self) -> None:
         self.serve()
         leaving, behind, other = self.raw(), self.raw(), self.raw()
         leaving.send(command(b"BLPOP", b"k", b"0"))
@@ -502,7 +502,7 @@ class ServedTests(ServerCase):
         self.blocked(0, other)
         self.assertEqual(other.ask(command(b"EXISTS", b"k")), b":0\r\n")
 
-    def test_one_that_is_killed_while_it_waits(self) -> None:
+    def test_a_blocked_client_that_is_killed(self) -> None:
         self.serve()
         script = (
             "import sys\nfrom tests.support import RawConnection\n"
@@ -524,7 +524,7 @@ class ServedTests(ServerCase):
         other.ask(command(b"RPUSH", b"k", b"v"))
         self.assertEqual(other.ask(command(b"LLEN", b"k")), b":1\r\n")
 
-    def test_a_wait_that_is_ended_from_elsewhere(self) -> None:
+    def test_client_unblock_over_connections(self) -> None:
         self.serve()
         raw, other = self.raw(), self.raw()
         raw.send(command(b"CLIENT", b"ID"))
@@ -548,7 +548,7 @@ class ServedTests(ServerCase):
         raw.send(command(b"PING"))
         self.read(raw, b"+PONG\r\n")
 
-    def test_many_that_wait_and_a_stop(self) -> None:
+    def test_stop_with_blocked_clients(self) -> None:
         server = self.serve()
         raws = [self.raw() for _ in range(100)]
         for raw in raws:
@@ -558,7 +558,7 @@ class ServedTests(ServerCase):
         self.assertTrue(all(raw.ended() for raw in raws))
 
     @unittest.skipIf(WINDOWS, "on a pipe, a message is one text command")
-    def test_what_follows_in_the_same_chunk_is_told_in_text_too(self) -> None:
+    def test_messages_after_subscribe_in_the_same_chunk_are_text(self) -> None:
         self.serve()
         raw = self.raw()
         self.assertIn(b"proto\n3\n", raw.ask(b"HELLO 3\n"))  # a subscriber may publish in RESP3
@@ -676,7 +676,7 @@ class ServedTests(ServerCase):
         self.read(raw, message(b"message", b"c", text))
         self.assertEqual(publishing.wait(), b":1\r\n")
 
-    def test_expiry_is_told_without_anybody_asking(self) -> None:
+    def test_expiry_events_without_commands(self) -> None:
         self.serve(notify_keyspace_events="Ex")
         raw = self.raw()
         raw.ask(command(b"SUBSCRIBE", b"__keyevent@0__:expired"))
@@ -706,7 +706,7 @@ class ServedTests(ServerCase):
         self.read(raw, message(b"message", b"__keyevent@0__:del", b"lock"))
         self.assertEqual(other.ask(command(b"EXISTS", b"lock")), b":0\r\n")
 
-    def test_who_is_there(self) -> None:
+    def test_client_list_over_connections(self) -> None:
         self.serve()
         raw = self.raw()
         reply = raw.ask(b"CLIENT INFO\n").decode()
@@ -718,7 +718,7 @@ class ServedTests(ServerCase):
         self.assertEqual((facts["cmd"], facts["flags"][0]), ("NULL", "N" if WINDOWS else "U"))
         self.assertIn(" cmd=client ", raw.ask(b"CLIENT INFO\n").decode())
 
-    def test_the_log_names_who_connects(self) -> None:
+    def test_the_log_names_clients(self) -> None:
         with self.assertLogs("pipecache", "DEBUG") as logs:
             self.serve()
             self.raw().ask(b"PING\n")

@@ -139,7 +139,7 @@ class OutOfMemoryTests(ConversationCase):
     def test_transactions(self) -> None:
         self.check(MULTI)
 
-    def test_what_is_queued_takes_memory_too(self) -> None:
+    def test_queued_commands_take_memory(self) -> None:
         """The memory of a queue counts, so a client cannot queue more than the limit."""
         facts = self.ask(b"INFO memory").decode().splitlines()
         (used,) = (line.split(":")[1] for line in facts if line.startswith("used_memory:"))
@@ -154,7 +154,7 @@ class OutOfMemoryTests(ConversationCase):
                 self.assertEqual(self.ask(b"SET k v"), OK)
         self.ask(b"CONFIG SET maxmemory 0")
 
-    def test_what_is_wrong_anyway(self) -> None:
+    def test_errors_of_wrong_commands(self) -> None:
         self.check(WRONG)
 
 
@@ -194,7 +194,7 @@ class EvictionTests(MemoryCase):
                 self.assertEqual(self.ask(b"SET other v"), OK)
                 self.assertEqual((len(self.store), self.store.evicted), (101, 0))
 
-    def test_no_more_is_evicted_than_must_be(self) -> None:
+    def test_no_more_keys_are_evicted_than_necessary(self) -> None:
         for policy in POLICIES[1:]:
             with self.subTest(policy=policy):
                 self.limit(policy, math.inf)
@@ -227,7 +227,7 @@ class EvictionTests(MemoryCase):
                 # A random choice would evict half of them.
                 self.assertGreater(len(self.keys() & used), 500 - evicted * 0.15)
 
-    def test_what_does_not_count_as_a_use(self) -> None:
+    def test_commands_that_do_not_count_as_a_use(self) -> None:
         self.limit("allkeys-lru", math.inf)
         self.fill(1)
         self.clock.now += 1000
@@ -239,7 +239,7 @@ class EvictionTests(MemoryCase):
                 self.ask(line)
                 self.assertEqual(self.ask(b"OBJECT IDLETIME k0"), b":1001\r\n")
 
-    def test_of_those_that_expire_the_least_recently_used(self) -> None:
+    def test_the_least_recently_used_of_expiring_keys(self) -> None:
         self.limit("volatile-lru", math.inf)
         self.fill(200, b"stays")
         self.fill(1000, lifetime=100_000)
@@ -254,7 +254,7 @@ class EvictionTests(MemoryCase):
         self.assertGreater(evicted, 200)
         self.assertGreater(len(left & used), 500 - evicted * 0.15)
 
-    def test_of_those_that_expire_the_soonest(self) -> None:
+    def test_the_keys_that_expire_first(self) -> None:
         self.fill(20, b"stays")
         self.fill(100, lifetime=10_000)
         # Deadlines that were changed, removed and set again.
@@ -275,7 +275,7 @@ class EvictionTests(MemoryCase):
         self.assertEqual(self.ask(b"SET other v"), OOM)
         self.assertEqual(self.store.evicted, len(order))
 
-    def test_any(self) -> None:
+    def test_random_keys(self) -> None:
         self.fill(1000)
         for key in range(500):
             self.ask(b"GET k%d" % key)
@@ -288,7 +288,7 @@ class EvictionTests(MemoryCase):
             quarter = {b"k%d" % number for number in range(start, start + 250)}
             self.assertTrue(75 < len(quarter & evicted) < 175)
 
-    def test_any_includes_the_newest(self) -> None:
+    def test_random_keys_include_the_newest(self) -> None:
         """New keys are evicted as often as old ones."""
         self.fill(2000)
         self.limit("allkeys-random", math.inf)
@@ -302,7 +302,7 @@ class EvictionTests(MemoryCase):
         left = sum(key.startswith(b"new") for key in self.keys())
         self.assertTrue(60 < left < 140, left)
 
-    def test_nothing_expires(self) -> None:
+    def test_no_key_expires(self) -> None:
         self.fill(10)
         for policy in ("volatile-lru", "volatile-ttl", "noeviction"):
             with self.subTest(policy=policy):
@@ -314,7 +314,7 @@ class EvictionTests(MemoryCase):
                 self.check((b"EXPIRE k0 100", b":1\r\n"), (b"PERSIST k0", b":1\r\n"))
                 self.assertEqual(self.ask(b"SET other v"), OOM)
 
-    def test_what_has_expired_goes_first(self) -> None:
+    def test_expired_keys_are_removed_first(self) -> None:
         """An expired key is removed first, so no other key is evicted for it."""
         for policy in POLICIES:
             with self.subTest(policy=policy):
@@ -338,7 +338,7 @@ class EvictionTests(MemoryCase):
         self.assertLess(self.store.used, 10_000)
         self.assertNotIn(b"big", self.store)
 
-    def test_every_kind_of_value_goes(self) -> None:
+    def test_every_type_of_value_is_evicted(self) -> None:
         for policy in ("allkeys-lru", "allkeys-random"):
             with self.subTest(policy=policy):
                 self.limit(policy, 100_000)
@@ -352,7 +352,7 @@ class EvictionTests(MemoryCase):
                 self.assertGreater(self.store.used, 90_000)
                 self.assertLess(len(self.store), 1000)
 
-    def test_a_key_with_a_time_to_live_is_counted_off_whole(self) -> None:
+    def test_the_memory_of_a_time_to_live_is_released(self) -> None:
         self.limit("volatile-ttl", math.inf)
         self.fill(100, lifetime=1000)
         self.limit("volatile-ttl", 0)
@@ -468,7 +468,7 @@ class NothingLeftTests(MemoryCase):
 
     KINDS = (b"SET %d v", b"RPUSH %d a b", b"HSET %d f v", b"SADD %d m", b"ZADD %d 1 m")
 
-    def test_nothing_left(self) -> None:
+    def test_an_empty_store_uses_no_memory(self) -> None:
         ways: dict[str, Callable[[], object]] = {
             "FLUSHALL": lambda: self.ask(b"FLUSHALL"),
             "FLUSHDB": lambda: self.ask(b"FLUSHDB ASYNC"),
@@ -576,7 +576,7 @@ class HonestyTests(unittest.TestCase):
     #: The largest relative difference.
     TOLERANCE = 0.25
 
-    def test_what_is_counted_is_what_is_taken(self) -> None:
+    def test_counted_and_measured_memory(self) -> None:
         for name, policy, filling in self.FILLINGS:
             with self.subTest(name):
                 counted, taken = map(sum, zip(*self.measure(policy, filling)))

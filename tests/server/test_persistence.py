@@ -93,7 +93,7 @@ VALUES = (
 
 
 class PackTest(unittest.TestCase):
-    def test_each_kind_comes_back(self) -> None:
+    def test_each_type_is_restored(self) -> None:
         for value in VALUES:
             with self.subTest(value=value):
                 letter = pipecache.letter_of(value)
@@ -113,7 +113,7 @@ class PackTest(unittest.TestCase):
         again.put(b"17", 2.0)
         self.assertEqual(again.rank((2.0, b"17")), 4999)
 
-    def test_what_is_damaged_is_no_value(self) -> None:
+    def test_damaged_values(self) -> None:
         for value in VALUES[2:]:
             letter, data = pipecache.letter_of(value), pack(value)
             for wrong in (
@@ -157,7 +157,7 @@ class FileCase(unittest.TestCase):
 
 
 class KeepingTest(FileCase):
-    def test_everything_comes_back(self) -> None:
+    def test_all_keys_are_restored(self) -> None:
         store, persistence = self.open()
         for number, value in enumerate(VALUES):
             store.replace(b"key%d" % number, value)
@@ -175,7 +175,7 @@ class KeepingTest(FileCase):
         if not WINDOWS:
             self.assertEqual(stat.S_IMODE(self.path.stat().st_mode), 0o600)
 
-    def test_what_has_expired_is_gone(self) -> None:
+    def test_expired_keys_are_not_loaded(self) -> None:
         store, persistence = self.open()
         store.replace(b"short", b"1", store.now() + 1000)
         store.replace(b"long", b"1", store.now() + 3000)
@@ -190,7 +190,7 @@ class KeepingTest(FileCase):
         with contextlib.closing(sqlite3.connect(self.path)) as database:
             self.assertEqual(database.execute("SELECT key FROM keys").fetchall(), [(b"long",)])
 
-    def test_what_belongs_to_a_client_is_not_kept(self) -> None:
+    def test_owned_keys_are_not_saved(self) -> None:
         store, persistence = self.open()
         for key in (b"plain", b"taken", b"later"):
             store.replace(key, b"1")
@@ -273,7 +273,7 @@ class KeepingTest(FileCase):
         self.assertFalse([file for file in opened if "etilqs" in file], opened)
 
     @unittest.skipUnless(sys.platform == "linux", "only Linux has /proc")
-    def test_what_was_written_is_not_kept_in_memory(self) -> None:
+    def test_written_values_are_not_kept_in_memory(self) -> None:
         script = (
             "import random, sys, pipecache\n"
             "from tests.support.internals import save\n"
@@ -319,7 +319,7 @@ class KeepingTest(FileCase):
         self.assertEqual(told[:-1], expected)
         self.assertRegex(told[-1], "^2501 keys loaded in")
 
-    def test_little_is_in_memory_twice(self) -> None:
+    def test_saving_and_loading_take_little_memory(self) -> None:
         store, persistence = self.open()
         for number in range(30):
             members = [b"%d %d " % (number, n) + b"x" * 1000 for n in range(1000)]
@@ -375,7 +375,7 @@ class KeepingTest(FileCase):
             self.assertAlmostEqual(found, expected, delta=least / 2)
         self.assertAlmostEqual(pauses[8], least, delta=least / 2)
 
-    def test_nobody_waits_for_the_disk(self) -> None:
+    def test_commands_do_not_wait_for_the_disk(self) -> None:
         store, persistence = self.open()
         writing, go_on = threading.Event(), threading.Event()
         self.addCleanup(go_on.set)
@@ -606,7 +606,7 @@ class TroubleTest(FileCase):
         self.assertEqual(set(self.reopened()), {b"after"})
 
     @unittest.skipIf(WINDOWS, "Windows does not delete an open file")
-    def test_the_file_or_its_log_was_taken_away(self) -> None:
+    def test_the_file_or_its_log_was_deleted(self) -> None:
         for path, changed in itertools.product(
             (self.path, Path(f"{self.path}-wal")), (True, False)
         ):
@@ -632,7 +632,7 @@ class TroubleTest(FileCase):
                 persistence.stop(DEADLINE)
 
     @unittest.skipIf(WINDOWS, "Windows does not delete an open file")
-    def test_beginning_anew_fails_at_first(self) -> None:
+    def test_a_new_file_cannot_be_created_at_first(self) -> None:
         for path in (self.path, Path(f"{self.path}-wal")):
             with self.subTest(path=path.name):
                 store, persistence = self.open()
@@ -697,7 +697,7 @@ class TroubleTest(FileCase):
         waiting = [line for line in logged.output if "Waiting for" in line]
         self.assertEqual(len(waiting), 1)
 
-    def test_one_that_is_refused_does_not_give_up_the_lock(self) -> None:
+    def test_a_refused_second_open_keeps_the_lock(self) -> None:
         # On POSIX, closing one descriptor of a file releases all locks of the process on it.
         self.open()
         with self.assertRaisesRegex(PersistenceError, "locked"):
@@ -713,7 +713,7 @@ class TroubleTest(FileCase):
         )  # fmt: skip
         self.assertIn(b"database is locked", done.stderr)
 
-    def test_nothing_is_left_of_what_could_not_be_loaded(self) -> None:
+    def test_a_failed_load_leaves_the_store_empty(self) -> None:
         self.kept()
         with self.database() as database:
             database.execute("UPDATE keys SET kind='?' WHERE key=x'6b6579393939'")
@@ -749,7 +749,7 @@ class TroubleTest(FileCase):
             self.assertEqual("Stopped before" in logged.output[-1], not ends)
 
     @unittest.skipIf(WINDOWS, "Windows has other rules for names, and no FIFOs")
-    def test_what_to_do_is_said_by_the_error_and_not_by_the_name(self) -> None:
+    def test_the_advice_depends_on_the_error(self) -> None:
         for name, pattern in (
             ("unlocked/full.db", r"No such file or directory \(its folder does not exist"),
             ("file/x.db", r"Not a directory \(its folder is none"),
@@ -811,7 +811,7 @@ class ServingTest(FileCase):
             loaded = [line for line in server.lines if "1 keys loaded" in line]
             self.assertEqual(len(loaded), 1, server.lines)
 
-    def test_saved_is_saved_however_it_ends(self) -> None:
+    def test_saved_data_survives_a_kill(self) -> None:
         expected: dict[bytes, bytes] = {}
         for turn in range(5):
             with self.server() as (server, connected):
@@ -827,7 +827,7 @@ class ServingTest(FileCase):
                 server.process.wait(DEADLINE)
         self.assertEqual(self.keys(), expected)
 
-    def test_it_is_saved_unasked(self) -> None:
+    def test_changes_are_saved_without_commands(self) -> None:
         with self.server() as (server, connected):
             connected.set("key", "value")
             facts = connected.info("persistence")
@@ -892,7 +892,7 @@ class ServingTest(FileCase):
             self.assertTrue(connected.ping())
         self.assertEqual(foreign.read_text(), "precious")
 
-    def test_the_name_comes_first(self) -> None:
+    def test_the_pipe_is_checked_before_the_file(self) -> None:
         with self.server() as (first, _):
             second = ServerProcess("--db", str(self.folder / "other.db"), name=first.name)
             self.addCleanup(second.close)
@@ -934,7 +934,7 @@ class ServingTest(FileCase):
         self.assertEqual(self.keys(), {b"before": b"1", b"after": b"1"})
 
     @unittest.skipUnless(sys.platform == "linux", "other systems have only names that are text")
-    def test_a_name_that_is_no_text(self) -> None:
+    def test_a_file_name_that_is_not_utf_8(self) -> None:
         self.path = Path(os.fsdecode(os.fsencode(self.folder) + b"/a=b,c caf\xe9.db"))
         with self.server() as (_, connected):
             self.assertIsInstance(connected.info("persistence")["db_file"], str)
@@ -957,7 +957,7 @@ class ServingTest(FileCase):
         with self.assertRaisesRegex(ValueError, "the file needs a name"):
             pipecache.Server(unique_name(), db="")
 
-    def test_a_failed_start_can_be_made_good(self) -> None:
+    def test_a_start_after_a_failed_start(self) -> None:
         self.path.write_text("not ours")
         name = unique_name()
         with self.assertRaises(PersistenceError):
@@ -996,7 +996,7 @@ class ServingTest(FileCase):
         self.assertIn("1 changed keys were not saved", logs.output[-1])
 
     @unittest.skipIf(WINDOWS, "Windows does not delete the folder of an open file")
-    def test_what_is_not_saved_is_an_exit_status(self) -> None:
+    def test_unsaved_changes_are_an_exit_status(self) -> None:
         self.path = self.folder / "inside" / "file.db"
         self.path.parent.mkdir()
         with ServerProcess("--db", str(self.path)) as server:

@@ -145,7 +145,7 @@ class ConversationTests(ServerCase):
         raw.send(b"GET k\n")
         self.assertEqual(raw.read(len(value) + 1), value + b"\n")
 
-    def test_expired_keys_go_unasked(self) -> None:
+    def test_expired_keys_are_removed_without_commands(self) -> None:
         with new_client(self.name) as cache:
             cache.psetex("k", 1, "v")
             wait_until(lambda: cache.dbsize() == 0, "the key is removed")
@@ -236,7 +236,7 @@ class CrowdTests(ServerCase):
             with new_client(self.name) as cache:
                 self.assertEqual(cache.echo(number), str(number))
 
-    def test_one_that_never_reads_harms_nobody(self) -> None:
+    def test_a_client_that_never_reads_does_not_delay_others(self) -> None:
         self.serve()
         with new_client(self.name) as cache:
             cache.set("big", "x" * 1_000_000)
@@ -246,7 +246,7 @@ class CrowdTests(ServerCase):
             for number in range(50):
                 self.assertEqual(cache.echo(number), str(number))
 
-    def test_one_that_never_reads_is_dropped(self) -> None:
+    def test_a_client_that_never_reads_is_dropped(self) -> None:
         server = self.serve()
         greedy = self.raw()
         with new_client(self.name) as cache, self.assertLogs("pipecache", "INFO") as logged:
@@ -256,7 +256,7 @@ class CrowdTests(ServerCase):
                 wait_until(lambda: client_count(server) == 1, "the client is dropped")
         self.assertIn("did not take its reply within 0.1 s", logged.output[-1])
 
-    def test_one_that_never_writes_harms_nobody(self) -> None:
+    def test_silent_clients_do_not_delay_others(self) -> None:
         self.serve()
         silent = [self.raw() for _ in range(20)]
         self.assertEqual(self.raw().ask(b"PING\n"), b"PONG\n")
@@ -386,7 +386,7 @@ class LifeTests(ServerCase):
         )
         self.assertEqual(self.run_script(script), b"v v\n")
 
-    def test_threads_that_cannot_be_had(self) -> None:
+    def test_threads_that_cannot_be_started(self) -> None:
         server = self.serve()
         refusal = RuntimeError("can't start new thread")
         raws = []

@@ -179,7 +179,7 @@ class PasswordTests(unittest.TestCase):
                 while raw.receive():  # read until the end
                     pass
 
-    def test_what_the_limits_allow(self) -> None:
+    def test_input_within_the_limits(self) -> None:
         conversation = self.connect()
         ten = [b"NOSUCH", *[b"x" * LONGEST] * 9]
         reply = conversation.ask(*ten)
@@ -198,7 +198,7 @@ class PasswordTests(unittest.TestCase):
                     raw.send(text[cut:])
                     self.assertIn(b"OK", raw.receive())
 
-    def test_commands_sent_with_the_password_are_those_of_one_let_in(self) -> None:
+    def test_commands_right_after_the_password(self) -> None:
         """A client can send commands without waiting for the reply to AUTH."""
         for sent in (
             command(b"MSET", *[b"x"] * 20),
@@ -246,7 +246,7 @@ class BothDoorsTests(unittest.TestCase):
         self.addCleanup(connection.close)
         return connection
 
-    def test_what_is_stored_is_the_same(self) -> None:
+    def test_the_pipe_and_the_port_share_the_keys(self) -> None:
         self.serve(password=PASSWORD)
         tcp, pipe = self.tcp(), self.pipe()
         self.assertEqual(tcp.ask(command(b"AUTH", PASSWORD)), OK)
@@ -311,13 +311,13 @@ class BothDoorsTests(unittest.TestCase):
         self.assertTrue(tcp.ended())
         self.assertEqual(pipe.ask(b"PING\n"), b"PONG\n")
 
-    def test_one_door_does_not_crowd_the_other(self) -> None:
+    def test_clients_of_the_port_leave_room_for_the_pipe(self) -> None:
         self.serve(max_clients=1)
         tcp, pipe = self.tcp(), self.pipe()
         self.assertEqual(tcp.ask(b"PING\n"), b"PONG\n")
         self.assertEqual(pipe.ask(b"PING\n"), b"PONG\n")
 
-    def test_nobody_else_reaches_it(self) -> None:
+    def test_other_addresses_are_not_served(self) -> None:
         """The port is bound to 127.0.0.1, not to all addresses of the machine."""
         self.serve()
         self.assertEqual(self.tcp().ask(b"PING\n"), b"PONG\n")
@@ -349,7 +349,7 @@ class BothDoorsTests(unittest.TestCase):
             with Server(unique_name(), tcp=self.port, tcp_no_password=True):
                 self.assertEqual(self.tcp().ask(b"PING\n"), b"PONG\n")
 
-    def test_no_door_is_left_open_by_mistake(self) -> None:
+    def test_a_port_needs_a_password_option(self) -> None:
         for options in (
             {},
             {"password": b"secret", "tcp_no_password": True},
@@ -370,7 +370,7 @@ class BothDoorsTests(unittest.TestCase):
         with Server(name):
             pass
 
-    def test_settings_that_cannot_be(self) -> None:
+    def test_invalid_settings(self) -> None:
         for options in (
             {"tcp": 0},
             {"tcp": -1},
@@ -401,7 +401,7 @@ class BrowserTests(unittest.TestCase):
     def test_without_a_password(self) -> None:
         self.check(None)
 
-    def test_with_one(self) -> None:
+    def test_with_a_password(self) -> None:
         self.check(PASSWORD)
 
     def check(self, password: bytes | None) -> None:

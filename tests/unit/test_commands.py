@@ -146,7 +146,7 @@ class CommandTests(unittest.TestCase):
             (f"KEYS {'[^a]' * 1000}", ""),
         )
 
-    def test_a_time_to_live_of_a_moment_is_one_however_long_the_command_takes(self) -> None:
+    def test_a_short_time_to_live_and_a_slow_clock(self) -> None:
         now = itertools.count(1000)
         client = new_client_object(new_store(lambda: float(next(now))))
         self.assertIs(execute(client, [b"SET", b"k", b"v", b"PX", b"1"]), OK)
@@ -238,7 +238,7 @@ class CommandTests(unittest.TestCase):
         self.assertEqual(self.run_text("INFO keyspace"), "# Keyspace\r\ndb0:keys=1,expires=1\r\n")
         self.assertEqual(self.run_text("INFO nothing"), "")
 
-    def test_help_tells_of_every_command(self) -> None:
+    def test_help_lists_every_command(self) -> None:
         lines = self.run_text("HELP").split("\n")
         entries = {*COMMANDS.values(), *SUBCOMMANDS.values()}
         self.assertEqual(set(lines), {f"{entry.usage} - {entry.summary}" for entry in entries})
@@ -249,13 +249,13 @@ class CommandTests(unittest.TestCase):
         self.assertEqual(len(self.run_text("HELP client").split("\n")), 10)
         self.assertTrue(self.run_text("HELP nothing").startswith("ERROR: no command 'NOTHING'"))
 
-    def test_a_fault_of_a_command_is_an_error_reply_and_a_log_record(self) -> None:
+    def test_an_internal_error_is_replied_and_logged(self) -> None:
         self.state.store.read = None  # type: ignore[method-assign, assignment]
         with self.assertLogs("pipecache", "ERROR") as logged:
             self.assertEqual(self.run_text("GET k"), "ERROR: internal error, see the server's log")
         self.assertIn("Traceback", logged.output[0])
 
-    def test_settings_that_cannot_be(self) -> None:
+    def test_invalid_settings(self) -> None:
         for options in ({"pipe": ""}, {"max_clients": 0}, {"max_message": 0}, {"pipe": "a\0b"}):
             with self.subTest(options=options), self.assertRaises(ValueError):
                 Settings(**options)

@@ -28,7 +28,7 @@ class StoreTests(unittest.TestCase):
         self.assertIsNone(self.store.read(b"k", bytes))
         self.assertEqual((len(self.store), self.store.expiring, self.store.expired), (0, 0, 1))
 
-    def test_every_way_to_look_sees_it_expired(self) -> None:
+    def test_every_method_sees_an_expired_key(self) -> None:
         looks: tuple[Callable[[], object], ...] = (
             lambda: self.store.read(b"k", bytes),
             lambda: b"k" in self.store,
@@ -44,7 +44,7 @@ class StoreTests(unittest.TestCase):
                 self.assertFalse(look())
                 self.assertEqual(len(self.store), 0)
 
-    def test_set_afresh_forgets_the_deadline_and_write_keeps_it(self) -> None:
+    def test_replace_removes_the_deadline_and_write_keeps_it(self) -> None:
         self.expiring(b"k", 1000)
         self.store.write(b"k", b"other", b"append")
         self.assertIsNotNone(self.store.deadline(b"k"))
@@ -62,7 +62,7 @@ class StoreTests(unittest.TestCase):
         self.clock.now += 2
         self.assertIn(b"k", self.store)
 
-    def test_sweep_takes_what_is_over_in_order_and_no_more_than_told(self) -> None:
+    def test_sweep_removes_expired_keys_in_order(self) -> None:
         for number in range(10):
             self.expiring(b"%d" % number, 100 * (10 - number))
         self.clock.now += 0.5
@@ -72,7 +72,7 @@ class StoreTests(unittest.TestCase):
         self.assertEqual(sorted(self.store.keys()), [b"0", b"1", b"2", b"3", b"4"])
         self.assertEqual(self.store.expired, 5)
 
-    def test_sweep_passes_over_a_deadline_that_was_moved(self) -> None:
+    def test_sweep_ignores_a_deadline_that_was_changed(self) -> None:
         self.expiring(b"k", 100)
         self.store.set_deadline(b"k", self.store.now() + 5000)
         self.clock.now += 1
@@ -82,7 +82,7 @@ class StoreTests(unittest.TestCase):
         self.store.sweep(10)
         self.assertEqual(len(self.store), 0)
 
-    def test_moved_deadlines_do_not_pile_up(self) -> None:
+    def test_changed_deadlines_do_not_accumulate(self) -> None:
         self.expiring(b"other", 50)
         for number in range(10_000):
             self.expiring(b"k", 1000 + number)
@@ -91,7 +91,7 @@ class StoreTests(unittest.TestCase):
         self.store.sweep(1000)
         self.assertEqual(self.store.keys(), [b"k"])
 
-    def test_another_kind_of_value_is_an_error(self) -> None:
+    def test_a_value_of_another_type_is_an_error(self) -> None:
         self.store.replace(b"list", ListValue([b"a"]))
         with self.assertRaisesRegex(CommandError, "^WRONGTYPE "):
             self.store.read(b"list", bytes)

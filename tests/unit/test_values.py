@@ -89,7 +89,7 @@ class AccountingTests(ClientCase):
 
 
 class ListTests(ClientCase):
-    def test_either_end_costs_the_same_however_long_it_is(self) -> None:
+    def test_both_ends_of_a_long_list_are_fast(self) -> None:
         self.assertIsInstance(ListValue(), collections.deque)
         self.run_command(b"RPUSH", b"k", *[b"element"] * 10_000)
         with mock.patch.object(
@@ -240,14 +240,14 @@ class DrawTests(ClientCase):
     def drawn(self, table: Table, times: int) -> collections.Counter[bytes]:
         return collections.Counter(table.draw() for _ in range(times))
 
-    def test_each_of_ten(self) -> None:
+    def test_each_of_ten_members(self) -> None:
         table = self.table(map(str.encode, "abcdefghij"))
         drawn = self.drawn(table, 500)
         self.assertEqual(drawn.keys(), table.keys())
         self.assertGreater(min(drawn.values()), 20)
         self.assertLess(max(drawn.values()), 100)
 
-    def test_each_after_any_change(self) -> None:
+    def test_each_member_after_any_change(self) -> None:
         changes: tuple[tuple[str, str], ...] = (
             ("", "k"),  # one more
             ("", "klm"),
@@ -267,7 +267,7 @@ class DrawTests(ClientCase):
                 self.add(table, map(str.encode, added))
                 self.assertEqual(self.drawn(table, 1000).keys(), table.keys())
 
-    def test_none_more_often_for_having_gone_and_come_again(self) -> None:
+    def test_a_member_that_was_removed_and_added_again(self) -> None:
         for times in (1, 8, 15, 50):
             with self.subTest(times=times):
                 self.ask(b"DEL s")
@@ -279,7 +279,7 @@ class DrawTests(ClientCase):
                 drawn = [self.run_command(b"SRANDMEMBER", b"s") for _ in range(500)]
                 self.assertTrue(20 < drawn.count(b"0") < 100, drawn.count(b"0"))
 
-    def test_it_keeps_nothing_of_what_has_gone(self) -> None:
+    def test_removed_members_are_released(self) -> None:
         """A value that was drawn from releases removed members, even if there is no second draw."""
         for name in (b"RANDOMKEY", b"SRANDMEMBER s"):
             self.ask(b"SADD s a b c")
@@ -298,7 +298,7 @@ class DrawTests(ClientCase):
             with self.subTest(name=name):
                 self.assertLess(kept, 200_000)
 
-    def test_each_of_many(self) -> None:
+    def test_each_of_many_members(self) -> None:
         table = self.table(b"%d" % number for number in range(5000))
         for first in (5000, 5001, 5050, 5500):
             with self.subTest(first=first):
@@ -319,7 +319,7 @@ class DrawTests(ClientCase):
             self.ask(b"SET %d v" % number)
             self.assertEqual(len({self.ask(b"RANDOMKEY") for _ in range(500)}), number + 1)
 
-    def test_all_are_taken_in_the_end(self) -> None:
+    def test_spop_removes_all_members(self) -> None:
         self.run_command(b"SADD", b"s", *(b"%d" % number for number in range(1000)))
         taken = {self.run_command(b"SPOP", b"s") for _ in range(1000)}
         self.assertEqual(taken, {b"%d" % number for number in range(1000)})
@@ -455,7 +455,7 @@ class WalkTests(ClientCase):
                     page = self.page(scan, b"k", step=step)
                     self.check_walks(page, change, set(stays), set(passing))
 
-    def test_a_short_value_comes_whole(self) -> None:
+    def test_a_short_value_is_one_page(self) -> None:
         fields = [b"%d" % number for number in range(SCAN_WHOLE)]
         self.run_command(b"SADD", b"k", *fields)
         for cursor in (0, 5, 2**64 - 1):
@@ -478,7 +478,7 @@ class WalkTests(ClientCase):
         while cursor:
             cursor, _ = page(cursor, 10)
 
-    def test_a_cursor_from_nowhere(self) -> None:
+    def test_unknown_cursors(self) -> None:
         for number in range(50):
             self.ask(b"SET %d v" % number)
         for cursor in (1, 49, 50, 51, 10**9, 2**64 - 1):

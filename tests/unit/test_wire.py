@@ -263,7 +263,7 @@ class RespRequestTests(unittest.TestCase):
             with self.subTest(cut=cut):
                 self.assertEqual(requests, expected)
 
-    def test_nothing_is_asked(self) -> None:
+    def test_empty_arrays_are_ignored(self) -> None:
         for stream in (b"*0\r\n", b"*-1\r\n", b"*-10\r\n"):
             with self.subTest(stream=stream):
                 ping = command(b"PING")
