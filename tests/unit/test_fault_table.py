@@ -113,7 +113,8 @@ THREATS: dict[str, tuple[str, tuple[str, ...]]] = {
          "limits.test_a_command_of_many_long_arguments", "properties.test_the_corpus",
          "hostile.test_memory_of_clients_is_limited", "hostile.test_a_transaction_of_long_replies",
          "hostile.test_the_same_option_again_and_again")),
-    "file names from clients": ("no command takes one", ("fault_table.test_no_command_takes_a_path",)),
+    "file names from clients": (
+        "no command takes one", ("fault_table.test_no_command_takes_a_path",)),
     "the Unix socket": (
         "mode 0600; only a stale socket of the same user is removed",
         ("transports.test_the_socket_is_private_and_removed_at_the_end",
