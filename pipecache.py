@@ -1,27 +1,44 @@
 #!/usr/bin/env python3
-r"""pipecache: a key-value cache and messaging server in one file.
+r"""A key-value cache and messaging server in one file.
 
-Copy this file to any machine with Python 3.8 or newer and run it:
-
-    python pipecache.py
-
-Every program of the same user can now share values through the named pipe
-\\.\pipe\KeyValuePipe, one message a command, in any language:
+Copy this file to a machine with Python 3.8 or newer and run ``python pipecache.py``. Every
+program of the same user can then share values through the named pipe \\.\pipe\KeyValuePipe.
+A message is one command in plain text:
 
     with open(r"\\.\pipe\KeyValuePipe", "r+b", buffering=0) as pipe:
         pipe.write(b"SET city dubai")
-        print(pipe.read(4096))              # b'OK'
+        print(pipe.read(4096))  # b'OK'
 
-The same pipe speaks RESP, the Redis protocol. Outside Windows a Unix domain
-socket takes the place of the pipe. Inside another program:
+The pipe also speaks RESP, the protocol of Redis. On Linux and macOS a Unix domain socket
+replaces the pipe. A Python program can run the server on background threads:
 
     from pipecache import Server
 
-    with Server("KeyValuePipe"):
-        ...                                 # served on background threads
+    with Server("KeyValuePipe") as server:
+        input(f"Serving {server.address}. Press Enter to stop.")
 
-Nothing outside the standard library is imported, nothing listens on the
-network, and only the user who started the server can connect to it.
+The file imports only the standard library. By default the server opens no TCP port and
+only programs of the user who started it can connect.
+
+Sections, each of which uses only the sections above it:
+
+    Limits and defaults, Exceptions, Replies
+    Wire protocol: parsing and encoding of text and RESP, without input or output
+    Values, Keyspace, State, Persistence
+    Commands: declaration and dispatch, argument parsing, strings, keys, lists, hashes,
+        sets, sorted sets, transactions, publish/subscribe, connection, server
+    Win32 API, Transports, Server, Command line
+
+Locks: Keyspace.lock guards the keyspace and the state of all clients. Connection._lock guards
+the handle and the output of one connection. Server._lock guards the workers and the sessions.
+Take the keyspace lock or Server._lock (never both) before a connection's lock, never the
+reverse. Hold none of these locks while waiting for a client or for another thread.
+
+The path of three commands; the keyspace lock is held inside the brackets:
+
+    GET: Session.run -> RequestParser.feed -> [execute -> encode_resp] -> Connection.send
+    BLPOP: [execute -> block_client] -> Connection.watch, until another session wakes this one
+    PUBLISH: [execute -> PubSub.publish -> PubSub.flush -> Connection.push to each subscriber]
 
 SPDX-License-Identifier: MIT
 """
@@ -57,24 +74,12 @@ import sys
 import threading
 import time
 import weakref
-from typing import (
-    Any,
-    Callable,
-    Deque,
-    Dict,
-    Iterable,
-    Iterator,
-    List,
-    NamedTuple,
-    Sequence,
-    Tuple,
-    TypeVar,
-    Union,
-)  # fmt: skip
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Callable, Deque, Dict, List, NamedTuple, Tuple, TypeVar, Union
 
 try:
     import sqlite3
-except ImportError:  # not every Python was built with it, and only --db needs it
+except ImportError:  # Some builds of Python have no sqlite3; only --db needs it.
     sqlite3 = None  # type: ignore[assignment]
 
 if sys.platform == "win32":
@@ -91,113 +96,85 @@ log = logging.getLogger("pipecache")
 # Limits and defaults
 # ----------------------------------------------------------------------------
 
-DEFAULT_PIPE = "KeyValuePipe"  #: The name of the pipe when none is given.
-#: Seconds in which stop() returns, and after how many of them it stops waiting for replies.
-STOP_TIMEOUT = 5.0
-STOP_GRACE = 2.0
-#: Workers kept waiting for clients, so that several can connect at the same moment.
-SPARE_LISTENERS = 8
+DEFAULT_PIPE = "KeyValuePipe"  #: The name of the pipe.
+STOP_TIMEOUT = 5.0  #: Seconds that Server.stop() waits for its worker threads.
+STOP_GRACE = 2.0  #: Seconds after which stop() also aborts writes to clients that do not read.
+SPARE_LISTENERS = 8  #: Number of idle workers, so that as many clients can connect at once.
+CHUNK_SIZE = 65536  #: Bytes of one read, and of the pipe's buffer in each direction.
+MAX_WRITE = 1024 * 1024  #: Bytes of one WriteFile; Windows charges pending writes to nonpaged pool.
+MAX_INBOX = 256 * 1024 * 1024  #: Bytes of input to buffer while a client is blocked or not reading.
+CHUNK_OVERHEAD = 100  #: Bytes of memory that a buffered chunk needs besides its data.
+MAX_HEADER = 65536  #: Bytes of a RESP line that announces a length, as in Redis.
+ARGUMENT_OVERHEAD = 48  #: Bytes of memory that a parsed argument needs besides its data.
+REPLY_OVERHEAD = 6  #: Bytes of an encoded reply besides its data.
+MEMORY_CHECK_THRESHOLD = 1024 * 1024  #: Bytes a client may buffer even when memory is full.
+MAX_PARSED_REQUESTS = 1000  #: Number of requests to parse before they are executed.
+MAX_UNAUTHENTICATED_ARGUMENTS = 10  #: Number of arguments before AUTH, as in Redis.
+MAX_UNAUTHENTICATED_BYTES = 16384  #: Bytes of one argument before AUTH, as in Redis.
 
-#: Bytes asked of the system at a time, and the quota of a pipe in each direction.
-CHUNK_SIZE = 65536
-#: Bytes written at once to a pipe, which Windows keeps in memory it has little of.
-PIECE_SIZE = 1024 * 1024
-#: Bytes of further commands kept while a client waits or does not take its replies, and what each
-#: chunk of them takes beside its own bytes.
-BACKLOG = 256 * 1024 * 1024
-CHUNK_OVERHEAD = 100
-
-#: The length of the line that announces arguments in RESP, and what an argument takes beside its
-#: own bytes; and what the least of replies takes.
-MAX_HEADER = 65536
-ARGUMENT_OVERHEAD = 48
-HEADER_BYTES = 6
-#: Bytes of commands not carried out yet that are let in however little memory is left; and commands
-#: beyond which no more are cut out of what was received until these are carried out.
-FREE_INPUT = 1024 * 1024
-MANY_REQUESTS = 1000
-#: Arguments of a command, and bytes of one, while a client has not given the password it must give.
-MAX_LOCKED_OUT_ARGUMENTS = 10
-MAX_LOCKED_OUT_ARGUMENT = 16384
-#: Bytes of one client's replies after which the others get a turn, and what each command counts
-#: beside its reply.
+#: Bytes of replies after which a session releases the keyspace lock, so that other clients are
+#: served. A command counts as TURN_COMMAND_BYTES plus its reply.
 TURN_BYTES = 1024 * 1024
-TURN_COST = 4096
-#: Seconds after which they get it in any case, and bytes after which there is a look at the clock.
-TURN_TIME = 0.005
-TURN_LOOK = 8 * TURN_COST
+TURN_COMMAND_BYTES = 4096
+TURN_TIME = 0.005  #: Seconds after which the session releases the lock in any case.
+TURN_CLOCK_BYTES = 8 * TURN_COMMAND_BYTES  #: Bytes between two checks of TURN_TIME.
+EXPIRE_INTERVAL = 0.1  #: Seconds between two searches for expired keys.
+KEYS_PER_CYCLE = 1000  #: Number of keys to expire or evict before the keyspace lock is released.
+TIMEOUT_CHECK_INTERVAL = 0.5  #: Seconds between two searches for clients that timed out.
 
-#: Seconds between two looks for expired keys, and keys taken away at a time.
-SWEEP_INTERVAL = 0.1
-SWEEP_KEYS = 1000
-#: Seconds between two looks for clients whose time is over.
-OVERDUE_INTERVAL = 0.5
-#: Seconds between two writings of what was changed to the file, at most while they fail, and
-#: between two looks at how much it is; and how many keys are too many to wait for longer.
-SAVE_INTERVAL = 0.75
-MAX_PAUSE = 10.0
-LOOK_INTERVAL = 0.1
-MANY_KEYS = 200_000
-#: Seconds between two lines about loading or saving; after which to give up at the end, if nothing
-#: more is written; and in which a file may be given up by a server that is to stop.
-PROGRESS_INTERVAL = 1.0
-SAVE_TIMEOUT = 30.0
-HANDOVER = 5.0
-#: Bytes of a key and its value together that the file can have.
-MAX_ROW = 999_000_000
-#: The values that a statement is given, and the bytes beyond which it is given no more rows;
-#: bytes of what is written without a look at its size; how many statements are kept.
-MAX_VALUES = 999 if sqlite3 is None or sqlite3.sqlite_version_info < (3, 32) else 8000
-BATCH_BYTES = 1024 * 1024
-SHORT_VALUE = 1024
-CACHED_STATEMENTS = 8
-#: Pages of 4 KB of the log after which they go into the file: the more, the less often each of
-#: them.
-LOG_PAGES = 8000
-#: Keys looked at by one SCAN at most, and up to how many members HSCAN and its like give at once.
-MAX_SCAN = 10_000
-SCAN_WHOLE = 128
-LRU_SAMPLES = 5  #: Keys of which an LRU policy evicts the one not used for longest.
-CLOCK_STEP = 500  #: Milliseconds by which the wall clock must be off to have been set.
+SAVE_INTERVAL = 0.75  #: Seconds between two writes to the file.
+MAX_RETRY_DELAY = 10.0  #: Seconds between two attempts at most while writes fail.
+SAVE_AT_DIRTY_KEYS = 200_000  #: Number of changed keys at which SAVE_INTERVAL ends early.
+DIRTY_CHECK_INTERVAL = 0.1  #: Seconds between two checks of that number.
+PROGRESS_INTERVAL = 1.0  #: Seconds between two log lines about loading or saving.
+SAVE_TIMEOUT = 30.0  #: Seconds without progress after which stop() gives up saving.
+FILE_LOCK_TIMEOUT = 5.0  #: Seconds to wait for another process to release the file.
+MAX_ROW = 999_000_000  #: Bytes of a key and its value in the file; SQLite allows a row 10**9.
+#: Number of parameters of one SQL statement. SQLite before 3.32 allows 999, later versions 32766.
+MAX_SQL_PARAMETERS = 999 if sqlite3 is None or sqlite3.sqlite_version_info < (3, 32) else 8000
+BATCH_BYTES = 1024 * 1024  #: Bytes of values after which a statement takes no more rows.
+SHORT_VALUE = 1024  #: Bytes of a short key or value. If all are short, BATCH_BYTES is not checked.
+CACHED_STATEMENTS = 8  #: Number of prepared statements that SQLite caches.
+WAL_CHECKPOINT_PAGES = 8000  #: Pages of 4 KB in the log at which SQLite copies it to the file.
 
-M_ARENA_MAX = -8  #: Of mallopt(3).
-#: Bytes of a pattern, and of those of one PSUBSCRIBE: to prepare them takes time in which nobody is
-#: served.
+MAX_SCAN = 10_000  #: Number of keys that one SCAN visits at most.
+SCAN_ALL_BELOW = 128  #: Number of members up to which HSCAN, SSCAN and ZSCAN return all at once.
+LRU_SAMPLES = 5  #: Number of keys from which an LRU policy evicts the least recently used one.
+CLOCK_TOLERANCE = 500  #: Milliseconds; a larger jump of the wall clock means that it was set.
+M_ARENA_MAX = -8  #: Number of this parameter of mallopt(3) in the GNU C library.
+#: Bytes of one pattern, and of all patterns of one PSUBSCRIBE. Compilation blocks all clients.
 MAX_PATTERN, MAX_PATTERNS = 4096, 16384
 MAX_NUMBER = 4000  #: Bytes of a decimal number.
-MAX_NAME = 1024  #: Bytes of the name that a client gives itself.
-MAX_WAIT = 86400.0  #: Seconds after which a wait looks again; the system's own limit is 24 days.
-MAX_SLEEP = 3600.0  #: Seconds that DEBUG SLEEP sleeps at most.
+MAX_NAME = 1024  #: Bytes of a client's name.
+MAX_WAIT = 86400.0  #: Seconds of one wait; the system's limit is 2**31 milliseconds, 24 days.
+MAX_SLEEP = 3600.0  #: Seconds that DEBUG SLEEP accepts at most.
 ERROR_EXCERPT = 128  #: Bytes of a command that an error message repeats.
-MONITORED = 1024  #: Bytes of an argument that MONITOR shows.
-INTEGER_MIN, INTEGER_MAX = -(2**63), 2**63 - 1  #: The range of Redis's integers.
+MONITOR_EXCERPT = 1024  #: Bytes of an argument that MONITOR shows.
+INTEGER_MIN, INTEGER_MAX = -(2**63), 2**63 - 1  #: The range of integers in Redis.
+REDIS_VERSION = "7.0.15"  #: The version of Redis that HELLO and INFO report.
 
-#: The Redis whose replies are the measure, as clients that ask for a version are told.
-REDIS_VERSION = "7.0.15"
-
-#: What gives way when memory is short: nothing, or keys (of all, or of those with a time to live)
-#: that were not used for long, that chance chooses, or that expire first.
+#: The eviction policies, with Redis's names. "noeviction" returns an error instead of evicting.
+#: "allkeys" policies evict any key, "volatile" policies only keys with a time to live: the least
+#: recently used key ("lru"), a random key, or the key that expires first ("ttl").
 POLICIES = ("noeviction", "allkeys-lru", "allkeys-random", "volatile-lru", "volatile-ttl")
 
+#: The letters of notify-keyspace-events, as in Redis. A stands for the next ten letters, of which t
+#: (streams) and d (modules) have no events here. K and E choose the keyspace and the keyevent
+#: channels. The event m is a read of a missing key, n is a new key.
+EVENT_CLASSES = "Ag$lshzxetdKEmn"
 
-#: The letters of notify-keyspace-events: A for all of the next nine; x is expired, e evicted; K and
-#: E for which channels; n is a new key, m one that is asked for and missing. There are no streams
-#: (t) and modules (d) here.
-EVENT_LETTERS = "Ag$lshzxetdKEmn"
-
-
-#: Who may connect, and how the log says it.
-ACCESS = {
+#: The values of --access, and what the log says about them.
+ACCESS_MODES = {
     "user": "this user's programs",
-    "admins": "this user's programs, and those that run as administrator",
-    "users": "the programs of every account of this machine",
+    "admins": "this user's programs and programs that run as administrator",
+    "users": "all programs of all accounts on this machine",
 }
 
 
 def parse_size(text: str) -> int:
-    """A number of bytes such as ``65536``, ``64kb``, ``10mb`` or ``1gb``, in steps of 1024.
+    """Return the number of bytes in a text such as ``65536``, ``64kb``, ``10mb`` or ``1gb``.
 
-    :raises ValueError: for anything else.
+    :raises ValueError: for any other text.
     """
     match = re.fullmatch(r"(\d{1,19})\s*([kmg]?)b?", text.strip().lower())
     if match is None:
@@ -205,90 +182,94 @@ def parse_size(text: str) -> int:
     return int(match[1]) << 10 * " kmg".index(match[2] or " ")
 
 
-class Limit(NamedTuple):
-    """A bound on what clients may take; ``0`` is none where the least is 0.
+def read_password_file(path: str) -> bytes:
+    """Return the password in the first line of a file; UTF-16 is converted to UTF-8.
 
-    The name of its entry in :data:`LIMITS` is its option and its setting.
+    :raises ValueError: if the file cannot be read or the line is empty.
     """
+    try:
+        with open(path, "rb") as file:
+            text = file.read(MAX_UNAUTHENTICATED_BYTES)
+    except OSError as error:
+        raise ValueError(f"cannot read the password file {path!r}: {error.strerror}") from error
+    # Notepad and Windows PowerShell can begin a file with a byte order mark.
+    if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = text.decode("utf-16", "replace").encode()
+    if text.startswith(codecs.BOM_UTF8):
+        text = text[len(codecs.BOM_UTF8) :]
+    password = text.partition(b"\n")[0].rstrip(b"\r")
+    if not password:
+        raise ValueError(f"the password file {path!r} must have the password in its first line")
+    return password
 
-    parameter: str  #: Its name in CONFIG, Redis's where Redis has one.
+
+def _invalid(name: str, value: object, expected: str) -> ValueError:
+    return ValueError(f"{name} must be {expected}, not {value!r}")
+
+
+class Limit(NamedTuple):
+    """A limit. Its key in LIMITS is the name of its option; 0 means no limit where 0 is allowed."""
+
+    parameter: str  #: The name in CONFIG SET, as in Redis if Redis has this limit.
     default: float
-    least: float
-    unit: str  #: ``"bytes"``, ``"seconds"``, or ``""`` for a number.
-    meaning: str
+    minimum: float
+    unit: str  #: ``"bytes"``, ``"seconds"``, or ``""`` for a plain number.
+    description: str  #: The text of --help.
 
     def parse(self, text: str) -> float:
-        """The value that a text stands for.
-
-        :raises ValueError: if there is none, or it is too small.
-        """
+        """Return the value in a text, or raise ValueError if it is not allowed."""
         if self.unit == "bytes":
-            value: float = parse_size(text)
-        elif self.unit == "seconds":
-            value = float(text) if re.fullmatch(r"\d{1,9}(\.\d{1,3})?", text) else -1.0
-        else:
-            value = int(text) if re.fullmatch(r"\d{1,9}", text) else -1
-        return self.check(value)
+            return self.check(parse_size(text))
+        seconds = self.unit == "seconds"
+        if re.fullmatch(r"\d{1,9}(\.\d{1,3})?" if seconds else r"\d{1,9}", text):
+            return self.check(float(text) if seconds else int(text))
+        return self.check(text)
 
-    def check(self, value: float) -> float:
-        """The same value.
+    def check(self, value: object, name: str = "argument") -> float:
+        """Return the value, or raise ValueError with the argument's name if it is not allowed."""
+        if isinstance(value, (int, float)) and self.minimum <= value <= INTEGER_MAX:
+            return value
+        raise _invalid(name, value, f"{self.minimum:g} {self.unit}".rstrip() + " or more")
 
-        :raises ValueError: if it is too small, or no number.
-        """
-        if not isinstance(value, (int, float)):
-            raise ValueError(f"argument must be a number {f'of {self.unit}' if self.unit else ''}")
-        if not self.least <= value <= INTEGER_MAX:
-            raise ValueError(f"argument must be {self.least:g} or more {self.unit}".rstrip())
-        return value
-
-    def shown(self, value: float) -> str:
-        """As text that parse() takes."""
+    def format(self, value: float) -> str:
+        """Return the value as a text for parse()."""
         return f"{value:.12g}" if self.unit == "seconds" else str(int(value))
 
 
 LIMITS: dict[str, Limit] = {
-    "max_clients": Limit("maxclients", 1000, 1, "", "clients served at once; one more waits"),
-    "max_message": Limit(
-        "proto-max-bulk-len", 512 << 20, 1024, "bytes", "longest value, or text command"
-    ),
+    "max_clients": Limit("maxclients", 1000, 1, "", "clients served at once; more clients wait"),
+    "max_message": Limit("proto-max-bulk-len", 512 << 20, 1024, "bytes", "a value or text command"),
     "max_arguments": Limit("max-arguments", 1 << 20, 128, "", "arguments of one command"),
-    "max_command": Limit(
-        "client-query-buffer-limit", 1 << 30, 65536, "bytes", "one command, with all its arguments"
-    ),
-    "max_reply": Limit("max-reply", 1 << 30, 65536, "bytes", "one reply; a longer one is an error"),
-    "max_memory": Limit(
-        "maxmemory", 0, 0, "bytes", "keys, values, and what clients have sent and subscribed to"
-    ),
-    "subscriber_buffer": Limit(
-        "subscriber-buffer", 8 << 20, 1, "bytes",
-        "messages that a subscriber leaves lying before it is dropped",
-    ),
-    "idle_timeout": Limit("timeout", 0, 0, "seconds", "a client that asks for nothing is dropped"),
-    "message_timeout": Limit(
-        "message-timeout", 60, 0, "seconds", "to finish a command once it has begun"
-    ),
-    "reply_timeout": Limit(
-        "reply-timeout", 30, 0.1, "seconds", "a client may leave its reply lying"
-    ),
+    "max_command": Limit("client-query-buffer-limit", 1 << 30, 65536, "bytes",
+                         "all arguments of one command together"),
+    "max_reply": Limit("max-reply", 1 << 30, 65536, "bytes", "one reply; more becomes an error"),
+    "max_memory": Limit("maxmemory", 0, 0, "bytes", "keys, values, buffered input, subscriptions"),
+    "subscriber_buffer": Limit("subscriber-buffer", 8 << 20, 1, "bytes",
+                               "unread bytes allowed per subscriber"),
+    "idle_timeout": Limit("timeout", 0, 0, "seconds", "disconnect clients idle for this time"),
+    "message_timeout": Limit("message-timeout", 60, 0, "seconds", "time to send a whole command"),
+    "reply_timeout": Limit("reply-timeout", 30, 0.1, "seconds", "time to read a reply"),
 }  # fmt: skip
 
 
 class Settings:
-    """What one server is told when it is made.
+    """The settings of one server. Each option except ``--log-*`` has an argument of the same name.
 
-    :param pipe: the pipe's name, see :func:`pipe_address`.
-    :param access: who may connect to the pipe: one of ACCESS, or on Windows an SDDL string.
-    :param policy: what happens beyond ``max_memory``, one of POLICIES.
-    :param notify_keyspace_events: letters as Redis's setting of that name has them.
-    :param tcp: a port of 127.0.0.1 to serve too, or None.
-    :param password: what clients of that port must give by AUTH.
-    :param tcp_no_password: serve that port without a password, to every account of this machine.
-    :param db: the file in which everything is kept, or None: in memory alone.
-    :param limits: by their names in LIMITS, in bytes, in seconds, or as a number.
-    :raises ValueError: for a value that cannot be used.
+    :param pipe: the name of the pipe, see :func:`pipe_address`.
+    :param access: a key of ACCESS_MODES or, on Windows, an SDDL string.
+    :param max_memory_policy: one of POLICIES.
+    :param notify_keyspace_events: letters of EVENT_CLASSES, as in Redis.
+    :param tcp: a port of 127.0.0.1 to serve as well.
+    :param password: the bytes that clients of the TCP port must send with AUTH.
+    :param password_file: a file with the password in its first line.
+    :param tcp_no_password: serve the TCP port, which every account can reach, without a password.
+    :param db: the file to keep the data in; None keeps the data in memory only.
+    :param policy: the old name of ``max_memory_policy``.
+    :param limits: values of LIMITS in bytes, in seconds or as a number.
+    :raises ValueError: for a value that is not allowed. An unknown name raises TypeError.
     """
 
-    # Those of LIMITS, which can be changed while the server runs, but for the first.
+    # Attributes for LIMITS; CONFIG SET changes all of them except max_clients.
     max_clients: int
     max_message: int
     max_arguments: int
@@ -301,51 +282,47 @@ class Settings:
     reply_timeout: float
 
     def __init__(
-        self, pipe: str = DEFAULT_PIPE, access: str = "user", policy: str = "noeviction",
+        self, pipe: str = DEFAULT_PIPE, access: str = "user", max_memory_policy: str = "noeviction",
         notify_keyspace_events: str = "", tcp: int | None = None, password: bytes | None = None,
-        tcp_no_password: bool = False, db: str | None = None, **limits: float,
+        tcp_no_password: bool = False, db: str | None = None, password_file: str | None = None,
+        policy: str | None = None, **limits: float,
     ) -> None:  # fmt: skip
-        for wrong, reason in (
-            (
-                not pipe.strip() or any(char < " " for char in pipe),
-                "the pipe needs a name, without control characters",
-            ),
-            (
-                access not in ACCESS and (sys.platform != "win32" or ":" not in access),
-                f"access is for one of {', '.join(ACCESS)}, or on Windows an SDDL string",
-            ),
-            (policy not in POLICIES, f"the policy must be one of {', '.join(POLICIES)}"),
-            (
-                not set(notify_keyspace_events) <= set(EVENT_LETTERS),
-                f"notify-keyspace-events is made of the letters {EVENT_LETTERS}",
-            ),
-            (tcp is not None and not 1 <= tcp <= 65535, "the TCP port must be from 1 to 65535"),
-            (
-                password is not None and (tcp is None or not password),
-                "a password is for TCP, which needs a port, and cannot be empty",
-            ),
-            (
-                tcp is not None and (password is None) != tcp_no_password,
-                "every account of this machine can connect to a TCP port: it needs a password,"
-                " or tcp_no_password=True",
-            ),
-            (db == "", "the file needs a name"),
-            (db is not None and sqlite3 is None, "this Python has no sqlite3, which a file needs"),
-        ):
-            if wrong:
-                raise ValueError(reason)
-        self.pipe, self.access, self.policy = pipe, access, policy
+        if policy is not None:
+            max_memory_policy = policy
+        if not pipe.strip() or min(pipe) < " ":
+            raise _invalid("pipe", pipe, "a name without control characters")
+        if access not in ACCESS_MODES and (sys.platform != "win32" or ":" not in access):
+            modes = ", ".join(ACCESS_MODES)
+            raise _invalid("access", access, f"one of {modes} or, on Windows, an SDDL string")
+        if max_memory_policy not in POLICIES:
+            raise _invalid("max_memory_policy", max_memory_policy, f"one of {', '.join(POLICIES)}")
+        if not set(notify_keyspace_events) <= set(EVENT_CLASSES):
+            letters = f"made of the letters {EVENT_CLASSES}"
+            raise _invalid("notify_keyspace_events", notify_keyspace_events, letters)
+        if tcp is not None and tcp not in range(1, 65536):
+            raise _invalid("tcp", tcp, "a port from 1 to 65535")
+        choices = (password is not None) + (password_file is not None) + bool(tcp_no_password)
+        if tcp is None and choices:
+            raise ValueError("password, password_file and tcp_no_password need a port in tcp")
+        if tcp is not None and choices != 1:
+            one = "exactly one of password, password_file and tcp_no_password"
+            raise ValueError(f"tcp {tcp} is open to every account of this machine: give {one}")
+        if password_file is not None:
+            password = read_password_file(password_file)
+        if password is not None and not (isinstance(password, bytes) and password):
+            raise ValueError("password must be bytes and must not be empty")
+        if db == "":
+            raise _invalid("db", db, "the name of a file")
+        if db is not None and sqlite3 is None:
+            raise ValueError(f"db {db!r} needs a Python with the module sqlite3")
+        unknown = sorted(limits.keys() - LIMITS.keys())
+        if unknown:
+            raise TypeError(f"unknown arguments: {', '.join(unknown)}")
+        self.pipe, self.access, self.max_memory_policy = pipe, access, max_memory_policy
         self.notify_keyspace_events = notify_keyspace_events
         self.tcp, self.password, self.db = tcp, password, db
-        for name, value in limits.items():
-            if name not in LIMITS:
-                raise TypeError(f"there is no setting {name!r}")
-            try:
-                LIMITS[name].check(value)
-            except ValueError as error:
-                raise ValueError(str(error).replace("argument", name)) from None
         for name, limit in LIMITS.items():
-            setattr(self, name, limits.get(name, limit.default))
+            setattr(self, name, limit.check(limits.get(name, limit.default), name))
 
 
 # ----------------------------------------------------------------------------
@@ -354,64 +331,63 @@ class Settings:
 
 
 class PipecacheError(Exception):
-    """The base of every exception this module raises of its own."""
+    """The base class of the exceptions that this module defines."""
 
 
 class TransportError(PipecacheError):
-    """The pipe or socket could not be made; the message says why and what to do."""
+    """A failure to create the pipe or socket; the message gives the reason and what to do."""
 
 
 class AddressInUse(TransportError):
-    """Another program serves the name already."""
+    """An address that another program serves already."""
 
 
 class PersistenceError(PipecacheError):
-    """The file cannot be read or written; the message says why and what to do."""
+    """A failure to read or write the file; the message gives the reason and what to do."""
 
 
 class ConnectionLost(PipecacheError):
-    """The client is gone, or did not take its reply in time."""
+    """A client that disconnected or did not read its reply in time."""
 
 
 class ProtocolError(PipecacheError):
-    """What a client sent is not in its protocol; the connection ends after this reply."""
+    """A violation of the protocol; the server sends this reply and disconnects the client."""
 
 
 class CommandError(PipecacheError):
-    """An error reply. ``str()`` of it is the text as Redis sends it, code first."""
+    """An error reply; ``str()`` returns its RESP text, which begins with a code such as ERR."""
 
 
-def reply_too_long(most: int) -> CommandError:
-    """The error in place of a reply that is longer than so many bytes."""
-    reason = f"the reply is longer than max-reply, {most} bytes: ask for less at a time"
-    return CommandError(f"ERR {reason}")
+def reply_too_long(limit: int) -> CommandError:
+    """Return the error that replaces a reply longer than so many bytes."""
+    return CommandError(f"ERR the reply is longer than max-reply ({limit} bytes); request less")
 
 
 def wrong_arity(name: bytes) -> CommandError:
-    """The error for too few or too many arguments."""
-    return CommandError(f"ERR wrong number of arguments for '{_shown(name.lower())}' command")
+    """Return Redis's error for a wrong number of arguments."""
+    return CommandError(f"ERR wrong number of arguments for '{_printable(name.lower())}' command")
 
 
 class UnknownCommand(CommandError):
-    """No command has this name; the text reply says just that."""
+    """Redis's error for an unknown command; in text it is ``ERROR: Unknown command``."""
 
     def __init__(self, name: bytes, arguments: Sequence[bytes]) -> None:
         shown = ""
         for argument in arguments:
             if len(shown) >= ERROR_EXCERPT:
                 break
-            shown += f"'{_shown(argument[: ERROR_EXCERPT - len(shown)])}' "
-        name = name[:ERROR_EXCERPT]
-        super().__init__(f"ERR unknown command '{_shown(name)}', with args beginning with: {shown}")
+            shown += f"'{_printable(argument[: ERROR_EXCERPT - len(shown)])}' "
+        command = _printable(name[:ERROR_EXCERPT])
+        super().__init__(f"ERR unknown command '{command}', with args beginning with: {shown}")
 
 
 def invalid_expire(name: str) -> CommandError:
-    """The error for a time to live that is over, or beyond 64 bits."""
+    """Return Redis's error for a time to live that is not positive or exceeds 64 bits."""
     return CommandError(f"ERR invalid expire time in '{name}' command")
 
 
-def _shown(data: bytes) -> str:
-    # A line break inside an error would end the RESP reply it stands in. Redis stops at a NUL.
+def _printable(data: bytes) -> str:
+    # A line break would end the RESP error that contains it. Redis cuts the text at a NUL.
     return data.partition(b"\0")[0].decode("latin-1").replace("\r", " ").replace("\n", " ")
 
 
@@ -431,131 +407,118 @@ OUT_OF_MEMORY = "OOM command not allowed when used memory > 'maxmemory'."
 
 
 class Status(bytes):
-    """A status reply such as ``OK``: a simple string in RESP, bare in text."""
+    """A status such as ``OK``: a simple string in RESP."""
 
 
-OK = Status(b"OK")
-PONG = Status(b"PONG")
-QUEUED = Status(b"QUEUED")
+OK, PONG, QUEUED = Status(b"OK"), Status(b"PONG"), Status(b"QUEUED")
 
 
 class Verbatim(bytes):
-    """Text for a person to read, such as INFO's: RESP3 says so."""
+    """A text for people, such as the reply of INFO: a verbatim string in RESP3."""
 
 
-class Members(List[bytes]):
-    """The members of a set, in no order: RESP3 says so."""
+class SetReply(List[bytes]):
+    """The members of a set, in any order: a set in RESP3."""
 
 
-class Pairs(List[Any]):
-    """Pairs, which RESP3 has as lists of two, and RESP2 one after the other."""
+class PairsReply(List[Any]):
+    """Pairs of values: an array of pairs in RESP3, one flat array in RESP2."""
 
 
 class Push(List[Any]):
-    """What a client is told out of turn: RESP3 says so, and text has it in one line."""
+    """A message that is not a reply: a push in RESP3, one line in text."""
 
 
-class Several(List[Any]):
-    """Several replies to one command."""
+class MultipleReplies(List[Any]):
+    """Several replies to one command, such as SUBSCRIBE with several channels."""
 
 
-class Absent:
-    """What is like None among replies, but not written so in RESP2."""
+class NullReply:
+    """A null reply with its own form in RESP2; None is the null bulk string."""
 
     def __init__(self, resp2: bytes) -> None:
         self.resp2 = resp2
 
 
-#: No list where there could be one; and no reply at all, for CLIENT REPLY OFF.
-NO_LIST = Absent(b"*-1\r\n")
-NOTHING = Absent(b"")
+NULL_ARRAY = NullReply(b"*-1\r\n")
+NO_REPLY = NullReply(b"")  #: No reply at all, for CLIENT REPLY OFF and SKIP.
 
-#: What a command returns: bytes for a value, int, float, list or dict of replies, None for
-#: nothing there.
-Reply = Union[
-    None, int, float, bytes, Status, Verbatim, Absent, PipecacheError, List[Any], Dict[bytes, Any]
-]
+#: The types that a command can return. None is a missing value, bytes are a bulk string.
+Reply = Union[None, int, float, bytes, NullReply, PipecacheError, List[Any], Dict[bytes, Any]]
 
 
 # ----------------------------------------------------------------------------
-# Wire protocol: text and RESP, without input or output
+# Wire protocol
 # ----------------------------------------------------------------------------
 
-
-#: One command of a client: its arguments, the name first, or the error if it could not be read;
-#: and what its text reply ends with, or None if the reply is to be RESP.
+#: A parsed request: the arguments of a command, its name first, or the error that parsing raised;
+#: and the terminator of the text reply, or None if the reply is RESP.
 Request = Tuple[Union[List[bytes], CommandError, ProtocolError], Union[bytes, None]]
 
-
-#: Text commands that take the rest of the message as their last argument,
-#: with the number of words before it.
-# fmt: off
-RAW_VALUE_AFTER = {
+#: Text commands whose last argument is the rest of the message: the number of words before it.
+WORDS_BEFORE_VALUE = {
     b"ECHO": 1, b"SET": 2, b"SETNX": 2, b"GETSET": 2, b"APPEND": 2, b"PUBLISH": 2,
     b"SETEX": 3, b"PSETEX": 3,
-}
-# fmt: on
+}  # fmt: skip
 
-# One word: quoted, or bare. A quote counts at the start of a word only (it's is a word), and
-# a closing quote only before a blank or the end.
+# A word, with or without quotes. A quote inside a word (it's) is an ordinary character. A closing
+# quote must be followed by a blank or by the end.
 _WORD = re.compile(rb"""[ \t]*(?:"([^"]*)"(?![^ \t])|'([^']*)'(?![^ \t])|([^ \t"'][^ \t]*))""")
-_BLANKS = b" \t"
 
 
-def split_text(line: bytes, most: float = math.inf) -> list[bytes]:
-    """Cut a text command (without its terminator) into its arguments.
+def parse_text_command(line: bytes, max_arguments: float = math.inf) -> list[bytes]:
+    """Return the arguments of a text command without its terminator.
 
-    :param most: how many there may be.
-    :raises CommandError: for an empty command, for unbalanced quotes, and for too many.
+    :raises CommandError: for an empty command, unbalanced quotes or too many arguments.
     """
     words: list[bytes] = []
-    position, end = 0, len(line)
-    before_value = math.inf
-    while len(words) < before_value:
-        if len(words) >= most:
-            raise CommandError(f"ERR more than {most} arguments")
+    position, words_before_value = 0, math.inf
+    while len(words) < words_before_value:
+        if len(words) >= max_arguments:
+            raise CommandError(f"ERR more than {max_arguments} arguments")
         match = _WORD.match(line, position)
         if match is None:
-            if line[position:].strip(_BLANKS):
+            if line[position:].strip(b" \t"):
                 raise CommandError("ERR Unbalanced quotes in the command")
             break
         words.append(match[match.lastindex or 0])
         position = match.end()
         if len(words) == 1:
-            before_value = RAW_VALUE_AFTER.get(words[0].upper(), math.inf)
+            words_before_value = WORDS_BEFORE_VALUE.get(words[0].upper(), math.inf)
     else:
-        if position < end:
-            words.append(line[position + 1 :])
+        if position < len(line):
+            words.append(line[position + 1 :])  # One blank separates the value.
     if not words:
         raise CommandError("ERR Empty command")
     return words
 
 
 def encode_double(number: float) -> bytes:
-    """A score, in as many digits as make it exact."""
+    """Return the decimal form of a float with 17 digits, which identify it exactly."""
     return b"%.17g" % number
 
 
-def measure(reply: Reply) -> int:
-    """The bytes that a reply takes, more or less: before it is encoded, and quickly."""
+def reply_size(reply: Reply) -> int:
+    """Return the approximate size of a reply in bytes without encoding it."""
     if isinstance(reply, dict):
-        return measure(list(reply)) + measure(list(reply.values()))
+        return reply_size(list(reply)) + reply_size(list(reply.values()))
     if isinstance(reply, (list, tuple)):
-        size = HEADER_BYTES * (1 + len(reply))
-        if reply and reply[0].__class__ is bytes:
+        size = REPLY_OVERHEAD * (1 + len(reply))
+        if reply and reply[0].__class__ is reply[-1].__class__ is bytes:
+            # The list has only bytes, or also None (MGET), for which len raises TypeError.
             with contextlib.suppress(TypeError):
-                return size + sum(map(len, reply))  # of bytes, as nearly always
-        return size + sum(map(measure, reply))
-    return HEADER_BYTES + (len(reply) if isinstance(reply, bytes) else 0)
+                return size + sum(map(len, reply))
+        return size + sum(map(reply_size, reply))
+    return REPLY_OVERHEAD + (len(reply) if isinstance(reply, bytes) else 0)
 
 
 def encode_text(reply: Reply, terminator: bytes) -> bytes:
-    """The text form of a reply: bare values, one list element a line, ``ERROR: ...``."""
+    """Return the text form of a reply: bare values, one line per element, ``ERROR: ...``."""
     return _text_body(reply, terminator or b"\n") + terminator
 
 
 def _text_body(reply: Reply, separator: bytes) -> bytes:
-    if reply is None or isinstance(reply, Absent):
+    if reply is None or isinstance(reply, NullReply):
         return b""
     if isinstance(reply, bytes):
         return reply
@@ -563,7 +526,7 @@ def _text_body(reply: Reply, separator: bytes) -> bytes:
         return b"%d" % reply
     if isinstance(reply, float):
         return encode_double(reply)
-    if isinstance(reply, (dict, Pairs)):
+    if isinstance(reply, (dict, PairsReply)):
         pairs = reply.items() if isinstance(reply, dict) else reply
         reply = list(itertools.chain.from_iterable(pairs))
     if isinstance(reply, Push):
@@ -576,7 +539,7 @@ def _text_body(reply: Reply, separator: bytes) -> bytes:
 
 
 def encode_resp(reply: Reply, version: int = 2) -> bytes:
-    """The form of a reply in version 2 or 3 of RESP."""
+    """Return the form of a reply in version 2 or 3 of RESP."""
     if reply.__class__ is bytes:
         return b"$%d\r\n%b\r\n" % (len(reply), reply)  # type: ignore[arg-type,str-format]
     if reply is OK:
@@ -585,24 +548,24 @@ def encode_resp(reply: Reply, version: int = 2) -> bytes:
         return b"_\r\n" if version == 3 else b"$-1\r\n"
     if isinstance(reply, Status):
         return b"+%b\r\n" % reply
-    if isinstance(reply, Verbatim):
-        if version == 3:
-            return b"=%d\r\ntxt:%b\r\n" % (len(reply) + 4, reply)
+    if isinstance(reply, Verbatim) and version == 3:
+        return b"=%d\r\ntxt:%b\r\n" % (len(reply) + 4, reply)
+    if isinstance(reply, bytes):
         return encode_resp(bytes(reply))
     if isinstance(reply, int):
         return b":%d\r\n" % reply
     if isinstance(reply, float):
         number = encode_double(reply)
         return b",%b\r\n" % number if version == 3 else encode_resp(number)
-    if isinstance(reply, Absent):
+    if isinstance(reply, NullReply):
         return b"_\r\n" if version == 3 and reply.resp2 else reply.resp2
     if isinstance(reply, dict):
         elements = list(itertools.chain.from_iterable(reply.items()))
         header = b"%%%d\r\n" % len(reply) if version == 3 else b"*%d\r\n" % len(elements)
         return header + b"".join([encode_resp(element, version) for element in elements])
-    if isinstance(reply, Pairs):
+    if isinstance(reply, PairsReply):
         reply = list(map(list, reply) if version == 3 else itertools.chain.from_iterable(reply))
-    if isinstance(reply, Several):
+    if isinstance(reply, MultipleReplies):
         return b"".join([encode_resp(each, version) for each in reply])
     if isinstance(reply, list):
         elements = [
@@ -611,111 +574,98 @@ def encode_resp(reply: Reply, version: int = 2) -> bytes:
             else encode_resp(element, version)
             for element in reply
         ]
-        kind = _LIST_KINDS.get(type(reply), b"*") if version == 3 else b"*"
+        kind = _RESP3_LIST_TYPES.get(type(reply), b"*") if version == 3 else b"*"
         return b"%b%d\r\n%b" % (kind, len(reply), b"".join(elements))
     return b"-%b\r\n" % str(reply).encode("latin-1", "replace")
 
 
-_LIST_KINDS = {Members: b"~", Push: b">"}
+_RESP3_LIST_TYPES = {SetReply: b"~", Push: b">"}
 
-
-# What must stand before an argument of so many bytes ("$3" before three), and how many tokens
-# such a command has ("*2", then two for each argument): looked up, not formatted and parsed, for
-# the short ones that nearly every command is made of.
+# The header of a short argument by its length, and the number of CRLF-separated tokens of a
+# command by its header. A lookup is faster than formatting and parsing.
 _BULK_HEADERS = {length: b"$%d" % length for length in range(1025)}
-_ARRAY_TOKENS = {b"*%d" % size: 1 + 2 * size for size in range(1, 129)}
+_TOKENS_PER_COMMAND = {b"*%d" % size: 1 + 2 * size for size in range(1, 129)}
 
-
-def _parse_length(line: bytes) -> int | None:
-    # int() would accept 1_0, +3 and " 3", and is slow to refuse a long row of digits.
-    digits = line[1:] if line.startswith(b"-") else line
-    if not digits.isdigit() or len(digits) > 19 or (len(line) > 1 and digits.startswith(b"0")):
-        return None
-    return int(line)
+# The lengths that Redis accepts. int() also accepts 1_0, +3 and " 3".
+_LENGTH = re.compile(rb"0|-?[1-9][0-9]{0,18}")
 
 
 class RequestParser:
-    """Cuts the chunks of one connection into requests.
+    """A parser that turns the chunks from one connection into requests.
 
-    :param framed: whether a chunk's end can be a message's end (a pipe), so
-        that a text command is one message; else it ends at a line feed.
-    :param limits: what a command may take.
-
-    After a :class:`ProtocolError` has come out as the last request, nothing
-    more may be fed.
+    A text command ends with its message if ``message_mode`` is true, else with a line feed. A
+    :class:`ProtocolError` is the last request; feed nothing more after it.
     """
 
-    def __init__(self, framed: bool, limits: Settings) -> None:
-        self._framed, self._limits = framed, limits
-        # Commands cut out at a time. Of text, a message has one.
-        self._most = math.inf if framed else MANY_REQUESTS
+    def __init__(self, message_mode: bool, limits: Settings) -> None:
+        self._message_mode, self._limits = message_mode, limits
+        self._max_requests = math.inf if message_mode else MAX_PARSED_REQUESTS
         self._buffer = bytearray()
+        self._searched = 0  # Bytes at the start of the buffer that contain no line feed.
+        self._is_resp = False  # True if the last request was RESP.
+        # The incomplete RESP command: its arguments so far, their bytes, the number of missing
+        # arguments, and the length of the next argument (-1 before its header).
         self._arguments: list[bytes] = []
-        self._missing = 0  # arguments of the command half read
-        self._bulk = -1  # the length of the argument under way, -1 before its header
-        self._scanned = 0  # bytes of the buffer known to hold no line feed
-        self._speaks_resp = False
-        self._size = 0  # bytes of the arguments of the command half read
-        #: Bytes of memory that a command half read takes, 0 if there is none.
-        self.held = 0
-        #: Whether only what a password needs is read, because none was given yet.
-        self.restricted = False
-        #: Whether there may be more in what was fed; feed nothing for that.
-        self.more = False
+        self._arguments_size = self._arguments_left = 0
+        self._bulk_length = -1
+        #: True before AUTH: the limits are lower and feed() returns one request at a time.
+        self.unauthenticated = False
+        #: True if the buffer may contain more requests, which ``feed(b"")`` returns.
+        self.has_more = False
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Return the bytes of memory that the incomplete request needs, 0 if there is none."""
+        size = len(self._buffer)
+        if self._arguments_left:
+            size += 1 + self._arguments_size + len(self._arguments) * ARGUMENT_OVERHEAD
+        return size
 
     def feed(self, chunk: bytes, end_of_message: bool = True) -> list[Request]:
-        """Take one chunk and return the requests it completes, in order."""
+        """Return the requests that a chunk completes, in order."""
         requests: list[Request] = []
-        self.more = False
+        self.has_more, self._end_of_message = False, end_of_message
         try:
-            if self._missing or self._buffer:
-                # The command half read, and no further: what comes after it may go the quick way.
+            if self._arguments_left or self._buffer:
+                # Complete the first request only: the fast paths below can parse the others.
                 self._buffer += chunk
-                self._parse(requests, end_of_message, one=True)
-                self._note_held()
-                if not requests or not self._buffer or self.restricted:
+                self._parse(requests, first_only=True)
+                if not requests or not self._buffer or self.unauthenticated:
                     return requests
                 chunk = bytes(self._buffer)
                 self._buffer.clear()
-                self.held = 0
-            if chunk.startswith(b"*") and not self.restricted:
-                chunk = self._split_pipeline(chunk, requests)
+            if chunk.startswith(b"*") and not self.unauthenticated:
+                chunk = self._parse_pipeline(chunk, requests)
                 if not chunk:
                     return requests
-            elif self._is_line(chunk, end_of_message):
-                self._take_line(chunk, requests)
+            elif self._is_text_command(chunk):
+                self._parse_line(chunk, requests)
                 return requests
             self._buffer += chunk
-            self._parse(requests, end_of_message)
-            self._note_held()
-            self.more = bool(self._buffer) and len(requests) >= self._most
+            self._parse(requests)
+            self.has_more = bool(self._buffer) and len(requests) >= self._max_requests
         except ProtocolError as error:
-            requests.append(self.refuse(error))
+            requests.append(self.protocol_error(error))
         return requests
 
-    def refuse(self, error: ProtocolError) -> Request:
-        """Give up what was read, and the request that ends in this error."""
+    def protocol_error(self, error: ProtocolError) -> Request:
+        """Discard the buffered input and return the request that carries this error."""
         self._buffer.clear()
-        self._missing = self.held = 0
-        text_terminator = b"" if self._framed else b"\n"
-        return error, None if self._speaks_resp else text_terminator
+        self._arguments_left = 0
+        text_terminator = b"" if self._message_mode else b"\n"
+        return error, None if self._is_resp else text_terminator
 
-    def _note_held(self) -> None:
-        self.held = len(self._buffer) + (self._missing > 0)
-        if self._missing:
-            self.held += self._size + len(self._arguments) * ARGUMENT_OVERHEAD
-
-    def _split_pipeline(self, chunk: bytes, requests: list[Request]) -> bytes:
-        # The quick way for whole commands without line breaks in their arguments: one split at
-        # CRLF, then each argument's length is compared with the one stated before it. At the
-        # first command that does not fit, the rest is left to the exact parser.
-        self._speaks_resp = True
+    def _parse_pipeline(self, chunk: bytes, requests: list[Request]) -> bytes:
+        # The fast path for complete RESP commands with short arguments. Split the chunk at CRLF
+        # and compare each argument with the length that precedes it. At the first command that
+        # does not match, for example because of a CRLF in an argument, return the rest.
+        self._is_resp = True
         tokens = chunk.split(b"\r\n")
         position, last = 0, len(tokens) - 1
-        width = _ARRAY_TOKENS.get(tokens[0], last)
+        width = _TOKENS_PER_COMMAND.get(tokens[0], last)
         if width < last:
-            # Nearly every pipeline is of commands with as many arguments each: all their first
-            # arguments are compared at once, then all the second.
+            # The commands of a pipeline usually have equal numbers of arguments: compare all
+            # first arguments at once, then all second arguments, and so on.
             whole = last - last % width
             columns = [tokens[first:whole:width] for first in range(2, width, 2)]
             if tokens[:whole:width] == tokens[:1] * (whole // width) and all(
@@ -726,436 +676,418 @@ class RequestParser:
                 requests += [(list(arguments), None) for arguments in zip(*columns)]
                 position = whole
         while position < last:
-            end = position + _ARRAY_TOKENS.get(tokens[position], last + 1)
+            end = position + _TOKENS_PER_COMMAND.get(tokens[position], last + 1)
             if end > last:
                 break
             arguments = tokens[position + 2 : end : 2]
-            headers = [_BULK_HEADERS.get(len(argument)) for argument in arguments]
-            if headers != tokens[position + 1 : end : 2]:
+            if tokens[position + 1 : end : 2] != list(map(_BULK_HEADERS.get, map(len, arguments))):
                 break
             requests.append((arguments, None))
             position = end
         return tokens[-1] if position == last else b"\r\n".join(tokens[position:])
 
-    def _parse(self, requests: list[Request], end_of_message: bool, one: bool = False) -> None:
-        buffer = self._buffer
-        position = 0
+    def _parse(self, requests: list[Request], first_only: bool = False) -> None:
+        # Each method returns the end of what it parsed, or None if the input ends before that.
+        buffer, position = self._buffer, 0
+        most = 1 if first_only or self.unauthenticated else self._max_requests
         try:
-            while position < len(buffer) and not (
-                requests and (one or self.restricted or len(requests) >= self._most)
-            ):
-                if self._missing:
-                    taken = self._parse_argument(position, requests)
+            while position < len(buffer) and len(requests) < most:
+                if self._arguments_left:
+                    end = self._parse_argument(position, requests)
                 elif buffer.startswith(b"*", position):
-                    taken = self._parse_array_header(position)
+                    end = self._parse_array_header(position)
                 else:
-                    taken = self._parse_text(position, requests, end_of_message)
-                    if self._framed and taken is not None:
-                        position = taken
-                        break
-                if taken is None:
+                    end = self._parse_text(position, requests)
+                if end is None:
                     break
-                position = taken
+                position = end
         finally:
             del buffer[:position]
 
-    def _header(self, position: int, what: str) -> tuple[bytes, int] | None:
+    def _parse_header(self, position: int, kind: str) -> tuple[int | None, int] | None:
+        # Return the length in a header such as $3 (None if it is invalid) and the header's end.
         end = self._buffer.find(b"\r\n", position, position + MAX_HEADER + 2)
-        if end < 0:
-            if len(self._buffer) - position > MAX_HEADER:
-                raise ProtocolError(f"ERR Protocol error: too big {what} count string")
-            return None
-        return bytes(self._buffer[position + 1 : end]), end + 2
+        if end >= 0:
+            header = bytes(self._buffer[position + 1 : end])
+            return int(header) if _LENGTH.fullmatch(header) else None, end + 2
+        if len(self._buffer) - position > MAX_HEADER:
+            raise ProtocolError(f"ERR Protocol error: too big {kind} count string")
+        return None
 
     def _parse_array_header(self, position: int) -> int | None:
-        self._speaks_resp = True
-        header = self._header(position, "mbulk")
+        self._is_resp = True
+        header = self._parse_header(position, "mbulk")
         if header is None:
             return None
-        size = _parse_length(header[0])
+        size, end = header
         if size is None or size > self._limits.max_arguments:
             raise ProtocolError("ERR Protocol error: invalid multibulk length")
-        if self.restricted and size > MAX_LOCKED_OUT_ARGUMENTS:
+        if self.unauthenticated and size > MAX_UNAUTHENTICATED_ARGUMENTS:
             raise ProtocolError("ERR Protocol error: unauthenticated multibulk length")
-        self._missing = max(size, 0)
-        self._arguments, self._size = [], 0
-        return header[1]
+        self._arguments_left = max(size, 0)  # Redis ignores an empty and a null array.
+        self._arguments, self._arguments_size = [], 0
+        return end
 
     def _parse_argument(self, position: int, requests: list[Request]) -> int | None:
         buffer = self._buffer
-        if self._bulk < 0:
+        if self._bulk_length < 0:
             if buffer[position] != ord("$"):
-                found = _shown(buffer[position : position + 1])
+                found = _printable(buffer[position : position + 1])
                 raise ProtocolError(f"ERR Protocol error: expected '$', got '{found}'")
-            header = self._header(position, "bulk")
+            header = self._parse_header(position, "bulk")
             if header is None:
                 return None
-            size = _parse_length(header[0])
+            size, end = header
             if size is None or not 0 <= size <= self._limits.max_message:
                 raise ProtocolError("ERR Protocol error: invalid bulk length")
-            if self._size + size > self._limits.max_command:
-                most = f"the limit of {self._limits.max_command} bytes"
-                raise ProtocolError(f"ERR Protocol error: the command is longer than {most}")
-            if self.restricted and size > MAX_LOCKED_OUT_ARGUMENT:
+            limit = self._limits.max_command
+            if self._arguments_size + size > limit:
+                reason = f"the command is longer than the limit of {limit} bytes"
+                raise ProtocolError(f"ERR Protocol error: {reason}")
+            if self.unauthenticated and size > MAX_UNAUTHENTICATED_BYTES:
                 raise ProtocolError("ERR Protocol error: unauthenticated bulk length")
-            self._bulk = size
-            return header[1]
-        end = position + self._bulk
+            self._bulk_length = size
+            return end
+        end = position + self._bulk_length
         if len(buffer) < end + 2:
             return None
         if buffer[end : end + 2] != b"\r\n":
             raise ProtocolError("ERR Protocol error: expected CRLF after a bulk string")
-        with memoryview(buffer) as view:
+        with memoryview(buffer) as view:  # A slice of the buffer itself would be one more copy.
             self._arguments.append(bytes(view[position:end]))
-        self._size += self._bulk
-        self._bulk = -1
-        self._missing -= 1
-        if not self._missing:
+        self._arguments_size += self._bulk_length
+        self._bulk_length = -1
+        self._arguments_left -= 1
+        if not self._arguments_left:
             requests.append((self._arguments, None))
         return end + 2
 
-    def _parse_text(
-        self, position: int, requests: list[Request], end_of_message: bool
-    ) -> int | None:
+    def _parse_text(self, position: int, requests: list[Request]) -> int | None:
         buffer = self._buffer
-        if self._framed:
-            end, complete = len(buffer), end_of_message
+        if self._message_mode:
+            end, complete = len(buffer), self._end_of_message
         else:
-            end = buffer.find(b"\n", max(position, self._scanned)) + 1
+            end = buffer.find(b"\n", max(position, self._searched)) + 1
             complete = end > 0
             end = end or len(buffer)
-            self._scanned = 0 if complete else end - position
-        limit = MAX_LOCKED_OUT_ARGUMENT if self.restricted else self._limits.max_message
+            self._searched = 0 if complete else end - position
+        limit = MAX_UNAUTHENTICATED_BYTES if self.unauthenticated else self._limits.max_message
         if end - position > limit + 2:
-            self._speaks_resp = False
+            self._is_resp = False
             raise ProtocolError(f"ERR the command is longer than the limit of {limit} bytes")
         if not complete:
             return None
-        self._take_line(bytes(buffer[position:end]), requests)
+        self._parse_line(bytes(buffer[position:end]), requests)
         return end
 
-    def _is_line(self, chunk: bytes, end_of_message: bool) -> bool:
-        # Whether a chunk is one whole text command, as nearly all of them come.
-        whole = end_of_message if self._framed else chunk.find(b"\n") == len(chunk) - 1 >= 0
-        return whole and len(chunk) <= self._limits.max_message and not self.restricted
+    def _is_text_command(self, chunk: bytes) -> bool:
+        # Return True if the chunk is exactly one text command, which needs no buffer.
+        if self.unauthenticated or len(chunk) > self._limits.max_message:
+            return False
+        if self._message_mode:
+            return self._end_of_message
+        return 0 <= chunk.find(b"\n") == len(chunk) - 1
 
-    def _take_line(self, line: bytes, requests: list[Request]) -> None:
+    def _parse_line(self, line: bytes, requests: list[Request]) -> None:
         terminator = b""
         if line.endswith(b"\n"):
             terminator = b"\r\n" if line.endswith(b"\r\n") else b"\n"
             line = line[: -len(terminator)]
-        if self._speaks_resp and not line:
-            return
-        self._speaks_resp = False
+        if self._is_resp and not line:
+            return  # Redis ignores empty lines between RESP commands.
+        self._is_resp = False
         try:
-            requests.append((split_text(line, self._limits.max_arguments), terminator))
+            requests.append((parse_text_command(line, self._limits.max_arguments), terminator))
         except CommandError as error:
+            # The traceback would keep the frames, and with them the line, in memory.
             requests.append((error.with_traceback(None), terminator))
 
 
 # ----------------------------------------------------------------------------
-# Values: what a key can hold, beside bytes
+# Values
 # ----------------------------------------------------------------------------
 
-# What CPython takes for things beside their bytes, to keep count of memory: a key with its place
-# in the dict, a time to live, a time of use, a bytes object. The collections say what they take
-# themselves, and each of their elements; and by which letter Redis tells of what happens to them.
-KEY_COST = 88
-DEADLINE_COST = 144
-USE_COST = 80
-OWNER_COST = 200
-BYTES_COST = 40
-#: The same for a command in a transaction, a key that is watched or waited for, a subscription.
-QUEUED_COST = 200
-WATCH_COST = 450
-SUBSCRIPTION_COST = 350
+# Bytes of memory that CPython needs for an object besides its data, to account for max_memory.
+# The collections have their own numbers: COST for the collection and ELEMENT_COST for an element.
+KEY_COST = 88  #: A key and its entry in the dict.
+DEADLINE_COST = 144  #: A time to live.
+ACCESS_TIME_COST = 80  #: The time of the last access, which the LRU policies need.
+OWNER_COST = 200  #: The owner of a key (SET with OWNED).
+BYTES_COST = 40  #: A string value.
+QUEUED_COST = 200  #: A command in a transaction.
+WATCH_COST = 450  #: A key that a client watches or is blocked on.
+SUBSCRIPTION_COST = 350  #: A channel or pattern that a client is subscribed to.
 
 
 class ListValue(Deque[bytes]):
-    """A list; a push or a pop at either end costs the same however long it is."""
+    """A list; push and pop take constant time at both ends."""
 
-    __slots__ = ("counted", "payload")
-    LETTER = "l"
+    __slots__ = ("accounted", "data_bytes")
+    EVENT_CLASS = "l"  #: Here and below: the type's letter in EVENT_CLASSES.
     COST, ELEMENT_COST = 700, 45
 
     def __init__(self, elements: Iterable[bytes] = ()) -> None:
         super().__init__(elements)
-        #: Bytes of the elements, and the cost the store has counted for this value.
-        self.payload = sum(map(len, self))
-        self.counted = 0
+        #: Bytes of all elements, and bytes that the keyspace has counted for this value.
+        self.data_bytes = sum(map(len, self))
+        self.accounted = 0
 
     def push(self, elements: Iterable[bytes], left: bool) -> None:
         for element in elements:
             (self.appendleft if left else self.append)(element)
-            self.payload += len(element)
+            self.data_bytes += len(element)
 
-    def take(self, left: bool) -> bytes:
+    def pop_end(self, left: bool) -> bytes:
         element = self.popleft() if left else self.pop()
-        self.payload -= len(element)
+        self.data_bytes -= len(element)
         return element
 
-    def take_some(self, left: bool, most: int) -> list[bytes]:
-        return [self.take(left) for _ in range(min(most, len(self)))]
+    def pop_many(self, left: bool, most: int) -> list[bytes]:
+        return [self.pop_end(left) for _ in range(min(most, len(self)))]
 
-    def slim(self) -> None:
-        """Nothing is kept of what was taken away."""
+    def shrink(self) -> None:
+        """Do nothing: a deque releases the memory of removed elements itself."""
 
-    def assign(self, elements: Iterable[bytes]) -> None:
-        """Hold these elements instead."""
+    def replace_elements(self, elements: Iterable[bytes]) -> None:
         elements = list(elements)
         self.clear()
-        self.payload = 0
+        self.data_bytes = 0
         self.push(elements, left=False)
 
-    def parts(self) -> list[bytes]:
-        """What of() makes the same value from."""
+    def to_parts(self) -> list[bytes]:
+        """Return the contents as a list for from_parts()."""
         return list(self)
 
     @classmethod
-    def of(cls, parts: list[bytes]) -> ListValue:
-        """The value of such parts; here and below, ValueError if there is none."""
+    def from_parts(cls, parts: list[bytes]) -> ListValue:
+        """Return a value with these contents. All types raise ValueError for invalid parts."""
         return cls(parts)
 
 
-class Table(Dict[bytes, Any]):
-    """A dict that can be walked through in parts, and asked for any one of its keys."""
+class ScannableDict(Dict[bytes, Any]):
+    """A dict with the iteration of SCAN and a fast choice of a random key."""
 
-    __slots__ = ("_drawn", "_draws", "_peak", "_walked")
+    __slots__ = ("_peak_size", "_sample", "_sample_draws", "_scan_keys")
 
     def __init__(self) -> None:
         super().__init__()
-        self._walked: list[bytes] | None = None
-        self._drawn: list[bytes] = []
-        self._draws = self._peak = 0
+        self._scan_keys: list[bytes] | None = None
+        self._sample: list[bytes] = []
+        self._sample_draws = self._peak_size = 0
 
-    def slim(self) -> None:
-        """Give up the memory of what was taken away, if that is most of what there was: a dict
-        keeps its size however little is left in it."""
-        if len(self) > self._peak:
-            self._peak = len(self)
-        elif 4 * len(self) < self._peak:
+    def shrink(self) -> None:
+        """Release unused memory after most keys were removed; a dict itself never shrinks."""
+        if len(self) > self._peak_size:
+            self._peak_size = len(self)
+        elif 4 * len(self) < self._peak_size:
             rest = dict(self)
             self.clear()
             self.update(rest)
-            self._walked, self._drawn, self._draws = None, [], 0
-            self._peak = len(self)
+            self._scan_keys, self._sample, self._sample_draws = None, [], 0
+            self._peak_size = len(self)
 
-    def walk(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
-        """The next keys of a walk that begins and ends with cursor 0, and its next cursor.
+    def scan(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
+        """Return the next cursor, 0 at the end, and up to ``count`` keys from this cursor on.
 
-        A key that is there throughout is among them. The walk goes from the last place to the
-        first: a dict is in the order of insertion, so however often the places are numbered
-        anew, a key only moves towards those still to be visited, and only new keys are behind.
+        As in Redis, an iteration returns every key that exists from its start to its end. It
+        visits positions from last to first, because a removal moves later keys of a dict to lower
+        positions: when the list of keys is made again, no key moves out of the remaining part.
         """
-        if self._walked is None or not cursor:
-            self._walked = list(self)
-        end = min(cursor, len(self._walked)) if cursor else len(self._walked)
+        if self._scan_keys is None or not cursor:
+            self._scan_keys = list(self)
+        end = min(cursor, len(self._scan_keys)) if cursor else len(self._scan_keys)
         start = max(end - count, 0)
-        found = [key for key in reversed(self._walked[start:end]) if key in self]
+        found = [key for key in reversed(self._scan_keys[start:end]) if key in self]
         if not start:
-            self._walked = None
+            self._scan_keys = None
         return start, found
 
-    def draw(self) -> bytes:
-        """One of the keys, of which there must be one, by chance."""
+    def random_key(self) -> bytes:
+        """Return a random key; the dict must not be empty."""
         while True:
-            # A list of them serves for an eighth as many draws: so long a new one may wait.
-            if not self._draws:
-                self._drawn, self._draws = list(self), 1 + len(self) // 8
-            self._draws -= 1
-            key = random.choice(self._drawn)
+            # Listing all keys is slow, so one list serves for many calls.
+            if not self._sample_draws:
+                self._sample, self._sample_draws = list(self), 1 + len(self) // 8
+            self._sample_draws -= 1
+            key = random.choice(self._sample)
             if key in self:
                 return key
 
 
-class Hash(Table):
-    """A hash: values by their fields."""
+class Hash(ScannableDict):
+    """A hash: a dict from fields to values."""
 
-    __slots__ = ("counted", "payload")
-    LETTER = "h"
+    __slots__ = ("accounted", "data_bytes")
+    EVENT_CLASS = "h"
     COST, ELEMENT_COST = 260, 100
 
     def __init__(self) -> None:
         super().__init__()
-        self.payload = self.counted = 0
+        self.data_bytes = self.accounted = 0
 
     def put(self, field: bytes, value: bytes = b"") -> bool:
-        """Set a field and tell whether it is new."""
+        """Set a field and return True if it is new."""
         old = self.get(field)
         self[field] = value
-        self.payload += len(value) + (len(field) if old is None else -len(old))
+        self.data_bytes += len(value) + (len(field) if old is None else -len(old))
         return old is None
 
-    def take(self, field: bytes) -> bool:
-        """Take a field away and tell whether it was there."""
+    def remove(self, field: bytes) -> bool:
+        """Remove a field and return True if it existed."""
         value = self.pop(field, None)
         if value is None:
             return False
-        self.payload -= len(field) + len(value)
+        self.data_bytes -= len(field) + len(value)
         return True
 
     def copy(self) -> Any:
-        twin = type(self)()
-        twin.update(self)
-        twin.payload = self.payload
-        return twin
+        return self.from_parts(self.to_parts())
 
-    def parts(self) -> list[bytes]:
+    def to_parts(self) -> list[bytes]:
         return list(itertools.chain.from_iterable(self.items()))
 
     @classmethod
-    def of(cls, parts: list[bytes]) -> Hash:
+    def from_parts(cls, parts: list[bytes]) -> Any:
         value = cls()
         value.update(zip(parts[::2], parts[1::2]))
         if 2 * len(value) != len(parts):
-            raise ValueError("a field twice, or without a value")
-        value.payload = sum(map(len, parts))
+            raise ValueError("duplicate element, or field without a value")
+        value.data_bytes = sum(map(len, parts))
         return value
 
 
 class Set(Hash):
-    """A set: its members are fields without a value."""
+    """A set: a hash whose fields are the members and whose values are empty."""
 
     __slots__ = ()
-    LETTER = "s"
+    EVENT_CLASS = "s"
     COST, ELEMENT_COST = 250, 66
 
-    def parts(self) -> list[bytes]:
+    def to_parts(self) -> list[bytes]:
         return list(self)
 
     @classmethod
-    def of(cls, parts: list[bytes]) -> Set:
-        value = cls()
-        value.update(dict.fromkeys(parts, b""))
-        if len(value) != len(parts):
-            raise ValueError("a member twice")
-        value.payload = sum(map(len, parts))
-        return value
+    def from_parts(cls, parts: list[bytes]) -> Any:
+        return super().from_parts([part for member in parts for part in (member, b"")])
 
 
-def cost_of(value: Any) -> int:
-    """The bytes that a value takes, without its key."""
+def memory_cost(value: Any) -> int:
+    """Return the bytes of memory that a value needs, without its key."""
     if value.__class__ is bytes:
         return BYTES_COST + len(value)
-    return int(value.COST + value.payload + len(value) * value.ELEMENT_COST)
+    return int(value.COST + value.data_bytes + len(value) * value.ELEMENT_COST)
 
 
-def letter_of(value: Any) -> str:
-    """The letter by which Redis tells of what happens to values of this kind."""
-    return "$" if isinstance(value, bytes) else str(value.LETTER)
+def event_class(value: Any) -> str:
+    """Return the letter of the value's type in EVENT_CLASSES."""
+    return "$" if isinstance(value, bytes) else str(value.EVENT_CLASS)
 
 
-class _Last:
-    # Greater than anything it is compared with.
+class _LastMember:
+    # Greater than every member, as the upper bound of a range of equal scores.
     def __gt__(self, other: object) -> bool:
         return True
 
 
-LAST = _Last()
+LAST_MEMBER = _LastMember()
 
 
 class SortedSet:
-    """Members in the order of their scores, and of their bytes where scores are equal."""
+    """A sorted set: members ordered by score, and members with equal scores by their bytes."""
 
-    __slots__ = ("_parts", "counted", "payload", "scores")
-    LETTER = "z"
+    __slots__ = ("_chunks", "accounted", "data_bytes", "scores")
+    EVENT_CLASS = "z"
     COST, ELEMENT_COST = 440, 160
-    #: Pairs in one part at most: to insert moves that many, to find a rank looks at each part.
-    PART = 1000
+    MAX_CHUNK = 1000  #: Number of pairs in one chunk, which an insertion moves.
 
     def __init__(self) -> None:
-        self.scores = Table()
-        self._parts: list[list[tuple[float, bytes]]] = [[]]
-        self.payload = self.counted = 0
+        self.scores = ScannableDict()
+        self._chunks: list[list[tuple[float, bytes]]] = [[]]
+        self.data_bytes = self.accounted = 0
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def put(self, member: bytes, score: float) -> None:
-        """Set the score of a member, which keeps its place in a walk."""
+        """Set the score of a member, which keeps its position in a scan."""
         old = self.scores.get(member)
         if old is None:
-            self.payload += len(member)
+            self.data_bytes += len(member)
         else:
             self._discard((old, member))
         self.scores[member] = score
-        index = self._part((score, member))
-        part = self._parts[index]
-        bisect.insort(part, (score, member))
-        if len(part) > self.PART:
-            self._parts.insert(index + 1, part[self.PART // 2 :])
-            del part[self.PART // 2 :]
+        index = self._find_chunk((score, member))
+        chunk = self._chunks[index]
+        bisect.insort(chunk, (score, member))
+        if len(chunk) > self.MAX_CHUNK:
+            self._chunks.insert(index + 1, chunk[self.MAX_CHUNK // 2 :])
+            del chunk[self.MAX_CHUNK // 2 :]
 
-    def take(self, member: bytes) -> bool:
-        """Take a member away and tell whether it was there."""
+    def remove(self, member: bytes) -> bool:
+        """Remove a member and return True if it existed."""
         score = self.scores.pop(member, None)
         if score is None:
             return False
-        self.payload -= len(member)
+        self.data_bytes -= len(member)
         self._discard((score, member))
         return True
 
     def _discard(self, pair: tuple[float, bytes]) -> None:
-        index = self._part(pair)
-        part = self._parts[index]
-        del part[bisect.bisect_left(part, pair)]
-        if not part and len(self._parts) > 1:
-            del self._parts[index]
+        index = self._find_chunk(pair)
+        chunk = self._chunks[index]
+        del chunk[bisect.bisect_left(chunk, pair)]
+        if not chunk and len(self._chunks) > 1:
+            del self._chunks[index]
 
     def rank(self, pair: tuple[Any, ...]) -> int:
-        """How many pairs of score and member come before this one, or before this score."""
-        index = self._part(pair)
-        return sum(map(len, self._parts[:index])) + bisect.bisect_left(self._parts[index], pair)
+        """Return the number of pairs before a pair of score and member, or before ``(score,)``."""
+        index = self._find_chunk(pair)
+        return sum(map(len, self._chunks[:index])) + bisect.bisect_left(self._chunks[index], pair)
 
-    def pairs(self, start: int, stop: int) -> list[tuple[float, bytes]]:
-        """The pairs of score and member whose ranks are from start to before stop."""
+    def slice(self, start: int, stop: int) -> list[tuple[float, bytes]]:
+        """Return the pairs of score and member with ranks from start to stop - 1."""
         found: list[tuple[float, bytes]] = []
-        for part in self._parts:
+        for chunk in self._chunks:
             if stop <= 0:
                 break
-            if start < len(part):
-                found += part[max(start, 0) : stop]
-            start -= len(part)
-            stop -= len(part)
+            if start < len(chunk):
+                found += chunk[max(start, 0) : stop]
+            start -= len(chunk)
+            stop -= len(chunk)
         return found
 
     def members(self) -> list[bytes]:
-        """All of them, in their order."""
-        return [member for _, member in self.pairs(0, len(self))]
+        """Return all members in order."""
+        return [member for _, member in self.slice(0, len(self))]
 
-    def slim(self) -> None:
-        """See :meth:`Table.slim`."""
-        self.scores.slim()
+    def shrink(self) -> None:
+        self.scores.shrink()
 
     def copy(self) -> SortedSet:
-        twin = SortedSet()
-        twin.scores.update(self.scores)
-        twin._parts = [part[:] for part in self._parts]
-        twin.payload = self.payload
-        return twin
+        return self.from_parts(self.to_parts())
 
-    def parts(self) -> list[bytes]:
+    def to_parts(self) -> list[bytes]:
         return [*self.scores, struct.pack(f"<{len(self)}d", *self.scores.values())]
 
     @classmethod
-    def of(cls, parts: list[bytes]) -> SortedSet:
+    def from_parts(cls, parts: list[bytes]) -> SortedSet:
         *members, packed = parts
         scores = [score for (score,) in struct.iter_unpack("<d", packed)]
         value = cls()
         value.scores.update(zip(members, scores))
         if not len(value) == len(members) == len(scores) or any(map(math.isnan, scores)):
-            raise ValueError("a member twice, or without a score")
-        pairs, half = sorted(zip(scores, members)), cls.PART // 2
-        value._parts = [pairs[start : start + half] for start in range(0, len(pairs), half)]
-        value.payload = sum(map(len, members))
+            raise ValueError("duplicate member, or member without a score")
+        pairs, half = sorted(zip(scores, members)), cls.MAX_CHUNK // 2
+        value._chunks = [pairs[start : start + half] for start in range(0, len(pairs), half)]
+        value.data_bytes = sum(map(len, members))
         return value
 
-    def _part(self, pair: tuple[Any, ...]) -> int:
-        # The first part that does not end before the pair, or the last one.
-        low, high = 0, len(self._parts) - 1
+    def _find_chunk(self, pair: tuple[Any, ...]) -> int:
+        # Return the first chunk whose last pair is not before this pair, else the last chunk.
+        low, high = 0, len(self._chunks) - 1
         while low < high:
             middle = (low + high) // 2
-            if self._parts[middle][-1] < pair:
+            if self._chunks[middle][-1] < pair:
                 low = middle + 1
             else:
                 high = middle
@@ -1163,50 +1095,45 @@ class SortedSet:
 
 
 # ----------------------------------------------------------------------------
-# Store: the values, their expiry, one lock
+# Keyspace
 # ----------------------------------------------------------------------------
 
 Value = TypeVar("Value")
 
-# What a pattern of Redis is made of: a class such as [^a-z], or one character; and such a class.
+# An element of a Redis pattern: a class such as [^a-z] or one character; an element of a class.
 _GLOB = re.compile(rb"\[(?P<negated>\^?)(?P<members>(?:\\.|[^\]]-.|[^\]])*)\]?|\\?.", re.DOTALL)
 _GLOB_MEMBER = re.compile(rb"\\(.)|(.)-(.)|(.)", re.DOTALL)
 
 
 @functools.lru_cache(maxsize=256)
-def glob(pattern: bytes) -> Callable[[bytes], object]:
-    r"""Compile a pattern of Redis (``*``, ``?``, ``[a-z]``, ``[^a]``, ``\x``) to a test of a key.
+def compile_glob(pattern: bytes) -> Callable[[bytes], object]:
+    r"""Return a function that tests if a key matches a pattern of Redis (``*?[a-z][^a]\x``).
 
-    The time a test takes grows with the key's length and the pattern's, not faster: each ``*``
-    takes the first place where what follows it fits, and never looks for another.
-
-    :raises CommandError: for a pattern longer than MAX_PATTERN.
+    Each ``*`` takes the first match of the part behind it without backtracking, so that the time
+    grows linearly with the key and the pattern. A pattern over MAX_PATTERN raises CommandError.
     """
     if len(pattern) > MAX_PATTERN:
         raise CommandError(f"ERR the pattern is longer than {MAX_PATTERN} bytes")
-    # What stands between the stars, as regular expressions, and as it is while it is just that.
-    parts, literals = [b""], [b""]
-    literal = True
+    if not set(pattern) & set(b"?[\\"):
+        first_literal, *literals = re.split(rb"\*+", pattern)
+        if not literals:
+            return pattern.__eq__
+        return functools.partial(_match_literals, first_literal, literals[:-1], literals[-1])
+    parts = [b""]  # The regular expressions of the parts between the stars.
     for match in _GLOB.finditer(pattern):
         if match[0] == b"*":
-            if parts[-1] or len(parts) == 1:  # several are as one
+            if parts[-1] or len(parts) == 1:  # Adjacent stars match the same as one star.
                 parts.append(b"")
-                literals.append(b"")
         elif match[0] == b"?":
             parts[-1] += b"."
-            literal = False
         elif match["members"] is not None:
             parts[-1] += _glob_class(match["negated"], match["members"])
-            literal = False
         else:
             parts[-1] += re.escape(match[0][-1:])
-            literals[-1] += match[0][-1:]
     first, *others = parts
     if not others:
         return re.compile(first, re.DOTALL).fullmatch
-    if literal:
-        return functools.partial(_match_literals, literals[0], literals[1:-1], literals[-1])
-    # (?=(?P<x>...))(?P=x) is an atomic group, which re has only since Python 3.11.
+    # (?=(?P<x>...))(?P=x) is an atomic group, for which Python has (?>...) only since 3.11.
     middle = b"".join(
         b"(?=(?P<g%d>.*?%b))(?P=g%d)" % (number, part, number)
         for number, part in enumerate(others[:-1])
@@ -1215,7 +1142,6 @@ def glob(pattern: bytes) -> Callable[[bytes], object]:
 
 
 def _match_literals(first: bytes, middle: list[bytes], last: bytes, key: bytes) -> bool:
-    # Whether a key is these, with anything in between.
     position, end = len(first), len(key) - len(last)
     if position > end or not (key.startswith(first) and key.endswith(last)):
         return False
@@ -1236,86 +1162,98 @@ def _glob_class(negated: bytes, members: bytes) -> bytes:
     return b"[%b%b]" % (negated, ranges)
 
 
-class Groups(Dict[Any, Dict[Any, None]]):
-    """Members by group, in the order in which they came; a group without members is gone."""
+class OrderedSets(Dict[Any, Dict[Any, None]]):
+    """Sets by key. A set keeps the order of insertion, and is removed when it is empty."""
 
-    def add(self, group: Any, member: Any) -> None:
-        self.setdefault(group, {})[member] = None
+    def add(self, key: Any, member: Any) -> None:
+        self.setdefault(key, {})[member] = None
 
-    def discard(self, group: Any, member: Any) -> None:
-        members = self.get(group, {})
+    def discard(self, key: Any, member: Any) -> None:
+        members = self.get(key, {})
         members.pop(member, None)
         if not members:
-            self.pop(group, None)
+            self.pop(key, None)
 
 
-class Moment(int):
-    """A deadline that was given by the wall clock, and moves when that is set."""
+class WallClockDeadline(int):
+    """A deadline given as a wall-clock time (EXPIREAT): it moves when the wall clock is set."""
 
     __slots__ = ()
 
 
 class Changes(NamedTuple):
-    """What happened to keys since the changes were last taken: see :meth:`Store.take_changes`."""
+    """The changes that :meth:`Keyspace.take_changes` returns."""
 
-    cleared: bool  #: Whether every other key is gone.
-    keys: list[bytes]  #: In order.
-    values: list[Any]  #: Theirs: None if a key is gone, of a collection its letter and its parts.
-    deadlines: list[int | None]  #: Theirs, as the store has them; empty if nothing has one.
-    epoch: int  #: The milliseconds since 1970 at 0 of the store's clock.
+    cleared: bool  #: True if every key that is not listed was deleted.
+    keys: list[bytes]  #: The changed keys in ascending order.
+    values: list[
+        Any
+    ]  #: Their values: None for a deleted key, (event class, parts) of a collection.
+    deadlines: list[int | None]  #: Their deadlines as in the keyspace; empty if no key has one.
+    epoch: int  #: Milliseconds since 1970 at 0 of the keyspace's clock.
 
 
 class Watch:
-    """What a client has asked to be told of: whether one of these keys was changed since."""
+    """The keys that a client watches with WATCH."""
 
     __slots__ = ("broken", "keys")
 
     def __init__(self) -> None:
+        #: True once one of the keys was changed, so that EXEC must fail.
         self.broken = False
         self.keys: set[bytes] = set()
 
-    def changed(self, key: bytes) -> None:
-        """Hear that one of the keys was."""
+    def key_changed(self, key: bytes) -> None:
+        """Record that a watched key was changed. The keyspace calls this."""
         self.broken = True
 
 
-class Store:
-    """Every value by its key, with expiry times beside them.
+def ignore_event(event: bytes, key: bytes, value: Any) -> None:
+    """Do nothing. :attr:`Keyspace.notify` is this function while keyspace events are off."""
 
-    :param clock: seconds that only ever go forward, as :func:`time.monotonic`.
-    :param wall: seconds since 1970, as :func:`time.time`.
 
-    Use it under :attr:`lock`; the methods do not take it themselves, so that
-    several can be one step.
+class Keyspace:
+    """Every key with its value, deadline and owner, as a Redis database holds them.
+
+    :param clock: returns seconds and never goes back, like :func:`time.monotonic`.
+    :param wall_clock: returns seconds since 1970, like :func:`time.time`.
+
+    Times are int milliseconds of ``clock`` (see :meth:`now`) unless stated otherwise.
+    :attr:`lock` guards everything here. The caller acquires it, because the methods do not, so
+    that several calls can be one atomic step.
     """
 
     def __init__(
-        self, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.lock = threading.RLock()
-        #: Keys that expired, and that were evicted, since the start.
+        #: Number of keys that expired and that were evicted since the start.
         self.expired = self.evicted = 0
-        #: Bytes that the keys and values take; above the limit, make_room() evicts some.
-        self.used = self._reserved = 0
-        self.limit = math.inf
-        self._clock, self._wall = clock, wall
-        self._offset = int(wall() * 1000) - self.now()
-        self._values, self._deadlines = Table(), Table()
-        # The deadlines in order. A deadline that was moved or taken away stays in the heap
-        # until it comes up, or until such entries are the majority.
-        self._queue: list[tuple[int, bytes]] = []
-        self._watches = Groups()  # by key
-        #: Is told of what happens to keys, while somebody wants to know: the letter that Redis has
-        #: for such events, the event, the key.
-        self.observer: Callable[[str, bytes, bytes], None] | None = None
-        # To whom keys belong that end with him, and by owner.
+        #: Bytes used by keys, values and what reserve() counted. free_memory() evicts keys when
+        #: this exceeds the limit.
+        self.used_memory = self._reserved = 0
+        self.memory_limit = math.inf
+        #: Receives each keyspace event: its name, the key, and the value that was changed.
+        self.notify: Callable[[bytes, bytes, Any], None] = ignore_event
+        self._clock, self._wall_clock = clock, wall_clock
+        # Milliseconds to add to now() to get the wall-clock time.
+        self._offset = int(wall_clock() * 1000) - self.now()
+        self._values, self._deadlines = ScannableDict(), ScannableDict()
+        # A heap of (deadline, key). An entry whose deadline was changed or removed stays in the
+        # heap until it reaches the top, or until _compact_deadline_heap() rebuilds the heap.
+        self._deadline_heap: list[tuple[int, bytes]] = []
+        self._watches = OrderedSets()  # by key
+        # The owner of each key set with OWNED, and the keys of each owner.
         self._owners: dict[bytes, object] = {}
-        self._owned = Groups()
+        self._owned = OrderedSets()
         self._policy = "noeviction"
-        # When each key was last used, while the policy asks for that.
-        self._uses: dict[bytes, int] | None = None
+        # When each key was last used. None unless the eviction policy is an LRU policy.
+        self._access_times: dict[bytes, int] | None = None
         self._key_cost = KEY_COST
-        # The keys that were changed, while somebody takes the changes; and whether all went.
+        # The keys changed since take_changes(). None without persistence. _cleared is True if
+        # every key was deleted since then.
         self._changed: set[bytes] | None = None
         self._cleared = False
 
@@ -1324,327 +1262,321 @@ class Store:
 
     @property
     def expiring(self) -> int:
-        """How many keys have a time to live."""
+        """The number of keys that have a deadline."""
         return len(self._deadlines)
 
     def now(self) -> int:
-        """The time on the store's clock in milliseconds."""
+        """Return the time of the keyspace's clock in milliseconds."""
         return int(self._clock() * 1000)
 
     def unix_time(self, time: int) -> int:
-        """The milliseconds since 1970 at this millisecond of :meth:`now`."""
-        self._follow_wall_clock()
+        """Return the milliseconds since 1970 for a time of :meth:`now`."""
+        self._adjust_to_wall_clock()
         return time + self._offset
 
-    def _follow_wall_clock(self) -> None:
-        # When it was set, what it gave the deadline for goes with it; elapsed time does not change.
-        step = int(self._wall() * 1000) - self.now() - self._offset
-        if abs(step) > CLOCK_STEP:
+    def _adjust_to_wall_clock(self) -> None:
+        # If the wall clock was set, move the deadlines that were given as wall-clock times. The
+        # other deadlines follow elapsed time and stay.
+        step = int(self._wall_clock() * 1000) - self.now() - self._offset
+        if abs(step) > CLOCK_TOLERANCE:
             self._offset += step
             for key, deadline in self._deadlines.items():
-                if deadline.__class__ is Moment:
-                    self._deadlines[key] = Moment(deadline - step)
-                    heapq.heappush(self._queue, (deadline - step, key))
-                elif self._changed is not None:  # in a file it stands by the clock
+                if deadline.__class__ is WallClockDeadline:
+                    self._deadlines[key] = WallClockDeadline(deadline - step)
+                    heapq.heappush(self._deadline_heap, (deadline - step, key))
+                elif self._changed is not None:
+                    # The file stores wall-clock times, so this row has to be written again.
                     self._changed.add(key)
 
-    def read(self, key: bytes, kind: type[Value]) -> Value | None:
-        """The value of a key, or None.
+    def read(self, key: bytes, value_type: type[Value]) -> Value | None:
+        """Return the value of a key, or None. Counts as a use of the key.
 
-        :raises CommandError: if the value is not of this kind.
+        :raises CommandError: if the value is not of this type.
         """
         if self._deadlines:
-            self._expire(key)
+            self._expire_if_due(key)
         value = self._values.get(key)
         if value is None:
-            self._missed(key)
+            self.notify(b"keymiss", key, None)
             return None
-        if self._uses is not None:
-            self._uses[key] = self.now()
-        if value.__class__ is kind:
+        if self._access_times is not None:
+            self._access_times[key] = self.now()
+        if value.__class__ is value_type:
             return value  # type: ignore[no-any-return]
         raise CommandError(WRONG_TYPE)
 
-    def edit(self, key: bytes, kind: type[Value]) -> Value | None:
-        """The same, for a command that changes it: to find nothing is no event."""
-        return self.read(key, kind) if key in self else None
+    def read_for_write(self, key: bytes, value_type: type[Value]) -> Value | None:
+        """Return the value like :meth:`read`, but without the keymiss event for a missing key."""
+        return self.read(key, value_type) if key in self else None
 
-    def strings(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The values of several keys, None where there is none or one of another kind."""
-        if self._deadlines or self._uses is not None or self.observer is not None:
+    def read_strings(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the string of each key (MGET); None for a missing key or another type."""
+        if self._deadlines or self._access_times is not None or self.notify is not ignore_event:
             for key in keys:
-                self.look(key)
+                self.lookup(key)
         values = map(self._values.get, keys)
         return [value if value.__class__ is bytes else None for value in values]
 
-    def look(self, key: bytes) -> Any:
-        """The value of a key, of whatever kind, or None; counts as a use."""
-        value = self.probe(key)
-        if value is not None and self._uses is not None:
-            self._uses[key] = self.now()
+    def lookup(self, key: bytes) -> Any:
+        """Return the value of a key, of any type, or None. Counts as a use of the key."""
+        value = self.lookup_no_touch(key)
+        if value is not None and self._access_times is not None:
+            self._access_times[key] = self.now()
         return value
 
-    def probe(self, key: bytes) -> Any:
-        """The same; does not count as a use."""
+    def lookup_no_touch(self, key: bytes) -> Any:
+        """Return the value of a key, of any type, or None. Does not count as a use."""
         value = self.peek(key)
         if value is None:
-            self._missed(key)
+            self.notify(b"keymiss", key, None)
         return value
 
     def peek(self, key: bytes) -> Any:
-        """The same, for ourselves: nor is it an event to find nothing."""
+        """Return the value of a key, of any type, or None, without use and without event."""
         return self._values[key] if key in self else None
 
-    def _missed(self, key: bytes) -> None:
-        if self.observer is not None:
-            self.observer("m", b"keymiss", key)
-
     def __contains__(self, key: object) -> bool:
-        return key in self._values and not (self._deadlines and self._expire(key))
+        return key in self._values and not (self._deadlines and self._expire_if_due(key))
 
     def write(self, key: bytes, value: Any, event: bytes) -> None:
-        """Put a value in place of the one the key has, which keeps its time to live.
+        """Store the value of a key and keep its deadline and owner.
 
-        A collection is put back so after every change of it, and goes when it is empty. The event
-        is what Redis calls the change.
+        Call this after each change of a collection; an empty collection is deleted.
+
+        :param event: Redis's name of the keyspace event.
         """
         if self._deadlines:
-            self._expire(key)
+            self._expire_if_due(key)
         if value.__class__ is bytes or value:
             if value.__class__ is not bytes:
-                value.slim()
+                value.shrink()
             self._put(key, value)
-            if self.observer is not None:
-                self.observer(letter_of(value), event, key)
+            self.notify(event, key, value)
         elif key in self._values:
             self._remove(key)
-            if self.observer is not None:
-                self.observer(letter_of(value), event, key)
-                self.observer("g", b"del", key)
+            self.notify(event, key, value)
+            self.notify(b"del", key, None)
 
     def replace(
         self, key: bytes, value: Any, deadline: int | None = None, event: bytes = b"set"
     ) -> None:
-        """Set a key afresh, to expire at a deadline in milliseconds of :meth:`now`, or never."""
+        """Store a key as SET does: with this deadline or none, and without an owner."""
         if self._owners:
-            self.disown(key)
+            self.clear_owner(key)
         if self._deadlines:
-            self._expire(key)
+            self._expire_if_due(key)
         self._put(key, value)
-        if self.observer is not None:
-            self.observer(letter_of(value), event, key)
+        self.notify(event, key, value)
         if deadline is not None:
             self.set_deadline(key, deadline)
         elif self._deadlines:
-            self._forget_deadline(key)
+            self._clear_deadline(key)
 
     def _put(self, key: bytes, value: Any) -> None:
         old = self._values.get(key)
         self._values[key] = value
         if old.__class__ is bytes is value.__class__:
-            self.used += len(value) - len(old)  # type: ignore[arg-type]
+            self.used_memory += len(value) - len(old)  # type: ignore[arg-type]
         else:
-            self._count(key, old, value)
+            self._account(key, old, value)
         if self._watches:
-            self._tell(key)
+            self._touch_watches(key)
         elif self._changed is not None:
             self._changed.add(key)
-        if self._uses is not None:
-            self._uses[key] = self.now()
-        if old is None and self.observer is not None:
-            self.observer("n", b"new", key)
-
-    def _count(self, key: bytes, old: Any, value: Any) -> None:
-        # A collection may be changed and put back, so what it had cost is kept with it.
+        if self._access_times is not None:
+            self._access_times[key] = self.now()
         if old is None:
-            self.used += self._key_cost + len(key)
-        elif old.__class__ is bytes:
-            self.used -= BYTES_COST + len(old)
-        else:
-            self.used -= old.counted
-            old.counted = 0
-        if value is None:
-            self.used -= self._key_cost + len(key)
-        elif value.__class__ is bytes:
-            self.used += BYTES_COST + len(value)
-        else:
-            value.counted = cost_of(value)
-            self.used += value.counted
+            self.notify(b"new", key, None)
 
-    def _tell(self, key: bytes) -> None:
+    def _account(self, key: bytes, old: Any, value: Any) -> None:
+        # Update used_memory. A collection may have been changed in place, so it stores the cost
+        # that was counted for it.
+        if old is None:
+            self.used_memory += self._key_cost + len(key)
+        elif old.__class__ is bytes:
+            self.used_memory -= BYTES_COST + len(old)
+        else:
+            self.used_memory -= old.accounted
+            old.accounted = 0
+        if value is None:
+            self.used_memory -= self._key_cost + len(key)
+        elif value.__class__ is bytes:
+            self.used_memory += BYTES_COST + len(value)
+        else:
+            value.accounted = memory_cost(value)
+            self.used_memory += value.accounted
+
+    def _touch_watches(self, key: bytes) -> None:
         if self._changed is not None:
             self._changed.add(key)
         for watch in self._watches.get(key, ()):
-            watch.changed(key)
+            watch.key_changed(key)
 
-    def cost(self, key: bytes) -> int:
-        """The bytes a key takes with its value."""
-        return self._key_cost + len(key) + cost_of(self._values[key])
+    def memory_usage(self, key: bytes) -> int:
+        """Return the bytes that an existing key and its value use (MEMORY USAGE)."""
+        return self._key_cost + len(key) + memory_cost(self._values[key])
 
     def delete(self, key: bytes) -> bool:
-        """Take a key away and tell whether it was there."""
-        there = key in self
+        """Delete a key and return True if it existed."""
+        existed = key in self
         self._remove(key)
-        if there and self.observer is not None:
-            self.observer("g", b"del", key)
-        return there
+        if existed:
+            self.notify(b"del", key, None)
+        return existed
 
     def rename(self, source: bytes, target: bytes) -> None:
-        """Give a key that exists another name, in place of any other of that name."""
+        """Rename an existing key and overwrite the target, as RENAME does. The owner moves too."""
         if source != target:
             value, deadline = self._values[source], self._deadlines.get(source)
             owner = self._owners.get(source)
             self._remove(source)
-            self._place(target, value, deadline)
+            self._overwrite(target, value, deadline)
             if owner is not None:
-                self.own(target, owner)
-            if self.observer is not None:
-                self.observer("g", b"rename_from", source)
-                self.observer("g", b"rename_to", target)
+                self.set_owner(target, owner)
+            self.notify(b"rename_from", source, None)
+            self.notify(b"rename_to", target, None)
 
     def copy(self, source: bytes, target: bytes) -> None:
-        """Put a copy of a key that exists in place of any other of that name."""
+        """Copy an existing key and overwrite the target, as COPY does. The owner is not copied."""
         value = self._values[source]
         copied = value if isinstance(value, bytes) else value.copy()
-        self._place(target, copied, self._deadlines.get(source))
-        if self.observer is not None:
-            self.observer("g", b"copy_to", target)
+        self._overwrite(target, copied, self._deadlines.get(source))
+        self.notify(b"copy_to", target, None)
 
-    def _place(self, key: bytes, value: Any, deadline: int | None) -> None:
-        # What is there keeps its place in a walk; for Redis it goes, and the key is new.
-        there = key in self
+    def _overwrite(self, key: bytes, value: Any, deadline: int | None) -> None:
+        # Redis deletes the old key first, so its event is "new". The old key is kept here, because
+        # a SCAN in progress must still find the name.
+        existed = key in self
         if self._owners:
-            self.disown(key)
-        self._forget_deadline(key)
+            self.clear_owner(key)
+        self._clear_deadline(key)
         self._put(key, value)
-        if there and self.observer is not None:
-            self.observer("n", b"new", key)
+        if existed:
+            self.notify(b"new", key, None)
         if deadline is not None:
             self._set_deadline(key, deadline)
 
-    def own(self, key: bytes, owner: object) -> None:
-        """Let a key that exists go when its owner does: see :meth:`release`."""
-        self.disown(key)
+    def set_owner(self, key: bytes, owner: object) -> None:
+        """Let :meth:`delete_owned` of this owner delete an existing key (SET with OWNED)."""
+        self.clear_owner(key)
         self._owners[key] = owner
         self._owned.add(owner, key)
-        self.used += OWNER_COST
+        self.used_memory += OWNER_COST
 
-    def owned(self, owner: object) -> int:
-        """How many keys belong to an owner."""
+    def count_owned(self, owner: object) -> int:
+        """Return the number of keys that belong to an owner."""
         return len(self._owned.get(owner, ()))
 
-    def release(self, owner: object) -> None:
-        """Take away every key that belongs to an owner."""
+    def delete_owned(self, owner: object) -> None:
+        """Delete every key that belongs to an owner."""
         for key in list(self._owned.get(owner, ())):
             self.delete(key)
 
-    def disown(self, key: bytes) -> None:
-        """Let a key belong to nobody."""
+    def clear_owner(self, key: bytes) -> None:
+        """Remove the owner of a key, if it has one."""
         owner = self._owners.pop(key, None)
         if owner is not None:
-            self.used -= OWNER_COST
+            self.used_memory -= OWNER_COST
             self._owned.discard(owner, key)
 
     def set_deadline(self, key: bytes, deadline: int) -> None:
-        """Let a key that exists expire at this millisecond of :meth:`now`."""
+        """Let an existing key expire at a time of :meth:`now`."""
         self._set_deadline(key, deadline)
-        self._tell(key)
-        if self.observer is not None:
-            self.observer("g", b"expire", key)
+        self._touch_watches(key)
+        self.notify(b"expire", key, None)
 
     def _set_deadline(self, key: bytes, deadline: int) -> None:
         if key not in self._deadlines:
-            self.used += DEADLINE_COST
+            self.used_memory += DEADLINE_COST
         self._deadlines[key] = deadline
-        heapq.heappush(self._queue, (deadline, key))
-        self._shorten_queue()
+        heapq.heappush(self._deadline_heap, (deadline, key))
+        self._compact_deadline_heap()
 
     def expire(self, key: bytes, deadline: int) -> None:
-        """The same, at once if that has passed."""
+        """Set the deadline of an existing key, or delete the key if the deadline has passed."""
         if deadline <= self.now():
             self.delete(key)
         else:
             self.set_deadline(key, deadline)
 
     def deadline(self, key: bytes) -> int | None:
-        """When a key expires, or None."""
+        """Return the deadline of a key, or None."""
         return self._deadlines.get(key)
 
     def persist(self, key: bytes) -> bool:
-        """Let a key stay, and tell whether it would have expired."""
-        if key not in self or not self._forget_deadline(key):
+        """Remove the deadline of a key and return True if it had one (PERSIST)."""
+        if key not in self or not self._clear_deadline(key):
             return False
-        self._tell(key)
-        if self.observer is not None:
-            self.observer("g", b"persist", key)
+        self._touch_watches(key)
+        self.notify(b"persist", key, None)
         return True
 
-    def _forget_deadline(self, key: bytes) -> bool:
+    def _clear_deadline(self, key: bytes) -> bool:
         if self._deadlines.pop(key, None) is None:
             return False
-        self.used -= DEADLINE_COST
+        self.used_memory -= DEADLINE_COST
         return True
 
     def keys(self) -> list[bytes]:
-        """Every key that has not expired."""
-        self.sweep(len(self._queue))
+        """Return every key that has not expired."""
+        self.remove_expired(len(self._deadline_heap))
         return list(self._values)
 
-    def walk(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
-        """See :meth:`Table.walk`."""
-        cursor, keys = self._values.walk(cursor, count)
+    def scan(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
+        """Return the next cursor and some keys. See :meth:`ScannableDict.scan`."""
+        cursor, keys = self._values.scan(cursor, count)
         return cursor, [key for key in keys if key in self]
 
-    def draw(self) -> bytes | None:
-        """Any key, or None if there is none."""
+    def random_key(self) -> bytes | None:
+        """Return a random key, or None if the keyspace is empty."""
         while self._values:
-            key = self._values.draw()
+            key = self._values.random_key()
             if key in self:
                 return key
         return None
 
     def clear(self) -> None:
-        """Take every key away."""
+        """Delete every key (FLUSHDB)."""
         for key in self._watches:
             if key in self._values:
-                self._tell(key)
-        self._values, self._deadlines = Table(), Table()
-        self._queue.clear()
+                self._touch_watches(key)
+        self._values, self._deadlines = ScannableDict(), ScannableDict()
+        self._deadline_heap.clear()
         self._owners.clear()
         self._owned.clear()
         if self._changed is not None:
-            self._changed, self._cleared = set(), True
-        self.used = self._reserved
-        if self._uses is not None:
-            self._uses.clear()
+            self.mark_all_changed()
+        self.used_memory = self._reserved
+        if self._access_times is not None:
+            self._access_times.clear()
 
     def load(self, key: bytes, value: Any, deadline: int | None) -> None:
-        """Put in a key that was kept elsewhere: nobody is told."""
+        """Add a key that was read from a file. No watch is touched."""
         self._put(key, value)
         if deadline is not None:
             self._set_deadline(key, deadline)
 
-    def track(self) -> None:
-        """Keep the changes from now on, for :meth:`take_changes`."""
+    def track_changes(self) -> None:
+        """Record changed keys from now on, for :meth:`take_changes`."""
         self._changed = set()
 
     @property
-    def untaken(self) -> int:
-        """The number of changes that were not taken."""
+    def dirty_keys(self) -> int:
+        """The number of changes that were not taken yet."""
         return len(self._values) + 1 if self._cleared else len(self._changed or ())
 
     def take_changes(self) -> Changes:
-        """What happened since the last time; a key that belongs to somebody is as one that is gone.
+        """Return the changes since the last call. An owned key counts as deleted.
 
-        It takes as few steps of Python as can be: nobody is served meanwhile.
+        No client is served meanwhile, so this uses as few Python steps as possible.
         """
-        # In their order, in which they are quickest written.
+        # Rows in ascending order are the fastest for SQLite to write.
         keys = sorted(self._values if self._cleared else self._changed or ())
         values = list(map(self._values.get, keys))
         if not set(map(type, values)) <= {bytes, type(None)}:
             for index, value in enumerate(values):
                 if value.__class__ is not bytes and value is not None:
-                    values[index] = value.LETTER, value.parts()
+                    values[index] = value.EVENT_CLASS, value.to_parts()
         if self._owners:
             values = [None if key in self._owners else value for key, value in zip(keys, values)]
         deadlines = list(map(self._deadlines.get, keys)) if self._deadlines else []
@@ -1652,640 +1584,754 @@ class Store:
         self._changed, self._cleared = set(), False
         return changes
 
-    def put_back(self, changes: Changes) -> None:
-        """Let changes that were taken be taken again."""
+    def restore_changes(self, changes: Changes) -> None:
+        """Add changes that could not be saved to those that the next take_changes() returns."""
         assert self._changed is not None
+        # Keys that were created and deleted again would otherwise collect here without bound.
         many = len(self._changed) + len(changes.keys) > 2 * len(self) + 100_000
-        if changes.cleared or many:  # of keys that came and went since
-            self.change_all()
+        if changes.cleared or many:
+            self.mark_all_changed()
         elif not self._cleared:
             try:
                 self._changed.update(changes.keys)
             except MemoryError:
-                self.change_all()
+                self.mark_all_changed()
 
-    def change_all(self) -> None:
-        """Let the next changes taken be the whole of what is here."""
+    def mark_all_changed(self) -> None:
+        """Let the next take_changes() return every key."""
         self._changed, self._cleared = set(), True
 
     def watch(self, key: bytes, watch: Watch) -> None:
-        """Let a watch be told when this key is changed."""
-        self._expire(key)
+        """Call ``watch.key_changed`` whenever this key is changed."""
+        self._expire_if_due(key)
         if key not in watch.keys:
             watch.keys.add(key)
             self._watches.add(key, watch)
             self.reserve(WATCH_COST + len(key))
 
     def unwatch(self, watch: Watch) -> None:
-        """End a watch; it is broken too by a key that has expired since."""
+        """Remove a watch from its keys. A key that has expired since then counts as changed."""
         for key in watch.keys:
-            self._expire(key)
+            self._expire_if_due(key)
             self._watches.discard(key, watch)
             self.reserve(-WATCH_COST - len(key))
 
     def watchers(self, key: bytes) -> list[Watch]:
-        """The watches of a key, the oldest first."""
+        """Return the watches of a key, the oldest first."""
         return list(self._watches.get(key, ()))
 
     @property
     def policy(self) -> str:
-        """Which keys go when memory is short, one of POLICIES."""
+        """The eviction policy, one of POLICIES."""
         return self._policy
 
     @policy.setter
     def policy(self, policy: str) -> None:
         self._policy = policy
         if not policy.endswith("lru"):
-            self._uses = None
-        elif self._uses is None:
-            self._uses = dict.fromkeys(self._values, self.now())
-        before, self._key_cost = self._key_cost, KEY_COST + (self._uses is not None) * USE_COST
-        self.used += (self._key_cost - before) * len(self)
+            self._access_times = None
+        elif self._access_times is None:
+            self._access_times = dict.fromkeys(self._values, self.now())
+        before = self._key_cost
+        self._key_cost = KEY_COST + (self._access_times is not None) * ACCESS_TIME_COST
+        self.used_memory += (self._key_cost - before) * len(self)
 
-    def idle(self, key: bytes) -> int | None:
-        """The milliseconds since a key was used, or None if the policy does not ask for that."""
-        return None if self._uses is None else self.now() - self._uses[key]
+    def idle_time(self, key: bytes) -> int | None:
+        """Return the milliseconds since an existing key was used; None without an LRU policy."""
+        return None if self._access_times is None else self.now() - self._access_times[key]
 
     def reserve(self, size: int) -> None:
-        """Count memory that is used for something else; what is given back is below 0."""
+        """Count bytes that are used outside the keyspace; a negative size returns them."""
         self._reserved += size
-        self.used += size
+        self.used_memory += size
 
-    def make_room(self, size: int = 0) -> None:
-        """Evict keys until the limit is kept and there is room for so many bytes more; beyond so
-        many keys the rest is left to :meth:`evict`.
+    def free_memory(self, size: int = 0) -> None:
+        """Remove expired keys and evict keys until ``size`` more bytes fit below the limit.
 
-        :raises CommandError: if the policy has none left to take.
+        This stops after KEYS_PER_CYCLE evictions; the background thread continues with
+        :meth:`evict`.
+
+        :raises CommandError: if the eviction policy allows no further eviction.
         """
-        limit = self.limit - size
-        while self.used > limit and self.sweep(SWEEP_KEYS):
+        limit = self.memory_limit - size
+        while self.used_memory > limit and self.remove_expired(KEYS_PER_CYCLE):
             pass
-        if not self.evict(SWEEP_KEYS, size) and self.used > limit:
+        if not self.evict(KEYS_PER_CYCLE, size) and self.used_memory > limit:
             raise CommandError(OUT_OF_MEMORY)
 
-    def evict(self, most: int, size: int = 0) -> bool:
-        """Evict up to so many keys, as the limit asks, and tell whether more are to go."""
-        limit = self.limit - size
-        for _ in range(most):
-            key = self._victim() if self.used > limit else None
+    def evict(self, count: int, size: int = 0) -> bool:
+        """Evict at most ``count`` keys while ``size`` more bytes would exceed the limit.
+
+        :returns: True if further keys have to be evicted.
+        """
+        limit = self.memory_limit - size
+        for _ in range(count):
+            key = self._choose_victim() if self.used_memory > limit else None
             if key is None:
                 return False
             self._remove(key)
             self.evicted += 1
-            if self.observer is not None:
-                self.observer("e", b"evicted", key)
-        return self.used > limit
+            self.notify(b"evicted", key, None)
+        return self.used_memory > limit
 
-    def _victim(self) -> bytes | None:
+    def _choose_victim(self) -> bytes | None:
         table = self._values if self._policy.startswith("allkeys") else self._deadlines
         if not table or self._policy == "noeviction":
             return None
         if self._policy == "allkeys-random":
-            return table.draw()
+            return table.random_key()
         if self._policy == "volatile-ttl":
-            while self._deadlines.get(self._queue[0][1]) != self._queue[0][0]:
-                heapq.heappop(self._queue)
-            return self._queue[0][1]
-        # As Redis does it: the one of a few, taken by chance, that was not used for longest.
-        assert self._uses is not None
-        return min((table.draw() for _ in range(LRU_SAMPLES)), key=self._uses.__getitem__)
+            while self._deadlines.get(self._deadline_heap[0][1]) != self._deadline_heap[0][0]:
+                heapq.heappop(self._deadline_heap)
+            return self._deadline_heap[0][1]
+        # Like Redis, evict the least recently used key of a small random sample.
+        assert self._access_times is not None
+        sample = (table.random_key() for _ in range(LRU_SAMPLES))
+        return min(sample, key=self._access_times.__getitem__)
 
-    def sweep(self, most: int) -> bool:
-        """Take away up to so many expired keys and tell whether more may be left."""
+    def remove_expired(self, count: int) -> bool:
+        """Remove at most ``count`` expired keys and return True if more may remain."""
         now = self.now()
-        self._follow_wall_clock()
-        self._shorten_queue()
-        self._values.slim()
-        self._deadlines.slim()
-        for _ in range(most):
-            if not self._queue or self._queue[0][0] > now:
+        self._adjust_to_wall_clock()
+        self._compact_deadline_heap()
+        self._values.shrink()
+        self._deadlines.shrink()
+        for _ in range(count):
+            if not self._deadline_heap or self._deadline_heap[0][0] > now:
                 return False
-            deadline, key = heapq.heappop(self._queue)
+            deadline, key = heapq.heappop(self._deadline_heap)
             if self._deadlines.get(key) == deadline:
-                self._expired(key)
+                self._remove_as_expired(key)
         return True
 
-    def _shorten_queue(self) -> None:
-        if len(self._queue) > len(self._deadlines) * 5 // 4 + 64:
-            self._queue = [(deadline, key) for key, deadline in self._deadlines.items()]
-            heapq.heapify(self._queue)
+    def _compact_deadline_heap(self) -> None:
+        if len(self._deadline_heap) > len(self._deadlines) * 5 // 4 + 64:
+            self._deadline_heap = [(deadline, key) for key, deadline in self._deadlines.items()]
+            heapq.heapify(self._deadline_heap)
 
-    def _expire(self, key: Any) -> bool:
+    def _expire_if_due(self, key: Any) -> bool:
+        # Remove a key whose deadline has passed, and return True if it was removed.
         deadline = self._deadlines.get(key)
         if deadline is None or deadline > self.now():
             return False
-        self._expired(key)
+        self._remove_as_expired(key)
         return True
 
-    def _expired(self, key: bytes) -> None:
+    def _remove_as_expired(self, key: bytes) -> None:
         self._remove(key)
         self.expired += 1
-        if self.observer is not None:
-            self.observer("x", b"expired", key)
+        self.notify(b"expired", key, None)
 
     def _remove(self, key: bytes) -> None:
         value = self._values.pop(key, None)
         if value is None:
             return
-        self._forget_deadline(key)
+        self._clear_deadline(key)
         if self._owners:
-            self.disown(key)
-        self._count(key, value, None)
-        self._tell(key)
-        if self._uses is not None:
-            self._uses.pop(key, None)
+            self.clear_owner(key)
+        self._account(key, value, None)
+        self._touch_watches(key)
+        if self._access_times is not None:
+            self._access_times.pop(key, None)
 
 
 # ----------------------------------------------------------------------------
-# Live data: channels, events, blocked clients
+# State: publish/subscribe, keyspace events, blocked clients, counters
 # ----------------------------------------------------------------------------
 
-#: How a client reads: the version of RESP, or what its lines of text end with.
-Form = Union[int, bytes]
+
+class Transaction:
+    """The commands of a client since MULTI."""
+
+    __slots__ = ("commands", "failed", "size")
+
+    def __init__(self) -> None:
+        self.commands: list[tuple[Command, list[bytes]]] = []
+        #: True if a command could not be queued, so that EXEC must fail.
+        self.failed = False
+        #: Bytes of memory that the queued commands use.
+        self.size = 0
 
 
-def encode(reply: Reply, form: Form) -> bytes:
-    """A reply in the form that a client reads."""
-    return encode_resp(reply, form) if isinstance(form, int) else encode_text(reply, form)
+class Client:
+    """A client, as commands and the other clients see it.
 
+    :param password: the password that the client has to give with AUTH before anything else, or
+        None.
 
-class Peer:
-    """A client as the others reach it: the server has one for each that is more than this.
-
-    Its methods do not wait for the client, and are called under the store's lock.
+    The keyspace lock guards every attribute. :class:`Session` adds the connection and overrides
+    the methods that need it; none of these methods waits for the client.
     """
 
     address = local_address = ""
 
-    def push(self, data: bytes, line: bool) -> None:
-        """Send it something out of turn; ``line``: one line of text."""
+    def __init__(self, state: State, password: bytes | None = None) -> None:
+        self.state, self.keyspace, self.settings = state, state.keyspace, state.settings
+        #: The number that CLIENT ID returns; 0 before :meth:`State.add_client`.
+        self.id: int = 0
+        #: The names that CLIENT SETNAME ("name") and SETINFO ("lib-name", "lib-ver") have set.
+        self.names: dict[str, str] = {}
+        #: The RESP version that HELLO has chosen.
+        self.protocol = 2
+        #: The bytes that end the last command and its reply if it was text; None if it was RESP.
+        self.terminator: bytes | None = None
+        self.password = password
+        self.authenticated = password is None
+        #: The mode that CLIENT REPLY has set: ON, OFF, or SKIP, which becomes SKIP_NEXT after the
+        #: reply to CLIENT REPLY itself was left out.
+        self.reply_mode = "ON"
+        self.transaction: Transaction | None = None
+        self.watch: Watch | None = None
+        self.blocked: BlockedClient | None = None
+        #: False while EXEC runs the commands of a transaction, in which no command may block.
+        self.can_block = True
+        #: The subscribed channels and patterns, in the order of subscription.
+        self.channels: dict[bytes, None] = {}
+        self.patterns: dict[bytes, None] = {}
+        #: True after MONITOR.
+        self.monitoring = False
+        #: Encoded messages that PubSub.flush() will write, and their number of bytes.
+        self.pending_output: list[bytes] = []
+        self.pending_bytes = 0
+        #: Why the server closes the connection, and the level for logging it; "" while it is open.
+        self.close_reason, self.close_level = "", logging.DEBUG
+        #: The name of the last command, as the client sent it.
+        self.last_command = b""
+        #: Times of time.monotonic().
+        self.connected_at = self.last_command_at = time.monotonic()
+        #: True if execute() has to use the slow path. Only the slow path itself sets this to False.
+        self.slow_path = True
 
-    def takes(self, pending: int, size: int) -> bool:
-        """Whether it may be told so many bytes more, beside those pending; else it is dropped."""
-        return True
+    @property
+    def subscription_count(self) -> int:
+        """The number of subscribed channels and patterns."""
+        return len(self.channels) + len(self.patterns)
+
+    def needs_slow_path(self) -> bool:
+        """Return True if a command needs more checks than to be found and called.
+
+        These facts change only in commands that always take the slow path, and with MONITOR of
+        another client, which sets :attr:`slow_path` of every client.
+        """
+        return (
+            not self.authenticated
+            or self.transaction is not None
+            or self.reply_mode != "ON"
+            or self.subscription_count > 0
+            or bool(self.state.pubsub.monitors)
+        )
+
+    def end_transaction(self) -> bool:
+        """Discard the transaction and the watch; return True if a watched key was changed."""
+        if self.transaction is not None:
+            self.keyspace.reserve(-self.transaction.size)
+            self.transaction = None
+        watch, self.watch = self.watch, None
+        if watch is None:
+            return False
+        self.keyspace.unwatch(watch)
+        return watch.broken
+
+    def close(self, reason: str, level: int = logging.DEBUG) -> None:
+        """Close the connection after the current reply.
+
+        :param reason: the text for the log. The first reason is kept.
+        """
+        if not self.close_reason:
+            self.close_reason, self.close_level = reason, level
+
+    def disconnect(self, reason: str) -> None:
+        """Close the connection at once, even while its thread sends or waits. From any thread."""
+        self.close(reason, logging.INFO)
+
+    def expect_pushes(self) -> None:
+        """Prepare the connection for messages from other threads."""
+
+    def can_queue(self, size: int) -> bool:
+        """Return True if ``size`` more bytes may be queued; otherwise disconnect the client."""
+        return not self.close_reason
+
+    def push(self, data: bytes, whole: bool) -> None:
+        """Write queued messages to the connection.
+
+        :param whole: True if the data is one text message, False if it is a part of a stream.
+        """
 
     def wake(self) -> None:
-        """Let it see that its wait is over."""
+        """Wake the thread that serves the client, because the client is no longer blocked."""
 
-    def hang_up(self) -> None:
-        """End its connection."""
-
-    def alive(self) -> bool:
-        """Whether it has not left."""
+    def is_connected(self) -> bool:
+        """Return True while the client's end of the connection is open."""
         return True
 
     def process(self) -> tuple[int, str]:
-        """The id of its process and the path of its program; 0 and an empty one if not known."""
+        """Return the client's process id and program path; 0 and "" if they are unknown."""
         return 0, ""
 
     def describe(self) -> str:
-        """Who it is, for the log."""
+        """Return the process id and program, or else the address, for log lines."""
         process, program = self.process()
         program = program if program.isprintable() else ascii(program)
-        return f"process {process}, {program or 'program not known'}" if process else self.address
+        return f"process {process}, {program or 'unknown program'}" if process else self.address
 
 
-class Subscriber:
-    """What one client has subscribed to."""
-
-    def __init__(self, peer: Peer) -> None:
-        self.peer = peer
-        self.form: Form = 2
-        #: Names of channels, and patterns, in the order in which they came.
-        self.channels: dict[bytes, None] = {}
-        self.patterns: dict[bytes, None] = {}
-        #: Whether it sees every command, as MONITOR has it.
-        self.monitors = False
-        #: Whether any of these makes it one that is pushed to.
-        self.listens = False
-        #: What it was told and not sent yet, and the bytes of that.
-        self.messages: list[bytes] = []
-        self.pending = 0
-
-    def count(self) -> int:
-        """Of channels and patterns together."""
-        return len(self.channels) + len(self.patterns)
-
-    def forget(self) -> None:
-        """Let it have been sent what it was told."""
-        self.messages.clear()
-        self.pending = 0
+#: How a client reads a reply: in this version of RESP, or as text with this terminator.
+ReplyFormat = Union[int, bytes]
 
 
-Subscribers = Dict[Subscriber, None]
+def encode_reply(reply: Reply, reply_format: ReplyFormat) -> bytes:
+    """Return a reply as bytes of RESP or text."""
+    if isinstance(reply_format, int):
+        return encode_resp(reply, reply_format)
+    return encode_text(reply, reply_format)
 
 
-class Channels:
-    """Who receives what. For everything here, hold the store's lock."""
+class PubSub:
+    """The subscriptions of all clients and the messages queued for them.
 
-    def __init__(self, store: Store) -> None:
-        self._store = store  # which counts the memory
-        #: The subscribers of each channel, and of each pattern.
-        self.channels, self.patterns = Groups(), Groups()
-        # The test of a channel that each pattern stands for.
-        self._tests: dict[bytes, Callable[[bytes], object]] = {}
-        self.monitors: Subscribers = {}
-        #: Those that were told something since deliver().
-        self.told: list[Subscriber] = []
+    The keyspace lock guards everything here.
+    """
 
-    def subscribe(self, subscriber: Subscriber, name: bytes) -> None:
-        """See SUBSCRIBE."""
-        self.channels.add(name, subscriber)
-        self._note(subscriber.channels, name)
-        subscriber.listens = True
+    def __init__(self, keyspace: Keyspace) -> None:
+        self._keyspace = keyspace  # for memory accounting
+        #: The subscribed clients by channel and by pattern.
+        self.channels, self.patterns = OrderedSets(), OrderedSets()
+        self._matchers: dict[bytes, Callable[[bytes], object]] = {}  # by pattern
+        self.monitors: dict[Client, None] = {}
+        #: The clients for which messages are queued.
+        self.pending_clients: list[Client] = []
 
-    def subscribe_pattern(
-        self, subscriber: Subscriber, pattern: bytes, test: Callable[[bytes], object]
-    ) -> None:
-        """See PSUBSCRIBE; ``test``: what glob() makes of the pattern."""
-        self._tests.setdefault(pattern, test)
-        self.patterns.add(pattern, subscriber)
-        self._note(subscriber.patterns, pattern)
-        subscriber.listens = True
-
-    def monitor(self, subscriber: Subscriber) -> None:
-        """See MONITOR."""
-        self.monitors[subscriber] = None
-        subscriber.monitors = subscriber.listens = True
-
-    def unsubscribe(self, subscriber: Subscriber, name: bytes) -> None:
-        """See UNSUBSCRIBE; harmless when there is no such subscription."""
-        self.channels.discard(name, subscriber)
-        self._forget(subscriber.channels, name)
-        subscriber.listens = subscriber.monitors or subscriber.count() > 0
-
-    def unsubscribe_pattern(self, subscriber: Subscriber, pattern: bytes) -> None:
-        """See PUNSUBSCRIBE; harmless when there is no such subscription."""
-        self.patterns.discard(pattern, subscriber)
-        if pattern not in self.patterns:
-            self._tests.pop(pattern, None)
-        self._forget(subscriber.patterns, pattern)
-        subscriber.listens = subscriber.monitors or subscriber.count() > 0
-
-    def _note(self, names: dict[bytes, None], name: bytes) -> None:
+    def subscribe(self, client: Client, name: bytes, is_pattern: bool) -> None:
+        """Subscribe a client to a channel or a pattern (SUBSCRIBE, PSUBSCRIBE)."""
+        clients, names = self._tables(client, is_pattern)
         if name not in names:
+            if is_pattern:
+                self._matchers[name] = compile_glob(name)
             names[name] = None
-            self._store.reserve(SUBSCRIPTION_COST + len(name))
+            clients.add(name, client)
+            self._keyspace.reserve(SUBSCRIPTION_COST + len(name))
+            client.expect_pushes()
 
-    def _forget(self, names: dict[bytes, None], name: bytes) -> None:
+    def unsubscribe(self, client: Client, name: bytes, is_pattern: bool) -> None:
+        """Remove a subscription, if it exists (UNSUBSCRIBE, PUNSUBSCRIBE)."""
+        clients, names = self._tables(client, is_pattern)
         if name in names:
             del names[name]
-            self._store.reserve(-SUBSCRIPTION_COST - len(name))
+            clients.discard(name, client)
+            if is_pattern and name not in clients:
+                del self._matchers[name]
+            self._keyspace.reserve(-SUBSCRIPTION_COST - len(name))
 
-    def leave(self, subscriber: Subscriber) -> None:
-        """End everything that a client has subscribed to."""
-        self.monitors.pop(subscriber, None)
-        subscriber.monitors = False
-        for name in list(subscriber.channels):
-            self.unsubscribe(subscriber, name)
-        for pattern in list(subscriber.patterns):
-            self.unsubscribe_pattern(subscriber, pattern)
-        subscriber.listens = False
+    def _tables(self, client: Client, is_pattern: bool) -> tuple[OrderedSets, dict[bytes, None]]:
+        if is_pattern:
+            return self.patterns, client.patterns
+        return self.channels, client.channels
+
+    def monitor(self, client: Client) -> None:
+        """Send every command of every client to this client (MONITOR)."""
+        self.monitors[client] = None
+        client.monitoring = True
+        client.expect_pushes()
+
+    def remove(self, client: Client) -> None:
+        """Remove every subscription of a client, and MONITOR."""
+        self.monitors.pop(client, None)
+        client.monitoring = False
+        for name in list(client.channels):
+            self.unsubscribe(client, name, False)
+        for pattern in list(client.patterns):
+            self.unsubscribe(client, pattern, True)
 
     def publish(self, channel: bytes, message: bytes) -> int:
-        """See PUBLISH; how many received it."""
-        subscribers = self.channels.get(channel, {})
-        count = len(subscribers)
-        if subscribers:
-            self.tell(Push([b"message", channel, message]), subscribers)
-        for pattern, subscribers in self.patterns.items():
-            if self._tests[pattern](channel):
-                count += len(subscribers)
-                self.tell(Push([b"pmessage", pattern, channel, message]), subscribers)
+        """Queue a message for each subscriber (PUBLISH) and return their number."""
+        clients = self.channels.get(channel, {})
+        count = len(clients)
+        if clients:
+            self.queue(Push([b"message", channel, message]), clients)
+        for pattern, clients in self.patterns.items():
+            if self._matchers[pattern](channel):
+                count += len(clients)
+                self.queue(Push([b"pmessage", pattern, channel, message]), clients)
         return count
 
-    def tell(self, reply: Reply, subscribers: Subscribers) -> None:
-        """Let deliver() send all of them this, which is encoded once for those that read alike."""
-        encoded: dict[Form, bytes] = {}
-        size = measure(reply)
-        for subscriber in subscribers:
-            if not subscriber.peer.takes(subscriber.pending, size):
+    def queue(self, reply: Reply, clients: Iterable[Client]) -> None:
+        """Queue a message for these clients. It is encoded once per reply format."""
+        encoded: dict[ReplyFormat, bytes] = {}
+        size = reply_size(reply)
+        for client in clients:
+            if not client.can_queue(size):
                 continue
-            form = subscriber.form
-            data = encoded.get(form)
+            reply_format = client.protocol if client.terminator is None else client.terminator
+            data = encoded.get(reply_format)
             if data is None:
-                data = encoded[form] = encode(reply, form)
-            if not subscriber.messages:
-                self.told.append(subscriber)
-            subscriber.messages.append(data)
-            subscriber.pending += size
+                data = encoded[reply_format] = encode_reply(reply, reply_format)
+            if not client.pending_output:
+                self.pending_clients.append(client)
+            client.pending_output.append(data)
+            client.pending_bytes += size
 
-    def deliver(self) -> None:
-        """Send what was told: as few times as possible, and before the lock is given up."""
-        told, self.told = self.told, []
+    def flush(self) -> None:
+        """Write the queued messages, one push per client, before the lock is released."""
+        clients, self.pending_clients = self.pending_clients, []
         last: list[bytes] = []
         data = b""
-        for subscriber in told:
-            messages = subscriber.messages
+        for client in clients:
+            messages = client.pending_output
             try:
-                if isinstance(subscriber.form, bytes):
+                if client.terminator is not None:
                     for line in messages:
-                        subscriber.peer.push(line, True)
+                        client.push(line, True)
                 elif messages:
-                    if messages != last:  # which most have in common
+                    # Most clients receive the same messages, so join them once.
+                    if messages != last:
                         last, data = messages[:], b"".join(messages)
-                    subscriber.peer.push(data, False)
-            except MemoryError:  # that of one is not to keep the others from theirs
-                subscriber.peer.hang_up()
-            subscriber.forget()
+                    client.push(data, False)
+            except MemoryError:
+                # The other clients must still receive their messages.
+                client.disconnect("out of memory for its output buffer")
+            messages.clear()
+            client.pending_bytes = 0
 
 
-class Events:
-    """Keyspace notifications: what happens to keys, told in channels."""
+class KeyspaceEvents:
+    """Publishes keyspace events, as Redis's keyspace notifications do."""
 
-    #: What the letter A stands for.
+    #: The event classes that the letter A stands for.
     ALL = "g$lshzxetd"
+    #: The class of the events that do not depend on the type of the value.
+    CLASSES: Mapping[bytes, str] = {
+        b"copy_to": "g", b"del": "g", b"expire": "g", b"persist": "g", b"rename_from": "g",
+        b"rename_to": "g", b"evicted": "e", b"expired": "x", b"keymiss": "m", b"new": "n",
+    }  # fmt: skip
 
-    def __init__(self, store: Store, channels: Channels) -> None:
-        self._store, self._channels = store, channels
-        self._letters: frozenset[str] = frozenset()
+    def __init__(self, keyspace: Keyspace, pubsub: PubSub) -> None:
+        self._keyspace, self._pubsub = keyspace, pubsub
+        self._classes: frozenset[str] = frozenset()
 
     @staticmethod
     def check(letters: str) -> None:
-        """Look whether these letters can be chosen.
+        """Check a value of notify-keyspace-events.
 
-        :raises ValueError: if one of them is none.
+        :raises ValueError: if a letter is not an event class.
         """
-        if not set(letters) <= set(EVENT_LETTERS):
+        if not set(letters) <= set(EVENT_CLASSES):
             raise ValueError("Invalid event class character. Use 'Ag$lshzxeKEtmdn'.")
 
-    def choose(self, letters: str) -> None:
-        """See notify-keyspace-events."""
-        self._letters = frozenset(letters.replace("A", self.ALL))
-        told = self._letters - {"K", "E"} and self._letters & {"K", "E"}
-        self._store.observer = self._observe if told else None
+    def configure(self, letters: str) -> None:
+        """Choose the published events by a value of notify-keyspace-events."""
+        self._classes = frozenset(letters.replace("A", self.ALL))
+        enabled = self._classes - {"K", "E"} and self._classes & {"K", "E"}
+        self._keyspace.notify = self._publish if enabled else ignore_event
 
     def __str__(self) -> str:
-        letters = "".join(letter for letter in EVENT_LETTERS if letter in self._letters)
+        letters = "".join(letter for letter in EVENT_CLASSES if letter in self._classes)
         return letters.replace(self.ALL, "A")
 
-    def _observe(self, letter: str, event: bytes, key: bytes) -> None:
-        if letter in self._letters:
-            if "K" in self._letters:
-                self._channels.publish(b"__keyspace@0__:" + key, event)
-            if "E" in self._letters:
-                self._channels.publish(b"__keyevent@0__:" + event, key)
+    def _publish(self, event: bytes, key: bytes, value: Any) -> None:
+        if (self.CLASSES.get(event) or event_class(value)) in self._classes:
+            if "K" in self._classes:
+                self._pubsub.publish(b"__keyspace@0__:" + key, event)
+            if "E" in self._classes:
+                self._pubsub.publish(b"__keyevent@0__:" + event, key)
 
 
-class Waiter(Watch):
-    """A client that waits until one of several keys has something for it.
+class BlockedClient(Watch):
+    """A client that waits for one of its keys (BLPOP), for a save (SAVE) or for a time.
 
-    :param kind: of the value that it needs.
-    :param attempt: takes it from a key; None if there is nothing.
-    :param deadline: of :func:`time.monotonic`, or None.
+    :param value_type: the type of value that the client waits for; None if it waits for no key.
+    :param take: called as ``take(client, key)``; removes elements from the key and returns the
+        reply, or None if there is nothing to take.
+    :param deadline: the end of the wait as a time of :func:`time.monotonic`, or None.
     """
 
-    __slots__ = ("_waiting", "attempt", "deadline", "done", "kind", "muted", "peer", "reply")
+    __slots__ = ("client", "deadline", "done", "reply", "suppress_reply", "take", "value_type")
 
     def __init__(
-        self, waiting: Waiting, peer: Peer, kind: type, attempt: Callable[[bytes], Reply],
-        deadline: float | None,
+        self, client: Client, value_type: type | None = None,
+        take: Callable[[Client, bytes], Reply] | None = None, deadline: float | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self._waiting, self.peer, self.kind, self.attempt = waiting, peer, kind, attempt
-        self.deadline = deadline
-        #: Whether the wait is over, and whether the client wants to know.
-        self.done = self.muted = False
-        #: What it ended in, or will if nothing happens until the deadline.
-        self.reply: Reply = NO_LIST
+        self.client, self.value_type, self.take, self.deadline = client, value_type, take, deadline
+        #: The reply. Until the wait is over, the reply for the case that the deadline passes.
+        self.reply: Reply = NULL_ARRAY
+        #: True once the wait is over. The session polls this without the lock, so ``reply`` is
+        #: always set first.
+        self.done = False
+        #: True if CLIENT REPLY suppresses the reply.
+        self.suppress_reply = False
 
-    def changed(self, key: bytes) -> None:
-        self._waiting.ready[key] = None
+    def key_changed(self, key: bytes) -> None:
+        self.client.state.blocked.ready_keys[key] = None
 
-    def left(self) -> float | None:
-        """The seconds until the deadline, None if there is none."""
+    def remaining(self) -> float | None:
+        """Return the seconds until the deadline, or None if there is no deadline."""
         return None if self.deadline is None else self.deadline - time.monotonic()
 
 
-class Waiting:
-    """The clients that wait. For everything here, hold the store's lock."""
+class BlockedClients:
+    """The clients that are blocked by a command. The keyspace lock guards everything here."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self.waiters: dict[Waiter, None] = {}
-        #: The keys for which somebody waits, and which were changed since they were last served.
-        self.ready: dict[bytes, None] = {}
+    def __init__(self, keyspace: Keyspace) -> None:
+        self._keyspace = keyspace
+        self.clients: dict[BlockedClient, None] = {}
+        #: The keys with blocked clients that were changed since serve_ready_keys().
+        self.ready_keys: dict[bytes, None] = {}
 
-    def add(self, waiter: Waiter, keys: Iterable[bytes]) -> None:
-        """Let a client wait for these keys."""
-        self.waiters[waiter] = None
-        for key in keys:
-            self._store.watch(key, waiter)
+    def block(self, blocked: BlockedClient, keys: Iterable[bytes] = ()) -> NullReply:
+        """Block a client until one of the keys is ready, or until :meth:`unblock`.
 
-    def end(self, waiter: Waiter, reply: Reply) -> None:
-        """End a wait, which may be over, with a reply."""
-        if not waiter.done:
-            waiter.done, waiter.reply = True, reply
-            del self.waiters[waiter]
-            self._store.unwatch(waiter)
-            waiter.peer.wake()
-
-    def serve(self) -> None:
-        """Give the keys that are ready to those that wait for them: first come, first served.
-
-        After each command, so that nobody comes in between; who is served may make others ready.
+        :returns: the reply for now, which is none.
         """
-        while self.ready:
-            key = next(iter(self.ready))
-            del self.ready[key]
-            for waiter in self._store.watchers(key):
-                value = self._store.peek(key)
+        blocked.client.blocked = blocked
+        self.clients[blocked] = None
+        for key in keys:
+            self._keyspace.watch(key, blocked)
+        return NO_REPLY
+
+    def unblock(self, blocked: BlockedClient, reply: Reply) -> None:
+        """End the wait of a client with this reply, unless it has ended already."""
+        if not blocked.done:
+            blocked.reply = reply
+            blocked.done = True
+            del self.clients[blocked]
+            self._keyspace.unwatch(blocked)
+            blocked.client.wake()
+
+    def serve_ready_keys(self) -> None:
+        """Serve the clients that are blocked on changed keys, the longest-waiting client first.
+
+        The session calls this after each command, so that no other command runs in between. To
+        serve one client can make a key ready for another one (BLMOVE).
+        """
+        while self.ready_keys:
+            key = next(iter(self.ready_keys))
+            del self.ready_keys[key]
+            for blocked in self._keyspace.watchers(key):
+                value = self._keyspace.peek(key)
                 if value is None:
                     break
-                # Who has died takes nothing with him.
+                # Skip disconnected clients, so that no element is lost.
                 if (
-                    isinstance(waiter, Waiter)
-                    and waiter.kind is type(value)
-                    and waiter.peer.alive()
+                    isinstance(blocked, BlockedClient)
+                    and blocked.value_type is type(value)
+                    and blocked.client.is_connected()
                 ):
-                    self._serve(waiter, key)
+                    self._serve(blocked, key)
 
-    def _serve(self, waiter: Waiter, key: bytes) -> None:
+    def _serve(self, blocked: BlockedClient, key: bytes) -> None:
+        assert blocked.take is not None
         try:
-            reply = waiter.attempt(key)
+            reply = blocked.take(blocked.client, key)
         except CommandError as error:
             reply = error
         except Exception:
-            log.exception("A client that waited for %r could not be served", key)
+            log.exception("Internal error: cannot serve the client blocked on key %r", key)
             reply = CommandError(INTERNAL_ERROR)
         if reply is not None:
-            self.end(waiter, reply)
+            self.unblock(blocked, reply)
 
 
-class Live:
-    """What clients tell each other, beside the values."""
+class State:
+    """The data that all clients of a server share. The keyspace lock guards everything here.
 
-    def __init__(self, store: Store) -> None:
-        self.channels = Channels(store)
-        self.events = Events(store, self.channels)
-        self.waiting = Waiting(store)
+    :param keyspace: an empty keyspace; by default a new one.
+    """
+
+    def __init__(
+        self, settings: Settings, address: str = "", keyspace: Keyspace | None = None
+    ) -> None:
+        self.settings, self.address = settings, address
+        self.keyspace = Keyspace() if keyspace is None else keyspace
+        self.keyspace.memory_limit = settings.max_memory or math.inf
+        self.keyspace.policy = settings.max_memory_policy
+        self.pubsub = PubSub(self.keyspace)
+        self.events = KeyspaceEvents(self.keyspace, self.pubsub)
+        self.events.configure(settings.notify_keyspace_events)
+        self.blocked = BlockedClients(self.keyspace)
+        #: None without --db.
+        self.persistence: Persistence | None = None
+        self.clients: dict[int, Client] = {}
+        self.started_at = time.monotonic()
+        #: Numbers of connections and of commands since the start.
+        self.connections = self.commands = 0
+
+    def add_client(self, client: Client) -> None:
+        """Register a client that has connected, and set its id."""
+        self.connections += 1
+        client.id = self.connections
+        self.clients[client.id] = client
+
+    def remove_client(self, client: Client) -> None:
+        """Remove a client that has disconnected, with everything that belongs to it."""
+        del self.clients[client.id]
+        client.end_transaction()
+        if client.blocked is not None:
+            self.blocked.unblock(client.blocked, NO_REPLY)
+            client.blocked = None
+        self.pubsub.remove(client)
+        self.keyspace.delete_owned(client)
+        self.pubsub.flush()
 
 
 # ----------------------------------------------------------------------------
 # Persistence: the values in a SQLite file
 # ----------------------------------------------------------------------------
 
-#: What marks a file as ours ("pipc" to SQLite and file(1)), and how its rows are to be read.
+#: The application_id in the header of the SQLite file: it marks a pipecache file.
 APPLICATION_ID = int.from_bytes(b"pipc", "big")
+#: The user_version in the header of the SQLite file: the newest row format known to this program.
 FILE_FORMAT = 1
 
-# One row a key; kind is Redis's letter for it, value pack()'s bytes, expires in milliseconds since
-# 1970, and by_clock whether the wall clock was what said so.
+# One row per key. kind is the event_class() of the value; value has the bytes of a string, or the
+# pack_parts() of a collection; expires is in Unix milliseconds, or NULL for never; by_clock is 1 if
+# the deadline follows the wall clock (EXPIREAT), and 0 if it follows elapsed time (EXPIRE).
 _SCHEMA = """CREATE TABLE keys (key BLOB PRIMARY KEY, kind TEXT NOT NULL, value BLOB NOT NULL,
     expires INTEGER, by_clock INTEGER NOT NULL) WITHOUT ROWID"""
+# SQLite stores any type in any column, so _load() checks the types of key, value and expires.
 _ROW_TYPES = {(bytes, bytes, type(None)), (bytes, bytes, int)}
-_KINDS: dict[str, Any] = {kind.LETTER: kind for kind in (ListValue, Hash, Set, SortedSet)}
+_VALUE_TYPES: dict[str, Any] = {"l": ListValue, "h": Hash, "s": Set, "z": SortedSet}
 
-#: What to do about what SQLite says, and about the system's errors.
+# Advice for the user, by a regular expression for the errno's name or for SQLite's message.
+# "malformed" is first, because its message contains a key that can match another expression.
 _ADVICE = {
-    "locked": "another program uses it, such as a second server: stop that one or choose another"
-    " file",
-    "readonly": "it, or its folder, may not be written: change that or choose another file",
-    "unable to open": "it, or its folder, may not be written: change that or choose another file",
-    "full": "make room on the disk",
-    "too big": "make room, or use another disk",
-    "not a database": "it is another program's, and is left as it is: choose another file",
-    "malformed": "it is damaged, and is left as it is: put a copy of it in its place, or move it"
-    " away to begin anew",
-    "disk I/O": "look whether the disk is full or failing",
-}
-_SYSTEM_ADVICE = {
-    errno.ENOENT: "its folder does not exist: make it, or choose another file",
-    errno.ENOTDIR: "its folder is none: choose another file",
-    errno.EACCES: "it may not be read and written: change that or choose another file",
-    errno.EPERM: "it may not be read and written: change that or choose another file",
-    errno.EROFS: "nothing can be written to this disk: choose another file",
-    errno.ENOSPC: "make room on the disk",
-    errno.ENAMETOOLONG: "choose a shorter name",
+    "malformed": "the file is damaged and is left as it is: restore a copy or move the file away",
+    "locked": "a program such as a second server uses the file: stop it or choose another file",
+    "not a database": "the file belongs to another program and is unchanged: choose another file",
+    "EACCES|EPERM|EROFS|readonly|unable to open": "make the file and its folder writable",
+    "ENOENT|ENOTDIR": "the folder of the file does not exist: create it or choose another file",
+    "ENAMETOOLONG": "choose a shorter name",
+    "ENOSPC|full|disk I/O": "make room on the disk, or replace the disk if it fails",
+    "too big": "a value is longer than this build of SQLite allows: delete or split the value",
+    "MemoryError": "close other programs, or start the server with a lower --max-memory",
 }
 
-#: The files that this process has open, by their inodes. Off Windows locks are the process's: a
-#: second one that opened a file would not be refused, and would give up the first one's lock.
-_OPENED: set[tuple[int, int] | None] = set()
+#: (device, inode) of each file that this process has open. _check_header() must not open the file
+#: again: when a process closes a file, POSIX releases all its locks on the file, SQLite's too.
+_OPEN_FILES: set[tuple[int, int] | None] = set()
 
 
-def pack(value: Any) -> bytes:
-    """A value as bytes: a string as it is; else the number of its parts, their lengths, all of 32
-    bits, the least byte first, and the parts."""
-    return value if value.__class__ is bytes else _pack(value.parts())
-
-
-def _pack(parts: list[bytes]) -> bytes:
+def pack_parts(parts: list[bytes]) -> bytes:
+    """Return parts as one value: their count and lengths (32-bit little-endian), then the parts."""
     return struct.pack(f"<{1 + len(parts)}I", len(parts), *map(len, parts)) + b"".join(parts)
 
 
-def unpack(letter: str, data: bytes) -> Any:
-    """The value that was packed so.
+def unpack_value(kind: str, data: bytes) -> Any:
+    """Return the collection that :func:`pack_parts` encoded; ``kind`` is its event class.
 
-    :raises ValueError: if there is no such value.
+    :raises ValueError: if the bytes are not a collection of this kind.
     """
-    if letter == "$":
-        return data
     try:
-        kind = _KINDS[letter]
         (count,) = struct.unpack_from("<I", data)
         lengths = struct.unpack_from(f"<{count}I", data, 4)
         ends = list(itertools.accumulate(lengths, initial=4 + 4 * count))
-        value = kind.of([data[start:end] for start, end in zip(ends, ends[1:])])
+        parts = [data[start:end] for start, end in zip(ends, ends[1:])]
+        value = _VALUE_TYPES[kind].from_parts(parts)
     except (KeyError, struct.error) as error:
-        raise ValueError(f"no value of kind {letter!r}") from error
+        raise ValueError(f"the bytes are not a collection of kind {kind!r}") from error
     if ends[-1] != len(data) or not value:
-        raise ValueError("bytes too many or too few")
+        raise ValueError("the collection is empty or has the wrong length")
     return value
 
 
 class Persistence:
-    """Keeps what a store holds in a file, written by a thread of its own.
+    """A copy of the keyspace in a SQLite file, written by one background thread, the saver.
 
-    What was changed is written in one transaction, SAVE_INTERVAL seconds after the last, or sooner
-    if it is much. While the file cannot be written, the changes are kept and tried again.
+    The keyspace records which keys change. Every SAVE_INTERVAL seconds, and earlier after
+    SAVE_AT_DIRTY_KEYS changes or a :meth:`request`, the saver copies the changes under the keyspace
+    lock and then writes them without the lock. Commands therefore never wait for the disk.
 
-    :raises PersistenceError: if the path leads nowhere.
+    Promises: A change is in the file about one second after it was made, unless keys change faster
+    than the disk can write. Each save is one transaction (WAL mode, synchronous=FULL): after a
+    crash, the file has all changes of a save or none. EXEC holds the keyspace lock, so a MULTI is
+    in the file whole or not at all. If a save fails, the next save writes its changes. A file that
+    cannot be used is left as it is.
+
+    Locks: The keyspace lock guards the changes and ``_requests``. Only the saver writes the other
+    attributes, except in :meth:`open`, :meth:`start` and :meth:`stop`; INFO reads the public ones.
+
+    :raises PersistenceError: if the path is relative and the working directory does not exist.
     """
 
-    def __init__(self, path: str, store: Store) -> None:
+    def __init__(self, path: str, keyspace: Keyspace) -> None:
         try:
             self.path = os.path.realpath(path)
         except OSError as error:
-            raise PersistenceError(f"Cannot find {path!r}: {error.strerror}") from error
-        self._store = store
-        self._database: Any = None
-        # Which file is in use; which file, and which log beside it, are ours, whoever comes.
-        self._held: tuple[int, int] | None = None
+            text = f"Cannot find {path!r}: {error.strerror} (give the absolute path of the file)"
+            raise PersistenceError(text) from error
+        self._keyspace = keyspace
+        self._database: Any = None  # the sqlite3.Connection while the file is open
+        # (device, inode) of the file, and of the WAL file while the file is open.
         self._inode: tuple[int, int] | None = None
-        self._log_inode: tuple[int, int] | None = None
-        #: Why the last attempt to write failed, "" if it did not.
+        self._wal_inode: tuple[int, int] | None = None
+        #: The error of the last save, or "" if it succeeded.
         self.error = ""
-        #: Keys that the file cannot take, because of their size.
+        #: Bytes of key and value, by key, of the keys that are not saved because they are too long.
         self.refused: dict[bytes, int] = {}
+        #: Keys that open() loaded, keys that open() found expired, and saves that wrote changes.
         self.loaded = self.expired = self.saves = 0
-        #: The bytes of the file and of the log.
-        self.size = 0
-        #: When the file last was made to hold everything, and how long that took, or loading it.
+        self.size = 0  #: Bytes of the file and the WAL file together.
+        #: Unix time in seconds of the last save, and seconds that the last save or open() took.
         self.saved_at, self.duration = time.time(), 0.0
-        #: When it did, and when the attempt under way began, if there is one, as time.monotonic().
-        self.level = time.monotonic()
+        #: time.monotonic() when the file last had all changes, and when the current save began.
+        self.synced_at = time.monotonic()
         self.began: float | None = None
-        # The changes that are being written, and how many of them, of all that were, are.
-        self._in_hand = self._written = 0
-        # Who wants to know when everything up to now is in the file.
-        self._requests: list[Callable[[str], None]] = []
-        self._asked, self._ending = threading.Event(), False
+        # Changed keys in the current transaction, and statements executed in all transactions.
+        self._saving_count = self._written = 0
+        self._requests: list[Callable[[str], None]] = []  # callbacks for the end of the next save
+        self._save_requested, self._ending = threading.Event(), False
         self._thread: threading.Thread | None = None
 
     @property
-    def unsaved(self) -> int:
-        """The number of changes that are not in the file."""
-        return self._store.untaken + self._in_hand
+    def unsaved_changes(self) -> int:
+        """Return the number of changed keys that are not in the file yet."""
+        return self._keyspace.dirty_keys + self._saving_count
 
     def open(self) -> None:
-        """Open the file, or begin one, and put what it holds into the store.
+        """Open or create the file and load its keys; call this before clients are served.
 
-        One that another program has is waited for, up to HANDOVER seconds: that may be a server
-        that was just told to stop.
+        If the file is locked, wait up to FILE_LOCK_TIMEOUT seconds: another server may be stopping.
 
-        :raises PersistenceError: if it cannot be read and written, or is not ours; it is left as
-            it is.
+        :raises PersistenceError: if the file cannot be used; the keyspace is empty then.
         """
-        deadline, told = time.monotonic() + HANDOVER, False
+        deadline, waiting = time.monotonic() + FILE_LOCK_TIMEOUT, False
         while True:
             try:
                 self._connect()
-                self._load()
-                self._make_ready()
-                self._store.track()
-                facts = self.shown(), self.loaded, self.duration
-                log.info("Keeping everything in %s: %d keys loaded in %.1f s", *facts)
+                load_time = self._load()
+                self._prepare_for_writing()
+                if self.expired:
+                    self._database.execute("DELETE FROM keys WHERE expires <= ?", (load_time,))
+                self._keyspace.track_changes()
+                details = self.display_path(), self.loaded, self.duration
+                log.info("Opened %s: %d keys loaded in %.1f s, changes will be saved", *details)
                 return
             except BaseException as error:
                 self._disconnect()
-                self._store.clear()
+                self._keyspace.clear()
                 if not isinstance(error, (sqlite3.Error, OSError, ValueError)):
                     raise
-                locked = isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
-                if not locked or time.monotonic() > deadline:
-                    raise PersistenceError(self._failure("use", error)) from error
-            if not told:
-                log.info("Waiting for %s, which another program uses", self.shown())
-                told = True
+                if str(error) != "database is locked" or time.monotonic() > deadline:
+                    raise PersistenceError(self._describe_failure("use", error)) from error
+            if not waiting:
+                log.info("Waiting for %s: another program uses it", self.display_path())
+                waiting = True
             time.sleep(0.1)
 
     def _connect(self) -> None:
-        self._look_at_it()
+        self._check_header()
         self._database = database = sqlite3.connect(
             self.path, timeout=0, isolation_level=None, check_same_thread=False,
             cached_statements=CACHED_STATEMENTS,
         )  # fmt: skip
-        # The lock is kept, so that no second server comes to use it; that also spares the shared
-        # memory, which not every disk has.
+        _OPEN_FILES.add(self._inode)
+        # In this mode SQLite keeps its lock until the file is closed, so that no second server uses
+        # the file. SQLite then needs no shared memory, which network drives do not support.
         database.execute("PRAGMA locking_mode=EXCLUSIVE")
-        (mark,), (tables,) = (
-            database.execute(query).fetchone()
-            for query in ("PRAGMA application_id", "SELECT count(*) FROM sqlite_master")
-        )
+        (application_id,) = database.execute("PRAGMA application_id").fetchone()
         (version,) = database.execute("PRAGMA user_version").fetchone()
-        if mark or tables:
-            self._check(mark, version)
+        (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if application_id or tables:
+            self._check_format(application_id, version)
         if not tables:
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("BEGIN IMMEDIATE")
@@ -2293,339 +2339,318 @@ class Persistence:
             database.execute(_SCHEMA)
             database.execute("COMMIT")
 
-    def _make_ready(self) -> None:
-        # What has been read is to be relied on, so it may be written, and has to be.
+    def _prepare_for_writing(self) -> None:
+        # Call this only for a file that was loaded or created, because this writes to the file.
         execute = self._database.execute
         execute("PRAGMA journal_mode=WAL")
         execute("PRAGMA synchronous=FULL")
-        # What was there before a statement is not to lie in a folder for everybody's files.
+        # By default, SQLite may copy values to a temporary file in a folder that all users share.
         execute("PRAGMA temp_store=MEMORY")
-        execute(f"PRAGMA wal_autocheckpoint={LOG_PAGES}")
+        execute(f"PRAGMA wal_autocheckpoint={WAL_CHECKPOINT_PAGES}")
         execute(f"PRAGMA journal_size_limit={64 << 20}")
-        execute("BEGIN IMMEDIATE")
         execute(f"PRAGMA user_version={FILE_FORMAT}")
-        if self.expired:
-            execute("DELETE FROM keys WHERE expires <= ?", (int(time.time() * 1000),))
-        execute("COMMIT")
-        self._inode, self._log_inode = self._held, _inode_of(self.path + "-wal")
-        self._measure()
+        self._wal_inode = _inode_of(self.path + "-wal")
+        self._update_size()
 
-    def _look_at_it(self) -> None:
-        # Before SQLite, which may write to what it only reads: a journal that was left beside it.
+    def _check_header(self) -> None:
+        # Check before SQLite opens the file: even a query writes to a file that has a hot journal.
         if not os.path.exists(self.path):
-            # As what it will be: nobody else's to read.
+            # Create the file here, because other users can read a file that SQLite creates.
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-            self._inode = _inode_of(self.path)
         if not os.path.isfile(self.path):
-            raise OSError("it is not a file: choose another name")
+            raise OSError("not a regular file (choose another name)")
         inode = _inode_of(self.path)
-        if inode in _OPENED:
+        if inode in _OPEN_FILES:
             raise sqlite3.OperationalError("database is locked")
-        self._held = inode
-        _OPENED.add(inode)
-        with open(self.path, "r+b") as file:  # to read it alone will not do
+        self._inode = inode
+        with open(self.path, "r+b") as file:  # "r+b" fails if the file is read-only
             header = file.read(100)
-        if not header:
-            return
-        if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
+        if header and (len(header) < 100 or not header.startswith(b"SQLite format 3\0")):
             raise sqlite3.DatabaseError("file is not a database")
-        mark, version = (int.from_bytes(header[at : at + 4], "big") for at in (68, 60))
-        if mark:  # or what is ours may be in the log alone
-            self._check(mark, version)
+        # application_id (byte 68) and user_version (byte 60) are 0 if only the WAL file has them.
+        application_id = int.from_bytes(header[68:72], "big")
+        if application_id:
+            self._check_format(application_id, int.from_bytes(header[60:64], "big"))
 
     @staticmethod
-    def _check(mark: int, version: int) -> None:
-        if mark != APPLICATION_ID:
+    def _check_format(application_id: int, version: int) -> None:
+        if application_id != APPLICATION_ID:
             raise sqlite3.DatabaseError("file is not a database of pipecache")
         if version > FILE_FORMAT:
-            raise sqlite3.DatabaseError(
-                f"a newer pipecache has written it, in format {version}, of which this one knows"
-                f" {FILE_FORMAT}: use that one, or choose another file"
-            )
+            newer = f"the file has format {version}, and this program knows format {FILE_FORMAT}"
+            raise sqlite3.DatabaseError(f"{newer} (update pipecache or choose another file)")
 
-    def _load(self) -> None:
+    def _load(self) -> int:
+        # Load the keys. Return the Unix time in milliseconds that decided which keys have expired.
         self.loaded = self.expired = 0
-        started = told = time.monotonic()
-        store = self._store
-        with store.lock, contextlib.closing(self._database.cursor()) as rows:
-            epoch, now, load = store.unix_time(0), store.now(), store.load
+        started = last_report = time.monotonic()
+        keyspace = self._keyspace
+        with keyspace.lock, contextlib.closing(self._database.cursor()) as rows:
+            epoch, load = keyspace.unix_time(0), keyspace.load
+            load_time = epoch + keyspace.now()
             (count,) = rows.execute("SELECT count(*) FROM keys").fetchone()
-            # A row at a time: it is in memory twice meanwhile.
+            # Fetch row by row: fetchall() would hold all keys in memory a second time.
             rows.execute("SELECT key, kind, value, expires, by_clock FROM keys")
-            for done, (key, kind, value, expires, by_clock) in enumerate(rows, 1):
-                types = type(key), type(value), type(expires)
-                if types not in _ROW_TYPES:
-                    raise ValueError(f"malformed: the types of a row, {types}")
-                if (done % 1000 == 0 or len(value) > SHORT_VALUE) and (
-                    time.monotonic() > told + PROGRESS_INTERVAL
+            for number, (key, kind, value, expires, by_clock) in enumerate(rows, 1):
+                try:
+                    types = type(key), type(value), type(expires)
+                    if types not in _ROW_TYPES:
+                        raise ValueError(f"the types of key, value and expires are {types}")
+                    if kind != "$":
+                        value = unpack_value(kind, value)  # noqa: PLW2901
+                except ValueError as error:
+                    raise ValueError(f"malformed key {key!r:.{ERROR_EXCERPT}}: {error}") from error
+                if (number % 1000 == 0 or len(value) > SHORT_VALUE) and (
+                    time.monotonic() > last_report + PROGRESS_INTERVAL
                 ):
-                    told = time.monotonic()
-                    log.info("Loading %s: %d of %d keys", self.shown(), done, count)
-                if kind != "$":
-                    try:
-                        value = unpack(kind, value)  # noqa: PLW2901
-                    except ValueError as error:
-                        what = f"malformed: key {key[:ERROR_EXCERPT]!r}: {error}"
-                        raise ValueError(what) from error
+                    last_report = time.monotonic()
+                    log.info("Loading %s: %d of %d keys", self.display_path(), number, count)
                 if expires is None:
                     load(key, value, None)
-                elif expires - epoch > now:
-                    deadline = expires - epoch
-                    load(key, value, Moment(deadline) if by_clock else deadline)
+                elif expires > load_time:
+                    load(key, value, (WallClockDeadline if by_clock else int)(expires - epoch))
                 else:
                     self.expired += 1
-        self.loaded = len(store)
+        self.loaded = len(keyspace)
         self.duration = time.monotonic() - started
+        return load_time
 
     def start(self) -> None:
-        """Let the thread write from now on."""
-        self._thread = threading.Thread(target=self._run, name="pipecache-saver", daemon=True)
-        self._thread.start()
+        """Start the saver. If there is no thread left, close the file and raise RuntimeError."""
+        thread = threading.Thread(target=self._run, name="pipecache-saver", daemon=True)
+        try:
+            thread.start()
+        except BaseException:
+            self._disconnect()
+            raise
+        self._thread = thread
         if hasattr(os, "register_at_fork"):
-            this = weakref.ref(self)
-            os.register_at_fork(after_in_child=lambda: _abandon(this()))
+            reference = weakref.ref(self)  # CPython never releases the registered function
+            os.register_at_fork(after_in_child=lambda: _leak_in_child(reference()))
 
-    def stop(self, patience: float) -> bool:
-        """Write what is left, end the thread and close the file; False if the file does not take
-        it.
+    def stop(self, timeout: float) -> bool:
+        """Save all changes, end the saver and close the file; return True if all were saved.
 
-        :param patience: the seconds after which to give up when nothing more is written.
+        :param timeout: seconds without progress after which to give up.
         """
         self._ending = True
-        self._asked.set()
+        self._save_requested.set()
         if self._thread is None:
             self._disconnect()
-        else:
-            written, progress = self._written, time.monotonic()
+            return not self.unsaved_changes
+        written, last_progress = self._written, time.monotonic()
+        while True:
             self._thread.join(PROGRESS_INTERVAL)
-            while self._thread.is_alive():
-                if self._written != written:
-                    written, progress = self._written, time.monotonic()
-                    log.info("Saving to %s: %d keys to be written", self.shown(), self.unsaved)
-                elif time.monotonic() > progress + patience:
-                    log.error("Stopped before everything was saved to %s", self.shown())
-                    return False
-                self._thread.join(PROGRESS_INTERVAL)
-        return not self.unsaved
+            if not self._thread.is_alive():
+                return not self.unsaved_changes
+            details = self.display_path(), self.unsaved_changes
+            if self._written != written:
+                written, last_progress = self._written, time.monotonic()
+                log.info("Saving to %s: %d keys to be written", *details)
+            elif time.monotonic() > last_progress + timeout:
+                text = "Stopped before everything was saved to %s (%d keys left): check the disk"
+                log.error(text, *details)
+                return False
 
-    def request(self, done: Callable[[str], None]) -> None:
-        """Let the file hold everything up to now, under the store's lock; ``done`` hears, under it
-        too, what went wrong, or "" when that is so."""
-        self._requests.append(done)
-        self._asked.set()
+    def request(self, callback: Callable[[str], None]) -> None:
+        """Start a save with a checkpoint, so that the file is complete without the WAL file.
+
+        The caller holds the keyspace lock. After the save, the saver calls ``callback`` under this
+        lock with the text of the error, or with "" if the save succeeded.
+        """
+        self._requests.append(callback)
+        self._save_requested.set()
 
     def _disconnect(self) -> None:
-        # The last one to close the file takes the log into it.
-        database, self._database = self._database, None
-        if database is not None:
+        # SQLite checkpoints and removes the WAL file when the database is closed.
+        if self._database is not None:
             with contextlib.suppress(sqlite3.Error):
-                database.close()
-        _OPENED.discard(self._held)
-        self._held = None
+                self._database.close()
+            self._database = None
+            _OPEN_FILES.discard(self._inode)
 
     def _run(self) -> None:
-        started, pause = time.monotonic(), SAVE_INTERVAL
+        started, delay = time.monotonic(), SAVE_INTERVAL
         while not self._ending:
-            self._wait(started + pause)
+            self._wait(started + delay)
             started = time.monotonic()
-            self._save()
-            # What has failed will do so again for a while, and to take all of it takes time.
-            pause = min(2 * pause, MAX_PAUSE) if self.error else SAVE_INTERVAL
-        self._save()
-        if self.unsaved:
-            log.error("%d changed keys were not saved to %s", self.unsaved, self.shown())
+            # Each attempt copies all changes under the keyspace lock, so retry less and less often.
+            retry_delay = min(2 * delay, MAX_RETRY_DELAY)
+            self._save(retry_delay)
+            delay = retry_delay if self.error else SAVE_INTERVAL
+        self._save(retry_delay=0)
+        if self.unsaved_changes:
+            text = "%d changed keys were not saved to %s and are lost (see the error logged before)"
+            log.error(text, self.unsaved_changes, self.display_path())
         self._disconnect()
 
-    def _wait(self, until: float) -> None:
-        # Until then, or somebody asks, or there is so much that to take it will hold up the others.
-        left = until - time.monotonic()
-        while left > 0 and not self._asked.wait(min(left, LOOK_INTERVAL)):
-            if self._store.untaken >= MANY_KEYS and not self.error:
+    def _wait(self, deadline: float) -> None:
+        # Block until the deadline, a request, or (while saving works) SAVE_AT_DIRTY_KEYS changes.
+        remaining = deadline - time.monotonic()
+        while remaining > 0 and not self._save_requested.wait(min(remaining, DIRTY_CHECK_INTERVAL)):
+            if self._keyspace.dirty_keys >= SAVE_AT_DIRTY_KEYS and not self.error:
                 break
-            left = until - time.monotonic()
-        self._asked.clear()
+            remaining = deadline - time.monotonic()
+        self._save_requested.clear()
 
-    def _save(self) -> None:
-        store = self._store
-        with store.lock:
+    def _save(self, retry_delay: float = SAVE_INTERVAL) -> None:
+        with self._keyspace.lock:
             requests, self._requests = self._requests, []
         error = ""
         try:
-            self._make_sure_of_it()
+            self._reopen_if_replaced()
             started = time.monotonic()
-            if store.untaken or requests:
+            if self._keyspace.dirty_keys or requests:
                 self.began = started
                 self._write_changes(checkpoint=bool(requests))
-            self.level = started
-        except Exception as failure:  # this thread must not end: nothing would be saved any more
-            error = self._failure("save to", failure)
+            self.synced_at = started
+        except Exception as failure:  # no exception may end the saver thread
+            error = self._describe_failure("save to", failure)
             if not isinstance(failure, (sqlite3.Error, OSError, PersistenceError, MemoryError)):
-                log.exception("A fault of this program while saving")
+                log.exception("Internal error while saving to %s", self.display_path())
         self.began = None
-        self._measure()
         if error and error != self.error:
-            log.error("%s. Going on from memory, and trying again", error)
+            next_step = f"Keeping changes in memory; will retry in {retry_delay:g} s"
+            log.error("%s. %s", error, next_step if retry_delay else "This was the last attempt")
         elif self.error and not error:
-            log.info("Saving to %s works again", self.shown())
+            log.info("Saving to %s works again", self.display_path())
         self.error = error
-        with store.lock:
-            for done in requests:
-                done(error)
+        with self._keyspace.lock:
+            for callback in requests:
+                callback(error)
 
-    def _make_sure_of_it(self) -> None:
-        # Whether the file and its log are there still, and ours.
-        ours, found = self._database is not None, _inode_of(self.path)
-        kept = found == self._inode
-        if ours and kept and _inode_of(self.path + "-wal") == self._log_inode:
+    def _reopen_if_replaced(self) -> None:
+        # Reopen the file if an error closed it or one of its files was removed; fail if replaced.
+        advice = "move that file away to save again, or restart the server to load that file"
+        replaced = PersistenceError(f"another file was put in its place: {advice}")
+        inode = _inode_of(self.path)
+        if inode not in (None, self._inode):
+            raise replaced
+        if self._database and inode and _inode_of(self.path + "-wal") == self._wal_inode:
             return
-        replaced = "another file was put in its place: move that away, or start the server anew"
-        if ours and not kept and found is not None:
-            raise PersistenceError(replaced)
         self._disconnect()
         try:
             self._connect()
-            (foreign,) = self._database.execute("SELECT EXISTS (SELECT 1 FROM keys)").fetchone()
-            if foreign and not kept:
-                raise PersistenceError(replaced)
-            self._make_ready()
+            (has_keys,) = self._database.execute("SELECT EXISTS (SELECT 1 FROM keys)").fetchone()
+            if inode is None and has_keys:  # another program was faster to create the file
+                raise replaced
+            self._prepare_for_writing()
         except BaseException:
             self._disconnect()
             raise
-        log.warning("%s, or its log, was taken away, and is begun anew", self.shown())
-        with self._store.lock:
-            self._store.change_all()
+        reason = "the file or its WAL file was removed, or an earlier save failed"
+        log.warning("Opened %s again and saving all keys: %s", self.display_path(), reason)
+        with self._keyspace.lock:
+            self._keyspace.mark_all_changed()
 
     def _write_changes(self, checkpoint: bool) -> None:
         execute, started = self._database.execute, time.monotonic()
-        changes = None
-        execute("BEGIN IMMEDIATE")
+        with self._keyspace.lock:
+            save_time, changes = time.time(), self._keyspace.take_changes()
+            self._saving_count = len(changes.keys) + changes.cleared
         try:
-            with self._store.lock:
-                now, changes = time.time(), self._store.take_changes()
-                self._in_hand = len(changes.keys) + changes.cleared
+            execute("BEGIN IMMEDIATE")
             if changes.cleared:
                 execute("DELETE FROM keys")
                 self.refused.clear()
-            gone: list[bytes] = []
-            for row, batch in self._batches(changes, gone):
-                count = len(batch) // row.count("?")
-                execute(f"INSERT OR REPLACE INTO keys VALUES {', '.join([row] * count)}", batch)
-                self._written += count
-            for batch in _cut(gone, MAX_VALUES):
-                places = ", ".join("?" * len(batch))
-                execute(f"DELETE FROM keys WHERE key IN ({places})", batch)
-                self._written += len(batch)
+            deleted: list[bytes] = []
+            for placeholders, batch in self._batches(changes, deleted):
+                rows = ", ".join([placeholders] * (len(batch) // placeholders.count("?")))
+                execute(f"INSERT OR REPLACE INTO keys VALUES {rows}", batch)
+                self._written += 1
+            keys = iter(deleted)
+            while batch := list(itertools.islice(keys, MAX_SQL_PARAMETERS)):
+                execute(f"DELETE FROM keys WHERE key IN ({', '.join('?' * len(batch))})", batch)
+                self._written += 1
             execute("COMMIT")
         except BaseException:
-            with contextlib.suppress(sqlite3.Error):
-                if self._database.in_transaction:
-                    execute("ROLLBACK")
+            with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back by itself
+                execute("ROLLBACK")
             if self._database.in_transaction:
                 self._disconnect()
-            if changes is not None:
-                with self._store.lock:
-                    self._store.put_back(changes)
+            with self._keyspace.lock:
+                self._keyspace.restore_changes(changes)
             raise
         finally:
-            self._in_hand = 0
+            self._saving_count = 0
         self.saves += 1
-        self.saved_at, self.duration = now, time.monotonic() - started
-        # Statements are kept for the next time, with what they were given: let others come.
+        self.saved_at, self.duration = save_time, time.monotonic() - started
+        # CPython's prepared statement cache keeps the parameters of each statement in memory. Short
+        # statements replace them in the cache.
         for number in range(CACHED_STATEMENTS):
             execute(f"SELECT {number}")
         if checkpoint:
             execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self._update_size()
 
-    def _batches(self, changes: Changes, gone: list[bytes]) -> Iterator[tuple[str, list[Any]]]:
-        # What is to be in the file, cut for statements: a row of each, and the values for so many
-        # of them as can be. For each statement the interpreter is given up and has to be got back;
-        # but all that it is given is in memory twice.
-        if self._are_plain(changes):
-            values = itertools.chain.from_iterable(zip(changes.keys, changes.values))
-            for batch in _cut(values, MAX_VALUES // 2 * 2):
-                yield "(?, '$', ?, NULL, 0)", batch
-            return
-        row, batch, size = "(?, ?, ?, ?, ?)", [], 0
-        for each in self._rows(changes, gone):
-            batch += each
-            size += len(each[2])
-            if size > BATCH_BYTES or len(batch) + 5 > MAX_VALUES:
-                yield row, batch
-                batch, size = [], 0
-        if batch:
-            yield row, batch
-
-    def _are_plain(self, changes: Changes) -> bool:
-        # Whether all are short strings without end, as is usual.
-        return (
+    def _batches(self, changes: Changes, deleted: list[bytes]) -> Iterator[tuple[str, list[Any]]]:
+        # Yield the placeholders of one row and the parameters of many rows. One statement has many
+        # rows, because CPython releases and acquires the GIL for each statement, but not more than
+        # BATCH_BYTES, because SQLite copies the parameters. Append keys without a row to deleted.
+        if (  # the usual case, which needs no Python loop
             not self.refused
             and set(map(type, changes.values)) <= {bytes}
             and changes.deadlines.count(None) == len(changes.deadlines)
             and max(map(len, changes.values), default=0) <= SHORT_VALUE
             and max(map(len, changes.keys), default=0) <= SHORT_VALUE
-        )
-
-    def _rows(self, changes: Changes, gone: list[bytes]) -> Iterator[tuple[Any, ...]]:
-        # What is to be taken away goes into the list.
+        ):
+            parameters = itertools.chain.from_iterable(zip(changes.keys, changes.values))
+            while batch := list(itertools.islice(parameters, MAX_SQL_PARAMETERS // 2 * 2)):
+                yield "(?, '$', ?, NULL, 0)", batch
+            return
+        placeholders, batch, size = "(?, ?, ?, ?, ?)", [], 0
         deadlines = changes.deadlines or itertools.repeat(None)
         for key, value, deadline in zip(changes.keys, changes.values, deadlines):
             kind, data = "$", value
             if value.__class__ is tuple:
-                kind, data = value[0], _pack(value[1])
-            if data is None or len(key) + len(data) > MAX_ROW:
-                gone.append(key)
-                self._refuse(key, data)
-            else:
-                self.refused.pop(key, None)
-                expires = None if deadline is None else min(deadline + changes.epoch, INTEGER_MAX)
-                yield key, kind, data, expires, deadline.__class__ is Moment
+                kind, data = value[0], pack_parts(value[1])
+            refused_before = self.refused.pop(key, None)
+            if data is not None and len(key) + len(data) > MAX_ROW:
+                self.refused[key] = len(key) + len(data)
+                if refused_before is None:
+                    text = "Key %r takes %d bytes, more than the file can hold, and is not saved:"
+                    details = key[:ERROR_EXCERPT], self.refused[key]
+                    log.error(text + " divide its value among several keys", *details)
+                data = None
+            if data is None:
+                deleted.append(key)
+                continue
+            expires = None if deadline is None else min(deadline + changes.epoch, INTEGER_MAX)
+            batch += key, kind, data, expires, deadline.__class__ is WallClockDeadline
+            size += len(data)
+            if size > BATCH_BYTES or len(batch) + 5 > MAX_SQL_PARAMETERS:
+                yield placeholders, batch
+                batch, size = [], 0
+        if batch:
+            yield placeholders, batch
 
-    def _refuse(self, key: bytes, value: bytes | None) -> None:
-        if value is None:
-            self.refused.pop(key, None)
-            return
-        size = len(key) + len(value)
-        if key not in self.refused:
-            what = "Key %r takes %d bytes, more than the file can have: it is not kept"
-            log.error(what, key[:ERROR_EXCERPT], size)
-        self.refused[key] = size
+    def _update_size(self) -> None:
+        paths = self.path, self.path + "-wal"
+        self.size = sum(os.path.getsize(path) for path in paths if os.path.exists(path))
 
-    def _measure(self) -> None:
-        self.size = 0
-        for path in (self.path, self.path + "-wal"):
-            with contextlib.suppress(OSError):
-                self.size += os.path.getsize(path)
-
-    def shown(self) -> str:
-        """The path, in one line."""
+    def display_path(self) -> str:
+        """Return the path as text without line breaks, for log lines and INFO."""
         return self.path if self.path.isprintable() else repr(self.path)
 
-    def _failure(self, what: str, error: BaseException) -> str:
+    def _describe_failure(self, action: str, error: BaseException) -> str:
+        text = cause = str(error) or type(error).__name__
         if isinstance(error, OSError):
-            text = error.strerror or str(error)
-            advice = _SYSTEM_ADVICE.get(error.errno or 0, "")
-        else:
-            text = str(error)
-            advice = next((advice for word, advice in _ADVICE.items() if word in text), "")
-        return f"Cannot {what} {self.shown()}: {text}" + (f" ({advice})" if advice else "")
+            text, cause = error.strerror or text, errno.errorcode.get(error.errno or 0, "")
+        advice = next((hint for pattern, hint in _ADVICE.items() if re.search(pattern, cause)), "")
+        return f"Cannot {action} {self.display_path()}: {text}" + (f" ({advice})" if advice else "")
 
 
 def _inode_of(path: str) -> tuple[int, int] | None:
-    # Which file this is, or None if there is none.
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
+    # Return the (device, inode) of a file, or None if the file does not exist.
+    with contextlib.suppress(FileNotFoundError):
+        status = os.stat(path)
+        return status.st_dev, status.st_ino
+    return None
 
 
-def _cut(items: Iterable[Value], most: int) -> Iterator[list[Value]]:
-    rest = iter(items)
-    return iter(lambda: list(itertools.islice(rest, most)), [])
-
-
-def _abandon(persistence: Persistence | None) -> None:
-    # In a forked child: to close the file there would take the log away that the parent writes.
+def _leak_in_child(persistence: Persistence | None) -> None:
+    # A forked child must not close the database, because SQLite would remove the WAL file that the
+    # parent writes. A reference that is never released keeps CPython from closing the database.
     if persistence is not None and persistence._database is not None:
         import ctypes
 
@@ -2633,142 +2658,23 @@ def _abandon(persistence: Persistence | None) -> None:
 
 
 # ----------------------------------------------------------------------------
-# Commands: how they are declared, found and carried out
+# Commands: declaration and dispatch
 # ----------------------------------------------------------------------------
 
-
-class Statistics:
-    """What INFO tells of the running server; counted under the store's lock."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self.started = time.monotonic()
-        self.clients: dict[int, Context] = {}
-        self.connections = 0
-        self.commands = 0
-
-
-class Context:
-    """What a command may see and change beside its arguments; one for each client.
-
-    :param peer: the client, as others reach it.
-    :param password: what the client must give by AUTH before anything else, or None.
-    :param persistence: what keeps the store in a file, or None.
-    """
-
-    def __init__(
-        self, store: Store, settings: Settings, statistics: Statistics, live: Live,
-        peer: Peer | None = None, password: bytes | None = None,
-        persistence: Persistence | None = None,
-    ) -> None:  # fmt: skip
-        self.persistence = persistence
-        self.store, self.settings, self.statistics, self.live = store, settings, statistics, live
-        self.password = password
-        self.peer = peer or Peer()
-        self.subscriber = Subscriber(self.peer)
-        self.id = 0
-        #: Set by close(): the connection ends after the reply.
-        self.closing = False
-        #: What the client waits for, or None; and whether it may wait at all.
-        self.waiter: Waiter | None = None
-        self.may_wait = True
-        #: Whether, for either, nothing more of what the client sent is to be carried out now.
-        self.halted = False
-        #: What the client did for which its connection is closed; for the log, which may have to
-        #: be waited for, and so is not written under the lock.
-        self.fault = ""
-        #: The name of its last command.
-        self.command = b""
-        #: The version of RESP the client has chosen by HELLO.
-        self.protocol = 2
-        #: What the client calls itself ("name") and its library ("lib-name", "lib-ver").
-        self.names: dict[str, str] = {}
-        #: When the client came, and when it last asked for something.
-        self.connected = self.active = time.monotonic()
-        #: The commands since MULTI, or None; and whether one of them could not be accepted.
-        self.queue: list[tuple[Command, list[bytes]]] | None = None
-        self.spoiled = False
-        #: The memory that they take.
-        self.queued = 0
-        self.watch: Watch | None = None
-        #: How CLIENT REPLY wants it: "ON", "OFF", or "SKIP" and then "SKIPPING" for one reply.
-        self.replying = "ON"
-        #: Whether only AUTH and the like are carried out, because no password was given yet.
-        self.locked_out = password is not None
-        #: Whether any of these asks for more than to carry out a command and reply.
-        self.guarded = False
-
-    def guard(self) -> None:
-        """Find out anew what ``guarded`` is, after one of its grounds has changed."""
-        self.guarded = (
-            self.locked_out
-            or self.queue is not None
-            or self.replying != "ON"
-            or self.subscriber.count() > 0
-            or bool(self.live.channels.monitors)
-        )
-
-    def guard_all(self) -> None:
-        """The same for every client."""
-        for client in self.statistics.clients.values():
-            client.guard()
-
-    def close(self) -> None:
-        """Let the connection end after the reply to come."""
-        self.closing = self.halted = True
-
-    def register(self) -> None:
-        """Enter the client in the statistics, under the next id."""
-        self.statistics.connections += 1
-        self.id = self.statistics.connections
-        self.statistics.clients[self.id] = self
-        self.guard()
-
-    def leave(self) -> None:
-        """Take the client out of the statistics, and give up what it holds."""
-        del self.statistics.clients[self.id]
-        self.end_transaction()
-        if self.waiter is not None:
-            self.live.waiting.end(self.waiter, NOTHING)
-            self.waiter = None
-        self.unsubscribe()
-        self.store.release(self)
-        self.live.channels.deliver()
-
-    def unsubscribe(self) -> None:
-        """End every subscription, and MONITOR."""
-        monitored = self.subscriber.monitors
-        self.live.channels.leave(self.subscriber)
-        self.guard()
-        if monitored:
-            self.guard_all()
-
-    def end_transaction(self) -> bool:
-        """Forget the queue and the watch, and tell whether the watch was broken."""
-        self.queue, self.spoiled = None, False
-        self.store.reserve(-self.queued)
-        self.queued = 0
-        self.guard()
-        watch, self.watch = self.watch, None
-        if watch is None:
-            return False
-        self.store.unwatch(watch)
-        return watch.broken
-
-
-#: How the arguments and values of these names in a usage are read. The others stay bytes.
+#: How arguments and option values are parsed, by their names in a usage. Other names stay bytes.
 PARSERS: dict[str, Callable[[bytes], Any]] = {}
 
 
 class Options:
-    """The options a usage names in brackets, as in ``[NX|XX] [EX seconds|KEEPTTL] [GET]``.
+    """The options of a command, from the brackets of its usage.
 
-    Of those in one bracket only one may be given; the last of several equal ones holds. The
-    methods raise CommandError for words that break these rules.
+    Of the options in one bracket, as in ``[NX|XX] [EX seconds|KEEPTTL] [GET]``, only one may be
+    given. If an option is repeated, the last value counts. The methods raise CommandError for
+    arguments that break these rules.
     """
 
-    #: Those that may not be repeated; Redis is not of one mind here.
-    ONCE = frozenset({"async", "byscore", "rev", "sync", "withvalues"})
+    #: Options that Redis does not allow to be repeated.
+    NOT_REPEATABLE = frozenset({"async", "byscore", "rev", "sync", "withvalues"})
 
     def __init__(self, usage: str) -> None:
         self._options: dict[bytes, tuple[int, str, list[str]]] = {}
@@ -2781,7 +2687,10 @@ class Options:
         return bool(self._options)
 
     def split(self, words: Sequence[bytes]) -> tuple[dict[str, Any], Sequence[bytes]]:
-        """The options that words begin with, by name (True, if without value), and the rest."""
+        """Return the leading options by name, and the remaining words.
+
+        The value of an option is True if the usage gives it no value.
+        """
         found: dict[str, Any] = {}
         chosen: dict[int, str] = {}
         position = 0
@@ -2789,19 +2698,20 @@ class Options:
             option = self._options.get(words[position].upper())
             if option is None:
                 break
-            number, name, names = option
+            number, name, value_names = option
             position += 1
-            values = words[position : position + len(names)]
-            position += len(names)
-            again = name in found and name in self.ONCE
-            if again or chosen.setdefault(number, name) != name or len(values) < len(names):
+            values = words[position : position + len(value_names)]
+            position += len(value_names)
+            repeated = name in found and name in self.NOT_REPEATABLE
+            excluded = chosen.setdefault(number, name) != name
+            if repeated or excluded or len(values) < len(value_names):
                 raise CommandError(SYNTAX_ERROR)
-            parsed = [PARSERS.get(each, bytes)(value) for each, value in zip(names, values)]
+            parsed = [PARSERS.get(each, bytes)(value) for each, value in zip(value_names, values)]
             found[name] = parsed if len(parsed) > 1 else parsed[0] if parsed else True
         return found, words[position:]
 
     def parse(self, words: Sequence[bytes]) -> dict[str, Any]:
-        """The options by name, when there is to be nothing else."""
+        """Return the options by name. Any other word is a syntax error."""
         found, rest = self.split(words)
         if rest:
             raise CommandError(SYNTAX_ERROR)
@@ -2809,50 +2719,57 @@ class Options:
 
 
 class Command:
-    """One entry of the command table, made from its usage, as in ``GETEX key [EX seconds]``.
+    """An entry of the command table, built from a usage such as ``GETEX key [EX seconds]``.
 
-    :param access: ``"reads"``, ``"writes"`` or ``"grows"``: may take more memory.
-    :param run: takes the context and the arguments, options by keyword.
-    :param raw: whether ``run`` takes every word as it is.
-    :param loose: whether a word too many is a syntax error even without options.
+    :param access: ``"reads"``; ``"writes"``; ``"grows"``, a write that may need more memory; or
+        ``"controls"``, a command that changes the state of the client's connection.
+    :param function: called with the client, the arguments, and the options as keywords.
+    :param raw: True if the function parses all arguments itself.
+    :param extra_is_syntax_error: True if too many arguments are a syntax error in Redis although
+        the usage has no options.
     """
 
     __slots__ = (
-        "_options", "_paired", "fewest", "group", "grows", "items", "most", "name", "places",
-        "plain", "run", "summary", "usage", "words", "writes",
+        "_options", "_pairs_only", "access", "function", "group", "grows", "key_positions",
+        "max_arguments", "min_arguments", "name", "name_words", "simple_arguments", "summary",
+        "usage", "usage_items",
     )  # fmt: skip
 
     def __init__(
-        self, group: str, access: str, usage: str, summary: str, run: Callable[..., Reply],
-        raw: bool = False, loose: bool = False,
+        self, group: str, access: str, usage: str, summary: str, function: Callable[..., Reply],
+        raw: bool = False, extra_is_syntax_error: bool = False,
     ) -> None:  # fmt: skip
-        self.items = items = re.findall(r"\[[^\]]*\]|\S+", usage)
-        subcommand = len(items) > 1 and re.fullmatch("[A-Z]+", items[1]) is not None
-        #: Words of the name, and the name.
-        self.words = 2 if subcommand else 1
-        self.name = " ".join(items[: self.words])
-        self.group, self.usage, self.summary = group, usage, summary
-        self.writes, self.grows = access != "reads", access == "grows"
+        self.usage_items = items = re.findall(r"\[[^\]]*\]|\S+", usage)
+        is_subcommand = len(items) > 1 and re.fullmatch("[A-Z]+", items[1]) is not None
+        self.name_words = 2 if is_subcommand else 1
+        self.name = " ".join(items[: self.name_words])
+        self.group, self.access, self.usage, self.summary = group, access, usage, summary
+        self.grows = access == "grows"
         positional = [item.strip("[]") for item in items if not re.match(r"\[[A-Z]", item)]
-        endless = raw or "..." in usage
-        self._options = Options(usage) if (Options(usage) or loose) and not endless else None
-        # Whether further arguments come in pairs only.
-        self._paired = not raw and bool(re.fullmatch(r"[^\[]*\[[a-z]+ [a-z]+ \.\.\.\]", usage))
-        #: Bounds of the number of arguments, the name included: the fewest, the most that need
-        #: no further look, the most of all.
-        self.fewest = sum(not item.startswith("[") for item in items)
-        self.most = sys.maxsize if endless or self._options is not None else len(positional)
-        self.plain = self.fewest if self._paired else self.most if endless else len(positional)
-        # Behind what may be repeated no argument has a place of its own.
-        placed = itertools.takewhile(lambda name: "..." not in name, positional[self.words :])
-        parsers = [PARSERS.get(name, bytes) for name in placed]
-        self.run = run if raw or set(parsers) <= {bytes} else _parsing(run, parsers)
-        self.places = self._places(usage.split())
+        unbounded = raw or "..." in usage
+        options = Options(usage)
+        has_options = (bool(options) or extra_is_syntax_error) and not unbounded
+        self._options = options if has_options else None
+        # True if the repeated arguments come in pairs, as in MSET.
+        self._pairs_only = not raw and bool(re.fullmatch(r"[^\[]*\[[a-z]+ [a-z]+ \.\.\.\]", usage))
+        #: Bounds of the number of arguments, the name included. Up to simple_arguments, the
+        #: function can be called without parsing options.
+        self.min_arguments = sum(not item.startswith("[") for item in items)
+        self.max_arguments = sys.maxsize if unbounded or has_options else len(positional)
+        self.simple_arguments = len(positional)
+        if unbounded:
+            self.simple_arguments = self.min_arguments if self._pairs_only else self.max_arguments
+        # After an argument that can be repeated, no argument has a fixed position.
+        fixed = itertools.takewhile(lambda name: "..." not in name, positional[self.name_words :])
+        parsers = [PARSERS.get(name, bytes) for name in fixed]
+        plain = raw or set(parsers) <= {bytes}
+        self.function = function if plain else _with_parsers(function, parsers)
+        self.key_positions = self._find_keys(usage.split())
 
     @staticmethod
-    def _places(words: list[str]) -> tuple[int, int, int]:
-        # Where the keys are, as COMMAND tells: the first, the last (from the end, if below 0), and
-        # the step; none where a number says how many there are.
+    def _find_keys(words: list[str]) -> tuple[int, int, int]:
+        # Return the positions of the keys as COMMAND does: the first, the last (negative: from the
+        # end), and the step. All are 0 if the number of keys is an argument (numkeys).
         named = [words.index(word) for word in ("key", "source", "destination") if word in words]
         if not named or "numkeys" in words:
             return 0, 0, 0
@@ -2860,143 +2777,155 @@ class Command:
         last = first + ("source" in words or "newkey" in words)
         if "[key" in words:
             last = -2 if words[-1] == "timeout" else -1
-        return (
-            first,
-            last,
-            2 if words[first + 1 : first + 2] == ["value"] and "...]" in words else 1,
-        )
+        step = 2 if words[first + 1 : first + 2] == ["value"] and "...]" in words else 1
+        return first, last, step
 
-    def call(self, context: Context, arguments: list[bytes]) -> Reply:
-        """Carry it out.
+    def call(self, client: Client, arguments: list[bytes]) -> Reply:
+        """Parse the arguments, call the function and return its reply.
 
-        :raises CommandError: for a wrong number of arguments too.
+        :param arguments: the command with its name.
+        :raises CommandError: for a wrong number of arguments, and as the function does.
         """
-        size = len(arguments)
-        if not self.fewest <= size <= self.most or (self._paired and (size - self.fewest) % 2):
-            raise wrong_arity(b"|".join(arguments[: self.words]))
-        if size <= self.plain or self._options is None:
-            return self.run(context, *arguments[self.words :])
-        options = self._options.parse(arguments[self.plain :])
-        return self.run(context, *arguments[self.words : self.plain], **options)
+        size, first = len(arguments), self.name_words
+        if not self.min_arguments <= size <= self.max_arguments or (
+            self._pairs_only and (size - self.min_arguments) % 2
+        ):
+            raise wrong_arity(b"|".join(arguments[:first]))
+        if size <= self.simple_arguments or self._options is None:
+            return self.function(client, *arguments[first:])
+        options = self._options.parse(arguments[self.simple_arguments :])
+        return self.function(client, *arguments[first : self.simple_arguments], **options)
 
 
-def _parsing(run: Callable[..., Reply], parsers: list[Callable[[bytes], Any]]) -> Any:
-    def parse_and_run(context: Context, *arguments: bytes, **options: Any) -> Reply:
+def _with_parsers(function: Callable[..., Reply], parsers: list[Callable[[bytes], Any]]) -> Any:
+    def parse_and_call(client: Client, *arguments: bytes, **options: Any) -> Reply:
         parsed = [parser(argument) for parser, argument in zip(parsers, arguments)]
-        return run(context, *parsed, *arguments[len(parsed) :], **options)
+        return function(client, *parsed, *arguments[len(parsed) :], **options)
 
-    return parse_and_run
+    return parse_and_call
 
 
-#: Every command by its name in upper case, and in lower case too: clients send either.
+#: Every command of one word, by its name in upper case.
 COMMANDS: dict[bytes, Command] = {}
-
-#: Those of two words, by both in upper case; and COMMAND, which is one alone too, by b"".
+#: The commands that do not change the state of the connection, by their names in upper and in
+#: lower case, because clients send either. execute() looks only here.
+FAST_COMMANDS: dict[bytes, Command] = {}
+#: Commands of two words, by both words in upper case; and by (b"COMMAND", b"") the command COMMAND,
+#: which has subcommands and can also be called alone.
 SUBCOMMANDS: dict[tuple[bytes, bytes], Command] = {}
+#: The first words of SUBCOMMANDS.
 CONTAINERS: set[bytes] = set()
 
 Declaration = Callable[[Callable[..., Reply]], Callable[..., Reply]]
 
 
 class Family:
-    """Declares the commands of a family, whose values are of one kind, by usage and summary.
+    """Declares a family of commands whose values have one type.
 
-    The functions of :meth:`reads`, :meth:`writes` and :meth:`grows` take the
-    context and the arguments; those of :meth:`views` and :meth:`edits`, in
-    place of the context and the key, the value of that key (an empty one if
-    there is none). ``raw`` and ``loose`` are :class:`Command`'s; further
-    keywords go to the function.
+    Each decorator takes a usage and a summary. The functions of :meth:`reads`, :meth:`writes`,
+    :meth:`grows` and :meth:`controls` (see :class:`Command`) are called with the client and the
+    arguments. The functions of :meth:`views` and :meth:`edits` are called with the value of the
+    key, which is empty for a missing key, instead of the client and the key. ``raw`` and
+    ``extra_is_syntax_error`` are those of :class:`Command`; other keywords are passed to the
+    function.
     """
 
-    def __init__(self, group: str, kind: type = bytes) -> None:
+    def __init__(self, group: str, value_type: type = bytes) -> None:
         self._group = group
-        #: The class of its values.
-        self.kind: Any = kind
+        self.value_type: Any = value_type
         self.reads = functools.partial(self._declare, "reads")
         self.writes = functools.partial(self._declare, "writes")
         self.grows = functools.partial(self._declare, "grows")
+        self.controls = functools.partial(self._declare, "controls")
 
     def _declare(
         self, access: str, usage: str, summary: str, wrap: Callable[[Any], Any] | None = None,
-        raw: bool = False, loose: bool = False, **fixed: Any,
+        raw: bool = False, extra_is_syntax_error: bool = False, **fixed: Any,
     ) -> Declaration:  # fmt: skip
         def declare(function: Callable[..., Reply]) -> Callable[..., Reply]:
             run = functools.partial(function, **fixed) if fixed else function
             run = wrap(run) if wrap else run
-            entry = Command(self._group, access, usage, summary, run, raw, loose)
+            entry = Command(self._group, access, usage, summary, run, raw, extra_is_syntax_error)
             name, *subcommand = entry.name.encode().split()
             if subcommand or name in CONTAINERS:
                 if name not in CONTAINERS:
                     CONTAINERS.add(name)
-                    self.reads(f"{name.decode()} HELP", "How these are used.")(
-                        lambda context: help_(context, name)
+                    help_usage = f"{name.decode()} HELP"
+                    self.reads(help_usage, "Return the subcommands and their usage.")(
+                        lambda client: help_(client, name)
                     )
                 SUBCOMMANDS[name, b"".join(subcommand)] = entry
             else:
-                COMMANDS[name] = COMMANDS[name.lower()] = entry
+                COMMANDS[name] = entry
+                if access != "controls":
+                    FAST_COMMANDS[name] = FAST_COMMANDS[name.lower()] = entry
             return function
 
         return declare
 
     def views(self, usage: str, summary: str, **more: Any) -> Declaration:
-        """Declare a command that looks at one value."""
-        return self._declare("reads", usage, summary, self._viewing, **more)
+        """Declare a command that reads one value."""
+        return self._declare("reads", usage, summary, self._with_value, **more)
 
     def edits(
         self, usage: str, summary: str, access: str = "grows", always: bool = False,
         event: str = "", **more: Any,
     ) -> Declaration:  # fmt: skip
-        """Declare a command that changes one value.
+        """Declare a command that changes one value in place.
 
-        :param always: whether it does so even when the reply is None, 0 or an empty list.
-        :param event: what the change is called in events, if not by the name of the command.
+        :param always: True to store the value even if the reply is None, 0 or an empty list.
+        :param event: the name of the keyspace event, if it is not the name of the command.
         """
         event = event or usage.split(maxsplit=1)[0].lower()
-        wrap = functools.partial(self._editing, always=always, event=event.encode())
+        wrap = functools.partial(self._with_edited_value, always=always, event=event.encode())
         return self._declare(access, usage, summary, wrap, **more)
 
-    def _viewing(self, function: Callable[..., Reply]) -> Callable[..., Reply]:
-        kind = self.kind
+    def _with_value(self, function: Callable[..., Reply]) -> Callable[..., Reply]:
+        value_type = self.value_type
 
-        def view(context: Context, key: bytes, *arguments: Any, **options: Any) -> Reply:
-            value = context.store.read(key, kind)
-            return function(kind() if value is None else value, *arguments, **options)
+        def view(client: Client, key: bytes, *arguments: Any, **options: Any) -> Reply:
+            value = client.keyspace.read(key, value_type)
+            return function(value_type() if value is None else value, *arguments, **options)
 
         return view
 
-    def _editing(
+    def _with_edited_value(
         self, function: Callable[..., Reply], always: bool, event: bytes
     ) -> Callable[..., Reply]:
-        kind = self.kind
+        value_type = self.value_type
 
-        def edit(context: Context, key: bytes, *arguments: Any, **options: Any) -> Reply:
-            value = context.store.edit(key, kind)
+        def edit(client: Client, key: bytes, *arguments: Any, **options: Any) -> Reply:
+            value = client.keyspace.read_for_write(key, value_type)
             if value is None:
-                value = kind()
+                value = value_type()
             reply = function(value, *arguments, **options)
             if always or reply not in (None, 0, []):
-                context.store.write(key, value, event)
+                client.keyspace.write(key, value, event)
             return reply
 
         return edit
 
 
-def look_for_room(context: Context, names: Sequence[bytes], cost: int, held: int = 0) -> None:
-    """Look whether there is memory for names of keys or channels that a client has the server
-    remember, at a cost each, ``held`` before: a little of it is let in however little is left.
+def ensure_memory(client: Client, names: Sequence[bytes], cost: int, existing: int = 0) -> None:
+    """Raise CommandError unless the server can store these names for a client.
 
-    :raises CommandError: if there is not.
+    Each name costs its length and ``cost`` bytes. Small amounts are accepted even when memory is
+    short, so that a client can always work.
+
+    :param existing: the number of names that are stored for the client already.
     """
-    store = context.store
+    keyspace = client.keyspace
     size = sum(map(len, names)) + cost * len(names)
-    if size + cost * held > FREE_INPUT and store.used + size > store.limit:
-        store.make_room(size)
+    is_small = size + cost * existing <= MEMORY_CHECK_THRESHOLD
+    if not is_small and keyspace.used_memory + size > keyspace.memory_limit:
+        keyspace.free_memory(size)
 
 
 def find_command(arguments: list[bytes]) -> Command:
-    """The entry for a command.
+    """Return the command table's entry for a command.
 
-    :raises CommandError: if there is none, or the number of arguments cannot be right.
+    :raises CommandError: if the command is unknown, or its number of arguments is wrong as far as
+        Redis checks it before it queues a command. :meth:`Command.call` checks the rest.
     """
     name = arguments[0].upper()
     entry = COMMANDS.get(name)
@@ -3006,140 +2935,146 @@ def find_command(arguments: list[bytes]) -> Command:
         if entry is None and len(arguments) < 2:
             raise wrong_arity(name)
         if entry is None:
-            shown = f"'{_shown(subcommand[:ERROR_EXCERPT])}'. Try {_shown(name)} HELP."
-            raise CommandError(f"ERR unknown subcommand {shown}")
+            excerpt = _printable(subcommand[:ERROR_EXCERPT])
+            raise CommandError(f"ERR unknown subcommand '{excerpt}'. Try {_printable(name)} HELP.")
     if entry is None:
         raise UnknownCommand(arguments[0], arguments[1:])
-    # As far as Redis looks before it queues a command; call() does the rest.
-    if len(arguments) < entry.fewest or len(arguments) > entry.most == entry.fewest:
-        raise wrong_arity(b"|".join(arguments[: entry.words]))
+    size = len(arguments)
+    if size < entry.min_arguments or size > entry.max_arguments == entry.min_arguments:
+        raise wrong_arity(b"|".join(arguments[: entry.name_words]))
     return entry
 
 
-def execute(context: Context, arguments: Any) -> Reply:
-    """Carry out one command, under the store's lock, and return its reply, an error included.
+def execute(client: Client, arguments: Any) -> Reply:
+    """Execute one command under the keyspace lock and return its reply, which may be an error.
 
-    :param arguments: the command's, or the error that reading it ended in.
+    :param arguments: the command with its name, or the error that the parser returned.
     """
-    if arguments.__class__ is not list:
-        return _refuse(context, arguments)
-    entry = COMMANDS.get(arguments[0])
     try:
-        if entry is None or context.guarded:
-            return _execute_guarded(context, arguments)
-        if entry.grows and context.store.used > context.store.limit:
-            find_command(arguments)  # what is wrong anyway frees nothing
-            context.store.make_room()
-        if entry.fewest <= len(arguments) <= entry.plain:
-            return entry.run(context, *arguments[entry.words :])
-        return entry.call(context, arguments)
+        if arguments.__class__ is not list:
+            return reply_error(client, arguments)
+        entry = FAST_COMMANDS.get(arguments[0])
+        if entry is None or client.slow_path:
+            return _execute_slow_path(client, arguments)
+        if entry.grows and client.keyspace.used_memory > client.keyspace.memory_limit:
+            find_command(arguments)  # do not evict keys for a command that fails anyway
+            client.keyspace.free_memory()
+        if entry.min_arguments <= len(arguments) <= entry.simple_arguments:
+            return entry.function(client, *arguments[1:])
+        return entry.call(client, arguments)
     except CommandError as error:
         return error
     except Exception:
-        # A fault of this program: the client is told, the log says where, everybody else goes on.
-        log.exception("Command %r failed", arguments[0])
+        log.exception("Internal error in command %r", arguments[0])
         return CommandError(INTERNAL_ERROR)
 
 
-def _refuse(context: Context, error: Any) -> Reply:
+def reply_error(client: Client, error: Any) -> Reply:
+    """Return the reply to a request that the parser rejected."""
     if isinstance(error, ProtocolError):
-        context.fault = str(error).partition(" ")[2]
-        context.close()
-    elif context.guarded:
-
-        def refuse() -> Reply:
-            context.spoiled = context.queue is not None
-            raise error
-
-        return _muted(context, refuse)
-    return error  # type: ignore[no-any-return]
+        client.close(str(error).partition(" ")[2], logging.WARNING)
+        return error
+    return _execute_slow_path(client, error)
 
 
-#: What is carried out before a password is given, and what is not queued by MULTI.
-_BEFORE_AUTH = frozenset({"AUTH", "HELLO", "QUIT", "RESET"})
-_NOT_QUEUED = frozenset({"DISCARD", "EXEC", "MULTI", "QUIT", "RESET", "WATCH"})
+#: Commands that an unauthenticated client may call, and that MULTI does not queue.
+_ALLOWED_BEFORE_AUTH = frozenset({"AUTH", "HELLO", "QUIT", "RESET"})
+_NEVER_QUEUED = frozenset({"DISCARD", "EXEC", "MULTI", "QUIT", "RESET", "WATCH"})
 _NOT_IN_TRANSACTIONS = frozenset({"BGSAVE", "SAVE"})
-#: What a subscriber whose protocol does not tell messages from replies may ask for.
-_WHILE_SUBSCRIBED = frozenset(
+#: Commands that a subscribed client may call in RESP2, which cannot tell messages from replies.
+_ALLOWED_WHILE_SUBSCRIBED = frozenset(
     {"PING", "PSUBSCRIBE", "PUNSUBSCRIBE", "QUIT", "RESET", "SUBSCRIBE", "UNSUBSCRIBE"}
 )
-#: What MONITOR does not show, as Redis has it.
-_UNSEEN = frozenset(
+#: Commands that MONITOR does not show, as in Redis.
+_HIDDEN_FROM_MONITOR = frozenset(
     {"BGSAVE", "CLIENT KILL", "CLIENT LIST", "CLIENT UNBLOCK", "CONFIG GET", "CONFIG SET",
      "DEBUG SLEEP", "MONITOR", "SAVE"}
 )  # fmt: skip
 
 
-def _execute_guarded(context: Context, arguments: list[bytes]) -> Reply:
-    return _muted(context, functools.partial(_accept, context, arguments))
-
-
-def _muted(context: Context, carry_out: Callable[[], Reply]) -> Reply:
-    # The reply, unless the client has said that it wants none.
-    skipping = context.replying == "SKIPPING"
+def _execute_slow_path(client: Client, arguments: Any) -> Reply:
+    skip_this = client.reply_mode == "SKIP_NEXT"
     try:
-        reply = carry_out()
+        reply = check_and_queue(client, arguments)
     except CommandError as error:
         reply = error
-    muted = context.replying == "OFF"
-    if context.replying == "SKIP":
-        context.replying = "SKIPPING"
-    elif skipping and context.replying == "SKIPPING":
-        context.replying = "ON"
-        context.guard()
-        muted = True
-    if context.waiter is not None:
-        context.waiter.muted = muted
-    return NOTHING if muted else reply
+    reply = apply_reply_mode(client, reply, skip_this)
+    client.slow_path = client.needs_slow_path()
+    return reply
 
 
-def _accept(context: Context, arguments: list[bytes]) -> Reply:
+def apply_reply_mode(client: Client, reply: Reply, skip_this: bool) -> Reply:
+    """Return the reply to a command, or NO_REPLY if CLIENT REPLY suppresses it.
+
+    :param skip_this: True if CLIENT REPLY SKIP came directly before this command.
+    """
+    suppress = client.reply_mode == "OFF"
+    if client.reply_mode == "SKIP":
+        client.reply_mode = "SKIP_NEXT"
+    elif skip_this and client.reply_mode == "SKIP_NEXT":
+        client.reply_mode = "ON"
+        suppress = True
+    if client.blocked is not None:
+        client.blocked.suppress_reply = suppress
+    return NO_REPLY if suppress else reply
+
+
+def check_and_queue(client: Client, arguments: Any) -> Reply:
+    """Check whether a client may execute a command now, then queue it or call it.
+
+    :param arguments: the command with its name, or the error that the parser returned.
+    :raises CommandError: if the client may not execute it, and as the command does.
+    """
+    transaction = client.transaction
     try:
+        if isinstance(arguments, CommandError):
+            raise arguments
         entry = find_command(arguments)
-        if context.locked_out and entry.name not in _BEFORE_AUTH:
+        if not client.authenticated and entry.name not in _ALLOWED_BEFORE_AUTH:
             raise CommandError("NOAUTH Authentication required.")
-        pushed_to = context.subscriber.count() > 0 and context.protocol == 2
-        if pushed_to and entry.name not in _WHILE_SUBSCRIBED:
+        subscribed = client.subscription_count > 0 and client.protocol == 2
+        if subscribed and entry.name not in _ALLOWED_WHILE_SUBSCRIBED:
             name = entry.name.lower().replace(" ", "|")
             raise CommandError(
                 f"ERR Can't execute '{name}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT"
                 " / RESET are allowed in this context"
             )
-        if context.queue is not None and entry.name in _NOT_IN_TRANSACTIONS:
+        if transaction is not None and entry.name in _NOT_IN_TRANSACTIONS:
             raise CommandError("ERR Command not allowed inside a transaction")
-        if context.queue is None:
+        if transaction is None:
             grows = entry.grows
         elif entry.name == "EXEC":
-            grows = any(each.grows for each, _ in context.queue)
+            grows = any(queued.grows for queued, _ in transaction.commands)
         else:
-            grows = entry.name not in _NOT_QUEUED  # to be queued takes memory as well
-        if grows and context.store.used > context.store.limit:
-            context.store.make_room()
+            grows = entry.name not in _NEVER_QUEUED  # the queue uses memory too
+        if grows and client.keyspace.used_memory > client.keyspace.memory_limit:
+            client.keyspace.free_memory()
     except CommandError as error:
-        context.spoiled = context.queue is not None
-        if arguments[0].upper() == b"EXEC":
-            raise cannot_execute(context, error) from None
+        if transaction is not None:
+            transaction.failed = True
+        if arguments.__class__ is list and arguments[0].upper() == b"EXEC":
+            raise abort_transaction(client, error) from None
         raise
-    if context.queue is None or entry.name in _NOT_QUEUED:
-        return carry_out(context, entry, arguments)
-    context.queue.append((entry, arguments))
-    size = QUEUED_COST + sum(map(cost_of, arguments))
-    context.queued += size
-    context.store.reserve(size)
+    if transaction is None or entry.name in _NEVER_QUEUED:
+        return call_command(client, entry, arguments)
+    transaction.commands.append((entry, arguments))
+    size = QUEUED_COST + sum(map(memory_cost, arguments))
+    transaction.size += size
+    client.keyspace.reserve(size)
     return QUEUED
 
 
-def carry_out(context: Context, entry: Command, arguments: list[bytes]) -> Reply:
-    """Call a command, while somebody may want to know of it.
+def call_command(client: Client, entry: Command, arguments: list[bytes]) -> Reply:
+    """Call a command and show it to the clients of MONITOR.
 
     :raises CommandError: as the command does.
     """
-    channels = context.live.channels
+    pubsub = client.state.pubsub
     try:
-        return entry.call(context, arguments)
+        return entry.call(client, arguments)
     finally:
-        if channels.monitors and entry.name not in _UNSEEN:
-            channels.tell(_monitored(context, entry, arguments), channels.monitors)
+        if pubsub.monitors and entry.name not in _HIDDEN_FROM_MONITOR:
+            pubsub.queue(_monitor_line(client, entry, arguments), pubsub.monitors)
 
 
 _ESCAPES: dict[int, str] = {
@@ -3149,68 +3084,69 @@ _ESCAPES: dict[int, str] = {
 }
 
 
-def _monitored(context: Context, entry: Command, arguments: list[bytes]) -> Status:
-    # The line that MONITOR shows for a command.
-    # Of a long argument the beginning: all of it would take long, and much memory.
+def _monitor_line(client: Client, entry: Command, arguments: list[bytes]) -> Status:
+    # Long arguments are cut, because a copy for each monitoring client would need much memory.
     words = [
-        word[:MONITORED].decode("latin-1").translate(_ESCAPES) + "..." * (len(word) > MONITORED)
+        word[:MONITOR_EXCERPT].decode("latin-1").translate(_ESCAPES)
+        + "..." * (len(word) > MONITOR_EXCERPT)
         for word in arguments
     ]
     secret = 1 if entry.name == "AUTH" else len(words)
     if entry.name == "HELLO":
         secret = 1 + [*map(bytes.upper, arguments), b"AUTH"].index(b"AUTH")
     words[secret:] = ["(redacted)"] * (len(words) - secret)
-    address = context.peer.address
+    address = client.address
     address = f"unix:{address.rpartition(':')[0]}" if address.startswith("/") else address
-    seconds, rest = divmod(time.time_ns() // 1000, 1_000_000)
-    shown = " ".join(f'"{word}"' for word in words)
-    return Status(f"{seconds}.{rest:06} [0 {address}] {shown}".encode("utf-8", "replace"))
+    seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
+    quoted = " ".join(f'"{word}"' for word in words)
+    line = f"{seconds}.{microseconds:06} [0 {address}] {quoted}"
+    return Status(line.encode("utf-8", "replace"))
 
 
-def cannot_execute(context: Context, error: CommandError) -> CommandError:
-    """End the transaction; the error for an EXEC that was itself refused."""
-    context.end_transaction()
+def abort_transaction(client: Client, error: CommandError) -> CommandError:
+    """Discard the transaction and return the error reply of an EXEC that was itself rejected."""
+    client.end_transaction()
     reason = re.sub("^ERR ", "", str(error))
     return CommandError(f"EXECABORT Transaction discarded because of: {reason}")
 
 
 # ----------------------------------------------------------------------------
-# Commands: what their arguments say
+# Commands: argument parsing
 # ----------------------------------------------------------------------------
 
+# The functions of this section raise CommandError for an invalid argument, with Redis's text. A
+# parameter ``error`` gives that text where it depends on the command.
+
+_NOT_FINITE = "ERR increment would produce NaN or Infinity"
 _INTEGER = re.compile(rb"0|-?[1-9][0-9]{0,18}")
 _FLOAT = re.compile(rb"[+-]?(?:(\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,4})?|inf(?:inity)?)", re.IGNORECASE)
 
 
-# Every function of this section raises CommandError for an argument that is not what it says,
-# with the text given where one is.
-
-
 def parse_integer(
-    argument: bytes, error: str = NOT_AN_INTEGER, least: int = INTEGER_MIN,
-    most: int = INTEGER_MAX, beyond: str | None = None,
+    argument: bytes, error: str = NOT_AN_INTEGER, minimum: int = INTEGER_MIN,
+    maximum: int = INTEGER_MAX, range_error: str | None = None,
 ) -> int:  # fmt: skip
-    """An integer as Redis accepts it: no blanks, no plus, no leading zeros, 64 bits.
+    """Return a 64-bit integer; as in Redis, blanks, a plus sign and leading zeros are errors.
 
-    :param beyond: the text for one that is not from ``least`` to ``most``, if another one.
+    :param range_error: the text if the integer is out of range; None: ``error``.
     """
     number = int(argument) if _INTEGER.fullmatch(argument) else None
     if number is None or not INTEGER_MIN <= number <= INTEGER_MAX:
         raise CommandError(error)
-    if not least <= number <= most:
-        raise CommandError(beyond or error)
+    if not minimum <= number <= maximum:
+        raise CommandError(range_error or error)
     return number
 
 
 def add_integer(number: int, increment: int) -> int:
-    """Their sum, which must fit 64 bits."""
+    """Return the sum; raise CommandError if it does not fit into 64 bits."""
     if not INTEGER_MIN <= number + increment <= INTEGER_MAX:
         raise CommandError(OVERFLOW)
     return number + increment
 
 
 def match_number(argument: bytes, error: str = NOT_A_FLOAT) -> re.Match[bytes]:
-    """A number in decimal, with or without an exponent; infinite ones too."""
+    """Return the match for a decimal number; its group 1 is None if the number is infinite."""
     match = _FLOAT.fullmatch(argument) if len(argument) <= MAX_NUMBER else None
     if match is None:
         raise CommandError(error)
@@ -3218,7 +3154,7 @@ def match_number(argument: bytes, error: str = NOT_A_FLOAT) -> re.Match[bytes]:
 
 
 def parse_float(argument: bytes) -> float:
-    """The same as a float, neither too great nor too small to be told from what it is not."""
+    """Return the argument as a float; overflow and underflow are errors, infinity is not."""
     digits, number = match_number(argument)[1], float(argument)
     if digits and (math.isinf(number) or (not number and digits.strip(b"0."))):
         raise CommandError(NOT_A_FLOAT)
@@ -3226,39 +3162,33 @@ def parse_float(argument: bytes) -> float:
 
 
 def add_decimal(value: bytes, error: str, increment: bytes) -> bytes:
-    """The sum of two numbers, with 17 places after the point at most, none of them a last 0.
+    """Return the sum of two decimal numbers, with at most 17 decimal places, as INCRBYFLOAT does.
 
-    Redis calculates with 64 significant bits, which are more than a Python float has. The error
-    is for the first.
+    Redis calculates with C's long double, which has 64 significant bits and is infinite from
+    2**16384; a Python float has 53 bits.
+
+    :param error: the text for an invalid ``value``; for an invalid increment it is NOT_A_FLOAT.
     """
     numbers = [match_number(value, error)[0], match_number(increment)[0]]
     if any(b"i" in number.lower() for number in numbers):
-        raise CommandError("ERR increment would produce NaN or Infinity")
-    one, other = (_rounded(fractions.Fraction(number.decode())) for number in numbers)
-    for number, what in ((one, error), (other, NOT_A_FLOAT), (one + other, NOT_A_FLOAT)):
-        if abs(number) >= 2**16384:  # which is infinite to Redis
-            raise CommandError(what)
-    total = _rounded(one + other)
-    places = round(abs(total) * 10**17)
-    text = f"{_digits(places // 10**17)}.{places % 10**17:017}".rstrip("0").rstrip(".")
-    return f"-{text}".encode() if total < 0 and places else text.encode()
+        raise CommandError(_NOT_FINITE)
+    first, second = (_round_to_64_bits(fractions.Fraction(number.decode())) for number in numbers)
+    total = _round_to_64_bits(first + second)
+    for number, text in ((first, error), (second, NOT_A_FLOAT), (total, _NOT_FINITE)):
+        if abs(number) >= 2**16384:
+            raise CommandError(text)
+    scaled = round(abs(total) * 10**17)
+    digits = f"{_format_integer(scaled // 10**17)}.{scaled % 10**17:017}".rstrip("0").rstrip(".")
+    return f"-{digits}".encode() if total < 0 and scaled else digits.encode()
 
 
-def _digits(number: int) -> str:
-    # Python has a limit to what it writes in decimal, and needs long for much.
-    most = 10**MAX_NUMBER
-    return str(number) if number < most else f"{number // most}{number % most:0{MAX_NUMBER}}"
+def _format_integer(number: int) -> str:
+    # CPython refuses to format an integer of more than 4300 digits, so format it in two parts.
+    high, low = divmod(number, 10**MAX_NUMBER)
+    return f"{high}{low:0{MAX_NUMBER}}" if high else str(low)
 
 
-def _decimal(argument: bytes) -> bytes:
-    if b"i" in match_number(argument)[0].lower():
-        raise CommandError("ERR value is NaN or Infinity")
-    return argument
-
-
-def _rounded(number: fractions.Fraction) -> fractions.Fraction:
-    if not number:
-        return number
+def _round_to_64_bits(number: fractions.Fraction) -> fractions.Fraction:
     bits = abs(number.numerator).bit_length() - number.denominator.bit_length()
     unit = fractions.Fraction(2) ** (bits - 64)
     if abs(number) >= unit * 2**64:
@@ -3266,215 +3196,213 @@ def _rounded(number: fractions.Fraction) -> fractions.Fraction:
     return round(number / unit) * unit
 
 
-def _bounded(argument: bytes, least: int, most: int) -> int:
-    beyond = f"ERR value is out of range, value must between {least} and {most}"
-    return parse_integer(argument, NOT_AN_INTEGER, least, most, beyond)
+def _parse_decimal(argument: bytes) -> bytes:
+    if match_number(argument)[1] is None:
+        raise CommandError("ERR value is NaN or Infinity")
+    return argument
 
 
-def _database(argument: bytes) -> int:
-    if _bounded(argument, -(2**31), 2**31 - 1) != 0:
+def _parse_bounded(argument: bytes, minimum: int, maximum: int) -> int:
+    range_error = f"ERR value is out of range, value must between {minimum} and {maximum}"
+    return parse_integer(argument, NOT_AN_INTEGER, minimum, maximum, range_error)
+
+
+def _parse_database(argument: bytes) -> int:
+    if _parse_bounded(argument, -(2**31), 2**31 - 1) != 0:
         raise CommandError("ERR DB index is out of range")
     return 0
 
 
-def _rank(argument: bytes) -> int:
+def _parse_rank(argument: bytes) -> int:
     rank = parse_integer(argument)
     if rank == 0:
         raise CommandError(
             "ERR RANK can't be zero: use 1 to start from the first match, 2 from the second ..."
             " or use negative to start from the end of the list"
         )
-    # The least integer has no opposite: Redis, until 7.2, takes it for -1.
+    # Redis before 7.2 cannot negate the smallest integer and treats this rank as -1.
     return -1 if rank == INTEGER_MIN else rank
 
 
 def parse_bound(argument: bytes) -> tuple[float, bool]:
-    """A score that bounds a range, and whether it is left out itself, as in ``(5``."""
+    """Return the score that bounds a range, and True if ``(`` before it excludes that score."""
     exclusive = argument.startswith(b"(")
     number = argument[exclusive:].lstrip() if argument[exclusive:] else b"0"
     return float(match_number(number, "ERR min or max is not a float")[0]), exclusive
 
 
-def _choice(words: str, argument: bytes) -> str:
-    word = argument.decode("latin-1").upper()
-    if word not in words.split("|"):
+def _parse_choice(choices: str, argument: bytes) -> str:
+    choice = argument.decode("latin-1").upper()
+    if choice not in choices.split("|"):
         raise CommandError(SYNTAX_ERROR)
-    return word
+    return choice
 
 
 for _name in ("LEFT|RIGHT", "BEFORE|AFTER", "ON|OFF|SKIP"):
-    PARSERS[_name] = functools.partial(_choice, _name)
+    PARSERS[_name] = functools.partial(_parse_choice, _name)
 for _name in ("decrement", "end", "increment", "occurrences", "offset", "size", "start", "stop"):
     PARSERS[_name] = parse_integer
 PARSERS.update(
     {
         "count": lambda word: parse_integer(word, "ERR value is out of range, must be positive", 0),
-        "database": _database,
-        "decimal": _decimal,
+        "database": _parse_database,
+        "decimal": _parse_decimal,
         "len": lambda word: parse_integer(word, "ERR MAXLEN can't be negative", 0),
         "limit": lambda word: parse_integer(word, "ERR LIMIT can't be negative", 0),
         "max": parse_bound,
         "min": parse_bound,
         "num-matches": lambda word: parse_integer(word, "ERR COUNT can't be negative", 0),
-        "page-size": lambda word: parse_integer(word, least=1, beyond=SYNTAX_ERROR),
-        "rank": _rank,
-        "signed-count": lambda word: _bounded(word, -INTEGER_MAX, INTEGER_MAX),
+        "page-size": lambda word: parse_integer(word, minimum=1, range_error=SYNTAX_ERROR),
+        "rank": _parse_rank,
+        "signed-count": lambda word: _parse_bounded(word, -INTEGER_MAX, INTEGER_MAX),
     }
 )
 
 
-def positions(start: int, stop: int, length: int) -> tuple[int, int]:
-    """The range from ``start`` to ``stop`` of LRANGE and its like, as Python's slices have it."""
+def slice_bounds(start: int, stop: int, length: int) -> tuple[int, int]:
+    """Return the bounds of a Python slice for a range as in LRANGE, which includes ``stop``."""
     first = max(start + length, 0) if start < 0 else start
     last = stop + length if stop < 0 else min(stop, length - 1)
     return (first, last + 1) if first <= last else (0, 0)
 
 
-def deadline_of(
-    context: Context, name: str, argument: bytes, unit: int, absolute: bool,
-    least: int = INTEGER_MIN,
-) -> int:  # fmt: skip
-    """The deadline so many units (of ``unit`` milliseconds) from now, or from 1970."""
-    number = parse_integer(argument)
-    duration = number * unit
-    now, epoch = context.store.now(), context.store.unix_time(0)
+def parse_deadline(
+    client: Client, command: str, form: str, argument: bytes, minimum: int = INTEGER_MIN
+) -> int:
+    """Return the deadline of a key, in milliseconds of the keyspace's clock.
+
+    :param command: the name that the error text contains.
+    :param form: a name such as ``ex`` or ``pexpireat``. A leading ``p`` means milliseconds and
+        not seconds; a trailing ``at`` means since 1970 and not from now.
+    """
+    number, absolute = parse_integer(argument), form.endswith("at")
+    duration = number if form.startswith("p") else number * 1000
+    now, epoch = client.keyspace.now(), client.keyspace.unix_time(0)
     latest = INTEGER_MAX if absolute else INTEGER_MAX - epoch - now
-    if number < least or not INTEGER_MIN <= duration <= latest:
-        raise invalid_expire(name)
-    return Moment(duration - epoch) if absolute else duration + now
+    if number < minimum or not INTEGER_MIN <= duration <= latest:
+        raise invalid_expire(command)
+    return WallClockDeadline(duration - epoch) if absolute else duration + now
 
 
-#: The options for a time to live: the unit in milliseconds, and whether it counts from 1970.
-LIFETIMES = {"ex": (1000, False), "px": (1, False), "exat": (1000, True), "pxat": (1, True)}
-
-
-def lifetime(context: Context, name: str, options: dict[str, Any]) -> int | None:
-    """The deadline for a value yet to be set, by whichever of those options is given."""
-    for option, (unit, absolute) in LIFETIMES.items():
-        if option in options:
-            return deadline_of(context, name, options[option], unit, absolute, least=1)
+def parse_expiry(client: Client, command: str, options: dict[str, Any]) -> int | None:
+    """Return the deadline that an option EX, PX, EXAT or PXAT gives, or None without one."""
+    for form in ("ex", "px", "exat", "pxat"):
+        if form in options:
+            return parse_deadline(client, command, form, options[form], minimum=1)
     return None
 
 
-def take_keys(numkeys: bytes, words: Sequence[bytes], many: str) -> tuple[Any, Sequence[bytes]]:
-    """The keys that a number stands before, and what comes after them; ``many``: the error."""
+def split_numkeys(numkeys: bytes, args: Sequence[bytes], error: str) -> tuple[Any, Sequence[bytes]]:
+    """Return the first ``numkeys`` arguments and the rest; ``error`` is the text if too few."""
     size = parse_integer(numkeys, "ERR numkeys should be greater than 0", 1)
-    if size > len(words):
-        raise CommandError(many)
-    return words[:size], words[size:]
+    if size > len(args):
+        raise CommandError(error)
+    return args[:size], args[size:]
 
 
-def take_side(
-    numkeys: bytes, words: Sequence[bytes], sides: str
-) -> tuple[Sequence[bytes], str, int]:
-    """The keys, the side, and the count of LMPOP and its like."""
-    names, rest = take_keys(numkeys, words, SYNTAX_ERROR)
-    if not rest:
-        raise CommandError(SYNTAX_ERROR)
-    side = _choice(sides, rest[0])
-    options, more = Options("[COUNT number]").split(rest[1:3])
-    count = parse_integer(options.get("count", b"1"), "ERR count should be greater than 0", 1)
-    if more or len(rest) > 3:
-        raise CommandError(SYNTAX_ERROR)
-    return names, side, count
-
-
-def take_from(
-    context: Context, names: Sequence[bytes], kind: type, attempt: Callable[[bytes], Reply],
-    timeout: bytes | None = None, nothing: Reply = NO_LIST,
+def pop_or_block(
+    client: Client, keys: Sequence[bytes], value_type: type,
+    take: Callable[[Client, bytes], Reply], timeout: bytes | None = None,
+    empty_reply: Reply = NULL_ARRAY,
 ) -> Reply:  # fmt: skip
-    """Take something from the first of several keys that has it, or wait until one has.
+    """Return the reply of ``take`` for the first key that exists; if none does, block the client.
 
-    :param kind: what the keys hold.
-    :param attempt: takes it from a key that holds such a value.
-    :param timeout: the seconds to wait at most, 0 for no end; None: not to wait.
-    :param nothing: the reply where a client must not wait.
+    :param value_type: the type that the value of each key must have.
+    :param take: removes elements from an existing key and returns the reply. A blocked client
+        stores this function, which therefore must not capture the client.
+    :param timeout: the argument in seconds, 0 for no limit; None: do not block.
+    :param empty_reply: the reply if no key exists and the client may not block.
     """
-    seconds = None if timeout is None else _timeout(timeout)
-    for key in names:
-        if context.store.edit(key, kind) is not None:
-            return attempt(key)
-    if seconds is None or not context.may_wait:
-        return nothing
+    seconds = None if timeout is None else _parse_timeout(timeout)
+    for key in keys:
+        if client.keyspace.read_for_write(key, value_type) is not None:
+            return take(client, key)
+    if seconds is None or not client.can_block:
+        return empty_reply
     deadline = time.monotonic() + seconds if seconds else None
-    look_for_room(context, names, WATCH_COST)
-    return wait_for(
-        context, Waiter(context.live.waiting, context.peer, kind, attempt, deadline), names
-    )
+    ensure_memory(client, keys, WATCH_COST)
+    blocked = BlockedClient(client, value_type, take, deadline)
+    return client.state.blocked.block(blocked, keys)
 
 
-def wait_for(context: Context, waiter: Waiter, names: Iterable[bytes]) -> Reply:
-    """Let a client wait for these keys: its reply is yet to come."""
-    context.waiter = waiter
-    context.live.waiting.add(waiter, names)
-    context.halted = True
-    return NOTHING
+def mpop(
+    client: Client, arguments: Sequence[bytes], blocks: bool, choices: str, value_type: type,
+    take: Callable[..., Reply],
+) -> Reply:  # fmt: skip
+    """Execute LMPOP, ZMPOP, BLMPOP or BZMPOP; ``take`` gets ``where`` and ``count`` as well."""
+    keys, rest = split_numkeys(arguments[blocks], arguments[blocks + 1 :], SYNTAX_ERROR)
+    where = _parse_choice(choices, rest[0] if rest else b"")
+    options, extra = Options("[COUNT number]").split(rest[1:3])
+    count = parse_integer(options.get("count", b"1"), "ERR count should be greater than 0", 1)
+    if extra or len(rest) > 3:
+        raise CommandError(SYNTAX_ERROR)
+    take_count = functools.partial(take, where=where, count=count)
+    return pop_or_block(client, keys, value_type, take_count, arguments[0] if blocks else None)
 
 
-def _timeout(argument: bytes) -> float:
+def _parse_timeout(argument: bytes) -> float:
     seconds = float(match_number(argument, "ERR timeout is not a float or out of range")[0])
-    # Beyond 64 bits Redis says so as well.
+    # Redis sends this text also for a timeout whose milliseconds do not fit into 64 bits.
     if not 0 <= seconds * 1000 <= INTEGER_MAX:
         raise CommandError("ERR timeout is negative")
     return seconds
 
 
 def parse_cursor(argument: bytes) -> int:
-    """The cursor of SCAN and its like."""
-    # What strtoul() takes, which Redis leaves it to.
-    fits = len(argument) <= 21 and re.fullmatch(rb"([+-]?\d+)?", argument)
-    cursor = int(argument or b"0") if fits else 2**64
+    """Return the cursor of SCAN, HSCAN, SSCAN or ZSCAN, as C's strtoul() reads it for Redis."""
+    cursor = int(argument or b"0") if re.fullmatch(rb"[+-]?\d{1,21}|", argument) else 2**64
     if abs(cursor) >= 2**64:
         raise CommandError("ERR invalid cursor")
     return cursor % 2**64
 
 
 def scan_page(
-    walk: Callable[[int, int], tuple[int, list[bytes]]], cursor: int, options: dict[str, Any]
+    scan: Callable[[int, int], tuple[int, list[bytes]]], cursor: int, options: dict[str, Any]
 ) -> tuple[bytes, list[bytes]]:
-    """The next cursor of a walk, and the keys that match the options of SCAN and its like."""
-    cursor, found = walk(cursor, min(options.get("count", 10), MAX_SCAN))
+    """Return the next cursor and the matching keys of one page of :meth:`ScannableDict.scan`."""
+    cursor, page = scan(cursor, min(options.get("count", 10), MAX_SCAN))
     pattern = options.get("match", b"*")
-    return b"%d" % cursor, found if pattern == b"*" else list(filter(glob(pattern), found))
+    return b"%d" % cursor, page if pattern == b"*" else list(filter(compile_glob(pattern), page))
 
 
-def scans(family: Family, name: str, what: str, told: Callable[[Any, bytes], Any]) -> None:
-    """Declare HSCAN, SSCAN or ZSCAN; ``told`` gives what is told of a member, as a tuple."""
+def declare_scan(
+    family: Family, name: str, contents: str, describe: Callable[[Any, bytes], tuple[bytes, ...]]
+) -> None:
+    """Declare HSCAN, SSCAN or ZSCAN; ``describe`` returns a member's elements in the reply."""
     usage = f"{name} key cursor [MATCH pattern] [COUNT page-size]"
     options = Options(usage)
 
-    @family.reads(usage, f"Some of the {what}, and the cursor for more.", raw=True)
-    def scan_value(context: Context, key: bytes, cursor: bytes, *words: bytes) -> Reply:
+    @family.reads(usage, f"Return some of the {contents}, and the next cursor.", raw=True)
+    def scan_value(client: Client, key: bytes, cursor: bytes, *arguments: bytes) -> Reply:
         start = parse_cursor(cursor)
-        value: Any = context.store.read(key, family.kind)
+        value: Any = client.keyspace.read(key, family.value_type)
         if value is None:
             return [b"0", []]
-        chosen = options.parse(words)
-        table: Any = value
-        members: Any = list
-        if isinstance(value, SortedSet):
-            table, members = value.scores, SortedSet.members
-        # As Redis does it, a short one comes whole.
-        walk = table.walk if len(value) > SCAN_WHOLE else lambda *_: (0, members(value))
-        following, found = scan_page(walk, start, chosen)
-        return [following, [each for member in found for each in told(value, member)]]
+        chosen = options.parse(arguments)
+        is_zset = isinstance(value, SortedSet)
+        table, members = (value.scores, value.members) if is_zset else (value, value.keys)
+        # Redis returns all members of a small value at once.
+        scan = table.scan if len(value) > SCAN_ALL_BELOW else lambda *_: (0, list(members()))
+        next_cursor, page = scan_page(scan, start, chosen)
+        return [next_cursor, [part for member in page for part in describe(value, member)]]
 
 
-def pick(table: Table, count: int) -> list[bytes]:
-    """So many members by chance; of a negative number each may come more than once."""
+def random_members(table: ScannableDict, count: int) -> list[bytes]:
+    """Return ``count`` different random members, or ``-count`` that may repeat."""
+    # Redis accepts counts down to -2**62, whose replies would exhaust the memory.
     if -count > LIMITS["max_arguments"].default:
         raise CommandError("ERR value is out of range")
-    if not table or 4 * abs(count) > len(table):
+    if 4 * abs(count) > len(table):
         members = list(table)
-        if count >= 0:
-            return random.sample(members, min(count, len(members)))
-        return random.choices(members, k=-count) if members else []
-    # Of many members few are drawn, or all would have to be listed for each.
+        if count < 0:
+            return random.choices(members, k=-count) if members else []
+        return random.sample(members, min(count, len(members)))
+    # Do not list all members of a large value to choose only a few of them.
     if count < 0:
-        return [table.draw() for _ in range(-count)]
+        return [table.random_key() for _ in range(-count)]
     chosen: dict[bytes, None] = {}
     while len(chosen) < count:
-        chosen[table.draw()] = None
+        chosen[table.random_key()] = None
     return list(chosen)
 
 
@@ -3486,156 +3414,142 @@ strings = Family("string")
 _EXPIRY = "EX seconds|PX milliseconds|EXAT unix-time-seconds|PXAT unix-time-milliseconds"
 
 
-@strings.reads("GET key", "The value of a key.")
-@strings.reads("G key", "The value of a key.")
-def get(context: Context, key: bytes) -> Reply:
-    return context.store.read(key, bytes)
+@strings.reads("GET key", "Return the value of a key.")
+@strings.reads("G key", "Return the value of a key; short form of GET.")
+def get(client: Client, key: bytes) -> Reply:
+    return client.keyspace.read(key, bytes)
 
 
 @strings.grows(f"SET key value [NX|XX|IFEQ comparison-value] [GET] [{_EXPIRY}|KEEPTTL] [OWNED]",
-               "Set a key; in text everything after the key is the value. OWNED: until this"
-               " connection ends.")  # fmt: skip
-@strings.grows("GETSET key value", "Set a key and return the value it had.", get=True)
-def set_(context: Context, key: bytes, value: bytes, **options: Any) -> Reply:
-    store = context.store
+               "Set a key to a value (in text, the rest of the message); OWNED deletes the key when"
+               " the client disconnects.")  # fmt: skip
+@strings.grows("GETSET key value", "Set the value of a key and return its old value.", get=True)
+def set_(client: Client, key: bytes, value: bytes, **options: Any) -> Reply:
+    keyspace = client.keyspace
     if not options:
-        store.replace(key, value)
+        keyspace.replace(key, value)
         return OK
-    deadline = lifetime(context, "set", options)
-    compared = "get" in options or "ifeq" in options
-    old = store.read(key, bytes) if compared else store.peek(key)
+    deadline = parse_expiry(client, "set", options)
+    needs_string = "get" in options or "ifeq" in options
+    old = keyspace.read(key, bytes) if needs_string else keyspace.peek(key)
     if "ifeq" in options:
-        done = old == options["ifeq"]
+        allowed = old == options["ifeq"]
     else:
-        done = not (("nx" in options and old is not None) or ("xx" in options and old is None))
-    if done:
+        allowed = ("xx" if old is None else "nx") not in options
+    if allowed:
         if "keepttl" in options:
-            store.disown(key)
-            store.write(key, value, b"set")
+            keyspace.clear_owner(key)
+            keyspace.write(key, value, b"set")
         else:
-            store.replace(key, value, deadline)
+            keyspace.replace(key, value, deadline)
         if "owned" in options:
-            store.own(key, context)
+            keyspace.set_owner(key, client)
     if "get" in options:
         return old
-    return OK if done else None
+    return OK if allowed else None
 
 
-strings.grows("SETNX key value", "Set a key that does not exist: 1 if set, 0 if it exists.")(
-    lambda context, key, value: int(set_(context, key, value, nx=True) is OK)
+strings.reads("MGET key [key ...]", "Return the values of several keys.")(
+    lambda client, *keys: client.keyspace.read_strings(keys)
+)
+strings.views("STRLEN key", "Return the length of a value in bytes.")(len)
+strings.grows("SETNX key value", "Set a key that does not exist; return 1 if set, else 0.")(
+    lambda client, key, value: int(set_(client, key, value, nx=True) is OK)
 )
 
 
-@strings.grows("SETEX key seconds value", "Set a key with a time to live.", unit="ex")
-@strings.grows("PSETEX key milliseconds value", "SETEX in milliseconds.", unit="px")
-def setex(context: Context, key: bytes, duration: bytes, value: bytes, unit: str) -> Reply:
-    name = "setex" if unit == "ex" else "psetex"
-    context.store.replace(key, value, lifetime(context, name, {unit: duration}))
+@strings.grows("SETEX key seconds value", "Set a key and its time to live.", name="setex")
+@strings.grows("PSETEX key milliseconds value", "Set a key and its time to live.", name="psetex")
+def setex(client: Client, key: bytes, duration: bytes, value: bytes, name: str) -> Reply:
+    deadline = parse_deadline(client, name, name, duration, minimum=1)
+    client.keyspace.replace(key, value, deadline)
     return OK
 
 
-@strings.writes("GETDEL key", "Delete a key and return the value it had.")
-def getdel(context: Context, key: bytes) -> Reply:
-    old = context.store.read(key, bytes)
-    context.store.delete(key)
+@strings.writes("GETDEL key", "Delete a key and return its value.")
+def getdel(client: Client, key: bytes) -> Reply:
+    old = client.keyspace.read(key, bytes)
+    client.keyspace.delete(key)
     return old
 
 
-@strings.writes(f"GETEX key [{_EXPIRY}|PERSIST]", "The value of a key; changes its time to live.")
-def getex(context: Context, key: bytes, **options: Any) -> Reply:
-    value = context.store.read(key, bytes)
+@strings.writes(f"GETEX key [{_EXPIRY}|PERSIST]", "Return a value and change its time to live.")
+def getex(client: Client, key: bytes, **options: Any) -> Reply:
+    value = client.keyspace.read(key, bytes)
     if value is not None:
-        deadline = lifetime(context, "getex", options)
+        deadline = parse_expiry(client, "getex", options)
         if deadline is not None:
-            context.store.expire(key, deadline)
+            client.keyspace.expire(key, deadline)
         elif options:
-            context.store.persist(key)
+            client.keyspace.persist(key)
     return value
 
 
-@strings.grows("APPEND key value", "Add to the end of a value and return its new length.")
-def append(context: Context, key: bytes, value: bytes) -> Reply:
-    return _write_checked(context, key, (context.store.edit(key, bytes) or b"") + value, b"append")
-
-
-@strings.grows("SETRANGE key offset value", "Overwrite part of a value; its new length.")
-def setrange(context: Context, key: bytes, offset: int, value: bytes) -> Reply:
-    if offset < 0:
-        raise CommandError("ERR offset is out of range")
-    length = len(context.store.edit(key, bytes) or b"")
-    if not value:
-        return length
-    _check_length(context, offset + len(value), length)
-    old = context.store.edit(key, bytes) or b""  # unless it had to give way
-    before = old[:offset].ljust(offset, b"\0")
-    after = old[offset + len(value) :]
-    return _write_checked(context, key, before + value + after, b"setrange")
-
-
-def _write_checked(context: Context, key: bytes, value: bytes, event: bytes) -> int:
-    _check_length(context, len(value), len(value))
-    context.store.write(key, value, event)
+@strings.grows("APPEND key value", "Append to the value of a key and return the new length.")
+def append(client: Client, key: bytes, value: bytes) -> Reply:
+    value = (client.keyspace.read_for_write(key, bytes) or b"") + value
+    _check_string_length(client, len(value))
+    client.keyspace.write(key, value, b"append")
     return len(value)
 
 
-def _check_length(context: Context, length: int, old: int) -> None:
-    # No longer than a client could have sent it; and if much of it was not sent, which would have
-    # been counted, then than there is room for.
-    if length > context.settings.max_message:
+@strings.grows("SETRANGE key offset value", "Overwrite part of a value; return the new length.")
+def setrange(client: Client, key: bytes, offset: int, value: bytes) -> Reply:
+    if offset < 0:
+        raise CommandError("ERR offset is out of range")
+    length, end = len(client.keyspace.read_for_write(key, bytes) or b""), offset + len(value)
+    if not value:
+        return length
+    _check_string_length(client, end)
+    # The padding can be much longer than the command, whose memory was counted on arrival.
+    ensure_memory(client, [key], end - length)
+    old = client.keyspace.read_for_write(key, bytes) or b""  # the key may have been evicted
+    value = old[:offset].ljust(offset, b"\0") + value + old[end:]
+    client.keyspace.write(key, value, b"setrange")
+    return len(value)
+
+
+def _check_string_length(client: Client, length: int) -> None:
+    if length > client.settings.max_message:
         raise CommandError("ERR string exceeds maximum allowed size (proto-max-bulk-len)")
-    store, more = context.store, length - old
-    if more > FREE_INPUT and store.used + more > store.limit:
-        store.make_room(more)
 
 
-strings.views("STRLEN key", "The length of a value in bytes.")(len)
-
-
-@strings.views("GETRANGE key start end", "The part of a value between two positions.")
+@strings.views("GETRANGE key start end", "Return the part of a value between two positions.")
 def getrange(value: bytes, start: int, end: int) -> Reply:
     if end < 0 <= start or start <= end:
-        first, last = positions(start, max(end, -len(value)), len(value))
-        return value[first:last]
+        return value[slice(*slice_bounds(start, max(end, -len(value)), len(value)))]
     return b""
 
 
-strings.reads("MGET key [key ...]", "The values of several keys.")(
-    lambda context, *names: context.store.strings(names)
-)
-
-
-@strings.grows("MSET key value [key value ...]", "Set several keys at once.")
-def mset(context: Context, *pairs: bytes) -> Reply:
-    for key, value in zip(pairs[::2], pairs[1::2]):
-        context.store.replace(key, value)
-    return OK
-
-
-@strings.grows("MSETNX key value [key value ...]", "MSET, if none of the keys exists.")
-def msetnx(context: Context, *pairs: bytes) -> Reply:
-    if any(key in context.store for key in pairs[::2]):
+@strings.grows("MSET key value [key value ...]", "Set the values of several keys.")
+@strings.grows("MSETNX key value [key value ...]", "Set several keys and return 1, or set nothing"
+               " and return 0 if one of them exists.", only_new=True)  # fmt: skip
+def mset(client: Client, *pairs: bytes, only_new: bool = False) -> Reply:
+    if only_new and any(key in client.keyspace for key in pairs[::2]):
         return 0
-    return int(mset(context, *pairs) is OK)
+    for key, value in zip(pairs[::2], pairs[1::2]):
+        client.keyspace.replace(key, value)
+    return 1 if only_new else OK
 
 
-@strings.grows("INCR key", "Add 1 to a counter and return it.", sign=1)
-@strings.grows("DECR key", "Take 1 from a counter and return it.", sign=-1)
-@strings.grows("INCRBY key increment", "Add to a counter and return it.", sign=1)
-@strings.grows("DECRBY key decrement", "Take from a counter and return it.", sign=-1)
-def incrby(context: Context, key: bytes, increment: int = 1, *, sign: int) -> Reply:
+@strings.grows("INCR key", "Add 1 to an integer and return the result.", sign=1)
+@strings.grows("DECR key", "Subtract 1 from an integer and return the result.", sign=-1)
+@strings.grows("INCRBY key increment", "Add to an integer and return the result.", sign=1)
+@strings.grows("DECRBY key decrement", "Subtract from an integer and return the result.", sign=-1)
+def incrby(client: Client, key: bytes, increment: int = 1, *, sign: int) -> Reply:
     if sign * increment > INTEGER_MAX:
         raise CommandError("ERR decrement would overflow")
-    value = context.store.edit(key, bytes)
+    value = client.keyspace.read_for_write(key, bytes)
     number = add_integer(0 if value is None else parse_integer(value), sign * increment)
-    context.store.write(key, b"%d" % number, b"incrby")
+    client.keyspace.write(key, b"%d" % number, b"incrby")
     return number
 
 
-@strings.grows("INCRBYFLOAT key number", "Add a decimal number to a value; the sum.")
-def incrbyfloat(context: Context, key: bytes, increment: bytes) -> Reply:
-    value = context.store.edit(key, bytes)
+@strings.grows("INCRBYFLOAT key number", "Add a number to a decimal value and return the result.")
+def incrbyfloat(client: Client, key: bytes, increment: bytes) -> Reply:
+    value = client.keyspace.read_for_write(key, bytes)
     total = add_decimal(b"0" if value is None else value, NOT_A_FLOAT, increment)
-    context.store.write(key, total, b"incrbyfloat")
+    client.keyspace.write(key, total, b"incrbyfloat")
     return total
 
 
@@ -3643,178 +3557,162 @@ def incrbyfloat(context: Context, key: bytes, increment: bytes) -> Reply:
 # Commands: keys
 # ----------------------------------------------------------------------------
 
-keys = Family("generic")
+generic = Family("generic")
+_SCAN = "SCAN cursor [MATCH pattern] [COUNT page-size] [TYPE type]"
+_EXPIRE = "[NX] [XX] [GT] [LT]"
+_EXPIRE_OPTIONS = Options(_EXPIRE)
+TYPE_NAMES = {type(None): b"none", bytes: b"string", ListValue: b"list", Hash: b"hash",
+              Set: b"set", SortedSet: b"zset"}  # fmt: skip
 
 
-@keys.writes("DEL key [key ...]", "Delete keys and return how many there were.")
-@keys.writes("UNLINK key [key ...]", "DEL by another name.")
-def del_(context: Context, *names: bytes) -> Reply:
-    return sum(map(context.store.delete, names))
+@generic.writes("DEL key [key ...]", "Delete keys and return how many existed.")
+@generic.writes("UNLINK key [key ...]", "Delete keys and return how many existed.")
+def del_(client: Client, *keys: bytes) -> Reply:
+    return sum(map(client.keyspace.delete, keys))
 
 
-@keys.writes("DELEX key [IFEQ value|IFNE value]", "Delete a key if its value is this, or is not.")
-def delex(context: Context, key: bytes, **options: bytes) -> Reply:
-    value = context.store.peek(key)
+@generic.writes("DELEX key [IFEQ value|IFNE value]", "Delete a key, optionally only if its value"
+                " is equal or not equal to another; return 1 if deleted, else 0.")  # fmt: skip
+def delex(client: Client, key: bytes, **options: bytes) -> Reply:
+    value = client.keyspace.peek(key)
     if options and value is not None and not isinstance(value, bytes):
         raise CommandError("ERR Key should be of string type if conditions are specified")
     if value is None or ("ifeq" in options and value != options["ifeq"]):
         return 0
-    return int(value != options.get("ifne") and context.store.delete(key))
+    return int(value != options.get("ifne") and client.keyspace.delete(key))
 
 
-keys.reads("EXISTS key [key ...]", "How many of the keys exist.")(
-    lambda context, *names: sum(context.store.probe(key) is not None for key in names)
-)
-keys.reads("TOUCH key [key ...]", "EXISTS that counts as a use of the keys.")(
-    lambda context, *names: sum(context.store.look(key) is not None for key in names)
-)
-keys.reads("RANDOMKEY", "Any key.")(lambda context: context.store.draw())
-keys.writes("PERSIST key", "Take away a key's time to live: 1 if it had one.")(
-    lambda context, key: int(context.store.persist(key))
-)
-keys.writes("DELIFEQ key value", "Delete a key if its value is this: 1 if deleted.")(
-    lambda context, key, value: int(
-        context.store.edit(key, bytes) == value and context.store.delete(key)
+generic.writes("DELIFEQ key value", "Delete a key with this value; return 1 if deleted, else 0.")(
+    lambda client, key, value: int(
+        client.keyspace.read_for_write(key, bytes) == value and client.keyspace.delete(key)
     )
 )
-
-# fmt: off
-TYPE_NAMES = {
-    type(None): b"none", bytes: b"string", ListValue: b"list",
-    Hash: b"hash", Set: b"set", SortedSet: b"zset",
-}
-# fmt: on
-keys.reads("TYPE key", "The kind of a key's value: string, list, hash, set, zset or none.")(
-    lambda context, key: Status(TYPE_NAMES[type(context.store.probe(key))])
+generic.reads("EXISTS key [key ...]", "Return how many of the keys exist.")(
+    lambda client, *keys: sum(client.keyspace.lookup_no_touch(key) is not None for key in keys)
+)
+generic.reads("TOUCH key [key ...]", "Mark keys as used now and return how many exist.")(
+    lambda client, *keys: sum(client.keyspace.lookup(key) is not None for key in keys)
+)
+generic.reads("RANDOMKEY", "Return a random key.")(lambda client: client.keyspace.random_key())
+generic.writes("PERSIST key", "Remove the time to live of a key; return 1 if it had one, else 0.")(
+    lambda client, key: int(client.keyspace.persist(key))
+)
+generic.reads("TYPE key", "Return the type of a value: string, list, hash, set, zset or none.")(
+    lambda client, key: Status(TYPE_NAMES[type(client.keyspace.lookup_no_touch(key))])
 )
 
 
-@keys.writes("RENAME key newkey", "Give a key another name.")
-@keys.writes("RENAMENX key newkey", "RENAME, if there is no key of that name.", only_new=True)
-def rename(context: Context, key: bytes, newkey: bytes, *, only_new: bool = False) -> Reply:
-    if key not in context.store:
+@generic.writes("RENAME key newkey", "Rename a key and replace any key that has the new name.")
+@generic.writes("RENAMENX key newkey", "Rename a key if no key has the new name; return 1 if"
+                " renamed, else 0.", only_new=True)  # fmt: skip
+def rename(client: Client, key: bytes, newkey: bytes, *, only_new: bool = False) -> Reply:
+    if key not in client.keyspace:
         raise CommandError("ERR no such key")
-    if only_new and newkey in context.store:
+    if only_new and newkey in client.keyspace:
         return 0
-    context.store.rename(key, newkey)
+    client.keyspace.rename(key, newkey)
     return 1 if only_new else OK
 
 
-@keys.grows("COPY source destination [DB database] [REPLACE]", "Copy a key: 1 if done.")
-def copy(
-    context: Context, source: bytes, target: bytes, *, db: int = 0, replace: bool = False
-) -> Reply:
+@generic.grows("COPY source destination [DB database] [REPLACE]", "Copy a key; return 1 if copied.")
+def copy(client: Client, source: bytes, target: bytes, **options: Any) -> Reply:
     if source == target:
         raise CommandError("ERR source and destination objects are the same")
-    if context.store.look(source) is None or (target in context.store and not replace):
+    keyspace = client.keyspace
+    if keyspace.lookup(source) is None or (target in keyspace and "replace" not in options):
         return 0
-    context.store.copy(source, target)
+    keyspace.copy(source, target)
     return 1
 
 
-@keys.reads("KEYS pattern", "The keys that match a pattern such as user:*.")
-def keys_(context: Context, pattern: bytes) -> Reply:
-    everything = context.store.keys()
-    return everything if pattern == b"*" else list(filter(glob(pattern), everything))
+@generic.reads("KEYS pattern", "Return the keys that match a pattern such as user:*.")
+def keys_(client: Client, pattern: bytes) -> Reply:
+    keys = client.keyspace.keys()
+    return keys if pattern == b"*" else list(filter(compile_glob(pattern), keys))
 
 
-_SCAN = "SCAN cursor [MATCH pattern] [COUNT page-size] [TYPE type]"
-
-
-@keys.reads(_SCAN, "Some of the keys, and the cursor for more; 0 begins and ends.", raw=True)
-def scan(context: Context, cursor: bytes, *words: bytes) -> Reply:
-    start, options = parse_cursor(cursor), Options(_SCAN).parse(words)
-    following, found = scan_page(context.store.walk, start, options)
+@generic.reads(_SCAN, "Return some of the keys and the next cursor; 0 starts and ends.", raw=True)
+def scan(client: Client, cursor: bytes, *arguments: bytes) -> Reply:
+    start, options = parse_cursor(cursor), Options(_SCAN).parse(arguments)
+    next_cursor, keys = scan_page(client.keyspace.scan, start, options)
     if "type" in options:
-        wanted, peek = options["type"].lower(), context.store.peek
-        found = [key for key in found if TYPE_NAMES[type(peek(key))] == wanted]
-    return [following, found]
+        wanted, peek = options["type"].lower(), client.keyspace.peek
+        keys = [key for key in keys if TYPE_NAMES[type(peek(key))] == wanted]
+    return [next_cursor, keys]
 
 
-_IF = "[NX] [XX] [GT] [LT]"
-
-
-@keys.writes(
-    f"EXPIRE key seconds {_IF}",
-    "Let a key expire after so long: 1 if done.",
-    raw=True,
-    name="expire",
-)
-@keys.writes(f"PEXPIRE key milliseconds {_IF}", "EXPIRE in milliseconds.", raw=True, name="pexpire")
-@keys.writes(f"EXPIREAT key unix-time-seconds {_IF}", "Let a key expire at a time, in seconds since"
-             " 1970: 1 if done.", raw=True, name="expireat")  # fmt: skip
-@keys.writes(f"PEXPIREAT key unix-time-milliseconds {_IF}", "EXPIREAT in milliseconds.",
-             raw=True, name="pexpireat")  # fmt: skip
-def expire(context: Context, key: bytes, time: bytes, *words: bytes, name: str) -> Reply:
-    conditions = {word.upper() for word in words}
-    for word in words:
-        if word.upper() not in (b"NX", b"XX", b"GT", b"LT"):
-            raise CommandError(f"ERR Unsupported option {_shown(word)}")
-    if b"NX" in conditions and len(conditions) > 1:
+@generic.writes(f"EXPIRE key seconds {_EXPIRE}", "Set the time to live of a key in seconds; return"
+                " 1 if set, else 0.", raw=True, name="expire")  # fmt: skip
+@generic.writes(f"PEXPIRE key milliseconds {_EXPIRE}", "Set the time to live of a key in"
+                " milliseconds; return 1 if set, else 0.", raw=True, name="pexpire")  # fmt: skip
+@generic.writes(f"EXPIREAT key unix-time-seconds {_EXPIRE}", "Set when a key expires, in seconds"
+                " since 1970; return 1 if set, else 0.", raw=True, name="expireat")  # fmt: skip
+@generic.writes(f"PEXPIREAT key unix-time-milliseconds {_EXPIRE}", "Set when a key expires, in"
+                " milliseconds since 1970, as EXPIREAT.", raw=True, name="pexpireat")  # fmt: skip
+def expire(client: Client, key: bytes, argument: bytes, *conditions: bytes, name: str) -> Reply:
+    options, rest = _EXPIRE_OPTIONS.split(conditions)
+    if rest:
+        raise CommandError(f"ERR Unsupported option {_printable(rest[0])}")
+    if "nx" in options and len(options) > 1:
         raise CommandError("ERR NX and XX, GT or LT options at the same time are not compatible")
-    if {b"GT", b"LT"} <= conditions:
+    if {"gt", "lt"} <= options.keys():
         raise CommandError("ERR GT and LT options at the same time are not compatible")
-    unit = 1 if name.startswith("p") else 1000
-    deadline = deadline_of(context, name, time, unit, absolute=name.endswith("at"))
-    if key not in context.store:
+    deadline = parse_deadline(client, name, name, argument)
+    if key not in client.keyspace:
         return 0
-    # A key without a time to live has an endless one.
-    current = context.store.deadline(key)
-    end = math.inf if current is None else current
-    met = {
-        b"NX": current is None,
-        b"XX": current is not None,
-        b"GT": deadline > end,
-        b"LT": deadline < end,
-    }
-    if not all(met[condition] for condition in conditions):
+    current = client.keyspace.deadline(key)
+    # Redis compares a key without a time to live as if the key expired after every other key.
+    latest = math.inf if current is None else current
+    if (
+        ("nx" in options and current is not None)
+        or ("xx" in options and current is None)
+        or ("gt" in options and deadline <= latest)
+        or ("lt" in options and deadline >= latest)
+    ):
         return 0
-    context.store.expire(key, deadline)
+    client.keyspace.expire(key, deadline)
     return 1
 
 
-@keys.reads("TTL key", "The seconds a key has left; -1: no end, -2: no key.", unit=1000)
-@keys.reads("PTTL key", "TTL in milliseconds.", unit=1)
-@keys.reads("EXPIRETIME key", "When a key expires, in seconds since 1970.", unit=1000, at=True)
-@keys.reads("PEXPIRETIME key", "EXPIRETIME in milliseconds.", unit=1, at=True)
-def ttl(context: Context, key: bytes, *, unit: int, at: bool = False) -> Reply:
-    if context.store.probe(key) is None:
+@generic.reads("TTL key", "Return the time to live in seconds; -1: none, -2: no key.", unit=1000)
+@generic.reads("PTTL key", "Return the time to live in milliseconds; -1: none, -2: no key.", unit=1)
+@generic.reads("EXPIRETIME key", "Return the Unix time of expiry, -1 or -2.", unit=1000, at=True)
+@generic.reads("PEXPIRETIME key", "Return EXPIRETIME in milliseconds.", unit=1, at=True)
+def ttl(client: Client, key: bytes, *, unit: int, at: bool = False) -> Reply:
+    if client.keyspace.lookup_no_touch(key) is None:
         return -2
-    deadline = context.store.deadline(key)
+    deadline = client.keyspace.deadline(key)
     if deadline is None:
         return -1
-    left = context.store.unix_time(deadline) if at else deadline - context.store.now()
-    return (left + unit // 2) // unit
+    duration = client.keyspace.unix_time(deadline) if at else deadline - client.keyspace.now()
+    return (duration + unit // 2) // unit
 
 
-@keys.reads("OBJECT ENCODING key", "How Redis would hold a value such as this.")
-def object_encoding(context: Context, key: bytes) -> Reply:
-    value = context.store.peek(key)
+@generic.reads("OBJECT ENCODING key", "Return the encoding that Redis would choose for a value.")
+def object_encoding(client: Client, key: bytes) -> Reply:
+    value = client.keyspace.peek(key)
     if isinstance(value, bytes):
-        number = _INTEGER.fullmatch(value) and INTEGER_MIN <= int(value) <= INTEGER_MAX
-        return b"int" if number else b"embstr" if len(value) <= 44 else b"raw"
+        integer = _INTEGER.fullmatch(value) and INTEGER_MIN <= int(value) <= INTEGER_MAX
+        return b"int" if integer else b"embstr" if len(value) <= 44 else b"raw"
     if isinstance(value, Set):
-        numbers = len(value) <= 512 and all(map(_INTEGER.fullmatch, value))
-        return b"intset" if numbers else b"hashtable"
+        integers = len(value) <= 512 and all(map(_INTEGER.fullmatch, value))
+        return b"intset" if integers else b"hashtable"
     if isinstance(value, (Hash, SortedSet)):
-        members = value if isinstance(value, Hash) else value.scores
-        most, long = (512, b"hashtable") if isinstance(value, Hash) else (128, b"skiplist")
-        texts = (each for pair in members.items() for each in pair if isinstance(each, bytes))
-        short = len(members) <= most and all(len(each) <= 64 for each in texts)
-        return b"listpack" if short else long
+        table = value if isinstance(value, Hash) else value.scores
+        limit, large = (512, b"hashtable") if isinstance(value, Hash) else (128, b"skiplist")
+        texts = (each for pair in table.items() for each in pair if isinstance(each, bytes))
+        small = len(table) <= limit and all(len(text) <= 64 for text in texts)
+        return b"listpack" if small else large
     return None if value is None else b"quicklist"
 
 
-@keys.reads("OBJECT IDLETIME key", "The seconds since a key was used, under an LRU policy.")
-def object_idletime(context: Context, key: bytes) -> Reply:
-    if key not in context.store:
+@generic.reads("OBJECT IDLETIME key", "Return the seconds since the last use, under an LRU policy.")
+def object_idletime(client: Client, key: bytes) -> Reply:
+    if key not in client.keyspace:
         return None
-    idle = context.store.idle(key)
+    idle = client.keyspace.idle_time(key)
     if idle is None:
-        raise CommandError(
-            "ERR the time of use is kept under an LRU policy only, as after"
-            " CONFIG SET maxmemory-policy allkeys-lru"
-        )
+        raise CommandError("ERR idle times are recorded only under an LRU maxmemory-policy")
     return idle // 1000
 
 
@@ -3823,162 +3721,157 @@ def object_idletime(context: Context, key: bytes) -> Reply:
 # ----------------------------------------------------------------------------
 
 lists = Family("list", ListValue)
+_LMOVE = "source destination LEFT|RIGHT LEFT|RIGHT"
+_LMPOP = "numkeys key [key ...] LEFT|RIGHT [COUNT count]"
 
 
-@lists.edits("LPUSH key element [element ...]", "Add at the head; the length.", left=True)
-@lists.edits("RPUSH key element [element ...]", "Add at the tail; the length.", left=False)
-@lists.edits("LPUSHX key element [element ...]", "LPUSH to a list there is.", event="lpush",
-             left=True, any=False)  # fmt: skip
-@lists.edits("RPUSHX key element [element ...]", "RPUSH to a list there is.", event="rpush",
-             left=False, any=False)  # fmt: skip
-def push(value: ListValue, *elements: bytes, left: bool, any: bool = True) -> Reply:
-    if value or any:
+@lists.edits("LPUSH key element [element ...]", "Prepend elements; return the length.", left=True)
+@lists.edits("RPUSH key element [element ...]", "Append elements; return the length of the list.")
+@lists.edits("LPUSHX key element [element ...]", "Prepend elements to an existing list; return its"
+             " length, or 0.", event="lpush", left=True, create=False)  # fmt: skip
+@lists.edits("RPUSHX key element [element ...]", "Append elements to an existing list; return its"
+             " length, or 0.", event="rpush", create=False)  # fmt: skip
+def push(value: ListValue, *elements: bytes, left: bool = False, create: bool = True) -> Reply:
+    if value or create:
         value.push(elements, left)
     return len(value)
 
 
-@lists.edits("LPOP key [count]", "Take from the head.", "writes", left=True)
-@lists.edits("RPOP key [count]", "Take from the tail.", "writes", left=False)
-def pop(value: ListValue, count: int | None = None, *, left: bool) -> Reply:
+@lists.edits("LPOP key [count]", "Remove and return elements at the head.", "writes", left=True)
+@lists.edits("RPOP key [count]", "Remove and return elements at the tail.", "writes")
+def pop(value: ListValue, count: int | None = None, *, left: bool = False) -> Reply:
     if not value:
-        return None if count is None else NO_LIST
-    taken = value.take_some(left, 1 if count is None else count)
-    return taken[0] if count is None else taken
+        return None if count is None else NULL_ARRAY
+    elements = value.pop_many(left, 1 if count is None else count)
+    return elements[0] if count is None else elements
 
 
-lists.views("LLEN key", "The length of a list.")(len)
-
-
-lists.views("LRANGE key start stop", "The elements between two positions.")(
-    lambda value, start, stop: list(itertools.islice(value, *positions(start, stop, len(value))))
+lists.views("LLEN key", "Return the length of a list.")(len)
+lists.views("LRANGE key start stop", "Return the elements of a list between two positions.")(
+    lambda value, start, stop: list(itertools.islice(value, *slice_bounds(start, stop, len(value))))
 )
 
 
-def _position(value: ListValue, index: bytes) -> int | None:
-    position = parse_integer(index)
-    return position if -len(value) <= position < len(value) else None
-
-
-@lists.views("LINDEX key index", "The element at a position.")
+@lists.views("LINDEX key index", "Return the element of a list at a position.")
 def lindex(value: ListValue, index: bytes) -> Reply:
-    position = _position(value, index) if value else None
-    return None if position is None else value[position]
+    try:
+        return value[parse_integer(index)] if value else None
+    except IndexError:
+        return None
 
 
-@lists.edits("LSET key index element", "Replace the element at a position.")
+@lists.edits("LSET key index element", "Replace the element of a list at a position.")
 def lset(value: ListValue, index: bytes, element: bytes) -> Reply:
     if not value:
         raise CommandError("ERR no such key")
-    position = _position(value, index)
-    if position is None:
-        raise CommandError("ERR index out of range")
-    value.payload += len(element) - len(value[position])
+    position = parse_integer(index)
+    try:
+        value.data_bytes += len(element) - len(value[position])
+    except IndexError:
+        raise CommandError("ERR index out of range") from None
     value[position] = element
     return OK
 
 
-@lists.grows("LINSERT key BEFORE|AFTER pivot element", "Add beside a pivot; the length, or -1.")
-def linsert(context: Context, key: bytes, where: str, pivot: bytes, element: bytes) -> Reply:
-    value = context.store.edit(key, ListValue)
+@lists.grows("LINSERT key BEFORE|AFTER pivot element", "Insert an element before or after another;"
+             " return the length, or -1 if there is no pivot.")  # fmt: skip
+def linsert(client: Client, key: bytes, where: str, pivot: bytes, element: bytes) -> Reply:
+    value = client.keyspace.read_for_write(key, ListValue)
     if value is None or pivot not in value:
         return 0 if value is None else -1
     value.insert(value.index(pivot) + (where == "AFTER"), element)
-    value.payload += len(element)
-    context.store.write(key, value, b"linsert")
+    value.data_bytes += len(element)
+    client.keyspace.write(key, value, b"linsert")
     return len(value)
 
 
-@lists.edits("LREM key occurrences element", "Delete equal ones; below 0: from the tail.", "writes")
+@lists.edits("LREM key occurrences element", "Remove equal elements, from the tail if occurrences"
+             " is negative, and return how many.", "writes")  # fmt: skip
 def lrem(value: ListValue, count: int, element: bytes) -> Reply:
-    before = len(value)
-    most = abs(count) or before
-    kept = []
+    length = len(value)
+    limit = abs(count) or length
+    remaining = []
     for each in reversed(value) if count < 0 else value:
-        if most and each == element:
-            most -= 1
+        if limit and each == element:
+            limit -= 1
         else:
-            kept.append(each)
-    if len(kept) < before:
-        value.assign(reversed(kept) if count < 0 else kept)
-    return before - len(kept)
+            remaining.append(each)
+    if len(remaining) < length:
+        value.replace_elements(reversed(remaining) if count < 0 else remaining)
+    return length - len(remaining)
 
 
 @lists.edits("LTRIM key start stop", "Keep only the elements between two positions.", "writes")
 def ltrim(value: ListValue, start: int, stop: int) -> Reply:
-    first, last = positions(start, stop, len(value))
-    # From the ends, so that to keep a list short by this after each push costs no more.
-    value.take_some(False, len(value) - last)
-    value.take_some(True, first)
+    first, last = slice_bounds(start, stop, len(value))
+    # Pop at both ends, so that LTRIM after each push to a long list takes constant time.
+    value.pop_many(False, len(value) - last)
+    value.pop_many(True, first)
     return OK
 
 
 @lists.views("LPOS key element [RANK rank] [COUNT num-matches] [MAXLEN len]",
-             "The position of the first equal element, or of several with COUNT.")  # fmt: skip
+             "Return the position of the first equal element, or several with COUNT.")  # fmt: skip
 def lpos(
     value: ListValue, element: bytes, rank: int = 1, count: int | None = None, maxlen: int = 0
 ) -> Reply:
-    walk = enumerate(value) if rank > 0 else zip(range(len(value) - 1, -1, -1), reversed(value))
-    first_ones = itertools.islice(walk, min(maxlen, len(value)) or None)
-    matches = (position for position, each in first_ones if each == element)
-    most = 1 if count is None else count or len(value)
-    skipped = min(abs(rank) - 1, len(value))
-    found = list(itertools.islice(matches, skipped, skipped + min(most, len(value))))
-    return found if count is not None else found[0] if found else None
+    length = len(value)
+    pairs = enumerate(value) if rank > 0 else zip(range(length - 1, -1, -1), reversed(value))
+    compared = itertools.islice(pairs, min(maxlen, length) or None)
+    matches = (position for position, each in compared if each == element)
+    skipped = min(abs(rank) - 1, length)
+    limit = 1 if count is None else min(count or length, length)
+    positions = list(itertools.islice(matches, skipped, skipped + limit))
+    return positions if count is not None else positions[0] if positions else None
 
 
-_MOVE = "source destination LEFT|RIGHT LEFT|RIGHT"
+@lists.grows(f"LMOVE {_LMOVE}", "Move an element between the ends of two lists and return it.")
+@lists.grows("RPOPLPUSH source destination", "Move an element from the tail of one list to the head"
+             " of another and return it.")  # fmt: skip
+@lists.grows(f"BLMOVE {_LMOVE} timeout", "Block until LMOVE can move an element.", blocks=True)
+@lists.grows("BRPOPLPUSH source destination timeout", "Block until RPOPLPUSH can move an element.",
+             blocks=True)  # fmt: skip
+def lmove(client: Client, source: bytes, target: bytes, *rest: Any, blocks: bool = False) -> Reply:
+    ends, timeout = (rest[:-1], rest[-1]) if blocks else (rest, None)
+    from_end, to_end = ends or ("RIGHT", "LEFT")
+    move = functools.partial(_move, target=target, from_end=from_end, to_end=to_end)
+    return pop_or_block(client, [source], ListValue, move, timeout, empty_reply=None)
 
 
-@lists.grows(f"LMOVE {_MOVE}", "Take from one list, add to another.", waits=False)
-@lists.grows("RPOPLPUSH source destination", "LMOVE source destination RIGHT LEFT.", waits=False)
-@lists.grows(f"BLMOVE {_MOVE} timeout", "LMOVE that waits.", waits=True)
-@lists.grows("BRPOPLPUSH source destination timeout", "RPOPLPUSH that waits.", waits=True)
-def lmove(context: Context, source: bytes, target: bytes, *words: Any, waits: bool) -> Reply:
-    sides, timeout = (words[:-1], words[-1]) if waits else (words, None)
-    taken, put = sides or ("RIGHT", "LEFT")
-
-    def move(source: bytes) -> Reply:
-        value: Any = context.store.edit(source, ListValue)
-        other = value if source == target else context.store.edit(target, ListValue) or ListValue()
-        element = value.take(taken == "LEFT")
-        other.push([element], put == "LEFT")
-        context.store.write(target, other, b"lpush" if put == "LEFT" else b"rpush")
-        context.store.write(source, value, b"lpop" if taken == "LEFT" else b"rpop")
-        return element  # type: ignore[no-any-return]
-
-    return take_from(context, [source], ListValue, move, timeout, nothing=None)
+def _move(client: Client, source: bytes, target: bytes, from_end: str, to_end: str) -> Reply:
+    keyspace = client.keyspace
+    value: Any = keyspace.read_for_write(source, ListValue)
+    other = value
+    if source != target:
+        other = keyspace.read_for_write(target, ListValue) or ListValue()
+    element: bytes = value.pop_end(from_end == "LEFT")
+    other.push([element], to_end == "LEFT")
+    keyspace.write(target, other, b"lpush" if to_end == "LEFT" else b"rpush")
+    keyspace.write(source, value, b"lpop" if from_end == "LEFT" else b"rpop")
+    return element
 
 
-@lists.writes("BLPOP key [key ...] timeout", "LPOP from the first list that has something, waits"
-              " for that; its key and the element.", left=True)  # fmt: skip
-@lists.writes("BRPOP key [key ...] timeout", "BLPOP from the tail.", left=False)
-def blpop(context: Context, *words: bytes, left: bool) -> Reply:
-    def take(key: bytes) -> Reply:
-        return [key, *_take(context, key, left, 1)]
-
-    return take_from(context, words[:-1], ListValue, take, words[-1])
-
-
-_MPOP = "numkeys key [key ...] LEFT|RIGHT [COUNT count]"
+@lists.writes("BLPOP key [key ...] timeout", "Block until LPOP can remove an element from one of"
+              " the lists; return the key and the element.", where="LEFT")  # fmt: skip
+@lists.writes("BRPOP key [key ...] timeout", "Block until RPOP can remove an element from one of"
+              " the lists; return the key and the element.", where="RIGHT")  # fmt: skip
+def blpop(client: Client, *arguments: bytes, where: str) -> Reply:
+    take = functools.partial(_take_elements, where=where)
+    return pop_or_block(client, arguments[:-1], ListValue, take, arguments[-1])
 
 
-@lists.writes(f"LMPOP {_MPOP}", "LPOP from the first list that has something; its key and the"
-              " elements.", waits=False)  # fmt: skip
-@lists.writes(f"BLMPOP timeout {_MPOP}", "LMPOP that waits.", waits=True)
-def lmpop(context: Context, *words: bytes, waits: bool) -> Reply:
-    names, side, count = take_side(words[waits], words[waits + 1 :], "LEFT|RIGHT")
-
-    def take(key: bytes) -> Reply:
-        return [key, _take(context, key, side == "LEFT", count)]
-
-    return take_from(context, names, ListValue, take, words[0] if waits else None)
+@lists.writes(f"LMPOP {_LMPOP}", "Remove elements from the first list that has some; return the key"
+              " and the elements.")  # fmt: skip
+@lists.writes(f"BLMPOP timeout {_LMPOP}", "Block until LMPOP can remove elements.", blocks=True)
+def lmpop(client: Client, *arguments: bytes, blocks: bool = False) -> Reply:
+    return mpop(client, arguments, blocks, "LEFT|RIGHT", ListValue, _take_elements)
 
 
-def _take(context: Context, key: bytes, left: bool, most: int) -> list[bytes]:
-    value: Any = context.store.edit(key, ListValue)
-    taken = value.take_some(left, most)
-    context.store.write(key, value, b"lpop" if left else b"rpop")
-    return taken  # type: ignore[no-any-return]
+def _take_elements(client: Client, key: bytes, where: str, count: int | None = None) -> Reply:
+    value: Any = client.keyspace.read_for_write(key, ListValue)
+    elements = value.pop_many(where == "LEFT", count or 1)
+    client.keyspace.write(key, value, b"lpop" if where == "LEFT" else b"rpop")
+    return [key, elements[0] if count is None else elements]
 
 
 # ----------------------------------------------------------------------------
@@ -3988,66 +3881,63 @@ def _take(context: Context, key: bytes, left: bool, most: int) -> list[bytes]:
 hashes = Family("hash", Hash)
 
 
-@hashes.edits("HSET key field value [field value ...]", "Set fields: how many new.", always=True)
-def hset(value: Hash, *pairs: bytes) -> Reply:
-    return sum(map(value.put, pairs[::2], pairs[1::2]))
+@hashes.edits("HSET key field value [field value ...]", "Set fields and return how many are new.",
+              always=True)  # fmt: skip
+@hashes.edits("HMSET key field value [field value ...]", "Set fields.", event="hset", reply=OK)
+def hset(value: Hash, *pairs: bytes, reply: Reply = None) -> Reply:
+    added = sum(map(value.put, pairs[::2], pairs[1::2]))
+    return added if reply is None else reply
 
 
-@hashes.edits("HMSET key field value [field value ...]", "HSET that answers OK.", event="hset")
-def hmset(value: Hash, *pairs: bytes) -> Reply:
-    hset(value, *pairs)
-    return OK
-
-
-hashes.edits("HSETNX key field value", "Set a field that does not exist: 1 if set.", event="hset")(
+hashes.edits("HSETNX key field value", "Set a new field; return 1 if set, else 0.", event="hset")(
     lambda value, field, content: int(field not in value and value.put(field, content))
 )
-hashes.views("HGET key field", "The value of a field.")(lambda value, field: value.get(field))
-hashes.views("HMGET key field [field ...]", "The values of several fields.")(
+hashes.views("HGET key field", "Return a field's value.")(lambda value, field: value.get(field))
+hashes.views("HMGET key field [field ...]", "Return the values of several fields.")(
     lambda value, *fields: list(map(value.get, fields))
 )
-hashes.views("HGETALL key", "Every field and its value.")(dict)
-hashes.views("HKEYS key", "Every field.")(list)
-hashes.views("HVALS key", "The value of every field.")(lambda value: list(value.values()))
-hashes.views("HLEN key", "How many fields there are.")(len)
-hashes.views("HEXISTS key field", "1 if it exists.")(lambda value, field: int(field in value))
-hashes.views("HSTRLEN key field", "The length of a field's value in bytes.")(
+hashes.views("HGETALL key", "Return all fields of a hash and their values.")(dict)
+hashes.views("HKEYS key", "Return all fields of a hash.")(list)
+hashes.views("HVALS key", "Return the values of all fields.")(lambda value: list(value.values()))
+hashes.views("HLEN key", "Return the number of fields of a hash.")(len)
+hashes.views("HEXISTS key field", "Return 1 if a field exists, else 0.")(operator.contains)
+hashes.views("HSTRLEN key field", "Return the length of the value of a field in bytes.")(
     lambda value, field: len(value.get(field, b""))
 )
-hashes.edits("HDEL key field [field ...]", "Delete fields; how many there were.", "writes")(
-    lambda value, *fields: sum(map(value.take, fields))
+hashes.edits("HDEL key field [field ...]", "Delete fields; return how many existed.", "writes")(
+    lambda value, *fields: sum(map(value.remove, fields))
 )
 
 
-@hashes.edits("HINCRBY key field increment", "Add to a counter in a field.", always=True)
+@hashes.edits("HINCRBY key field increment", "Add to an integer; return the result.", always=True)
 def hincrby(value: Hash, field: bytes, increment: int) -> Reply:
     number = add_integer(parse_integer(value.get(field, b"0"), BAD_HASH_INTEGER), increment)
     value.put(field, b"%d" % number)
     return number
 
 
-@hashes.edits("HINCRBYFLOAT key field decimal", "Add a decimal number to a field; the sum.")
+@hashes.edits("HINCRBYFLOAT key field decimal", "Add to a decimal value and return the result.")
 def hincrbyfloat(value: Hash, field: bytes, increment: bytes) -> Reply:
     total = add_decimal(value.get(field, b"0"), "ERR hash value is not a float", increment)
     value.put(field, total)
     return total
 
 
-@hashes.reads("HRANDFIELD key [count] [WITHVALUES]", "A field by chance, or several; different"
-              " ones if the count is above 0.", raw=True)  # fmt: skip
-def hrandfield(context: Context, key: bytes, *words: bytes) -> Reply:
-    count = PARSERS["signed-count"](words[0]) if words else 1
-    options = Options("[WITHVALUES]").parse(words[1:])
+@hashes.reads("HRANDFIELD key [count] [WITHVALUES]", "Return a random field, or several, which are"
+              " different unless the count is negative.", raw=True)  # fmt: skip
+def hrandfield(client: Client, key: bytes, *arguments: bytes) -> Reply:
+    count = PARSERS["signed-count"](arguments[0]) if arguments else 1
+    options = Options("[WITHVALUES]").parse(arguments[1:])
     if options and abs(count) > INTEGER_MAX // 2:
         raise CommandError("ERR value is out of range")
-    value = context.store.read(key, Hash) or Hash()
-    if not words:
-        return value.draw() if value else None
-    fields = pick(value, count)
-    return Pairs((field, value[field]) for field in fields) if options else fields
+    value = client.keyspace.read(key, Hash) or Hash()
+    if not arguments:
+        return value.random_key() if value else None
+    fields = random_members(value, count)
+    return PairsReply((field, value[field]) for field in fields) if options else fields
 
 
-scans(hashes, "HSCAN", "fields with their values", lambda value, field: (field, value[field]))
+declare_scan(hashes, "HSCAN", "fields and values", lambda value, field: (field, value[field]))
 
 
 # ----------------------------------------------------------------------------
@@ -4056,91 +3946,89 @@ scans(hashes, "HSCAN", "fields with their values", lambda value, field: (field, 
 
 sets = Family("set", Set)
 
-sets.edits("SADD key member [member ...]", "Add members; how many are new.")(
+sets.edits("SADD key member [member ...]", "Add members to a set and return how many are new.")(
     lambda value, *members: sum(map(value.put, members))
 )
-sets.edits("SREM key member [member ...]", "Delete members; how many there were.", "writes")(
-    lambda value, *members: sum(map(value.take, members))
+sets.edits("SREM key member [member ...]", "Remove members; return how many existed.", "writes")(
+    lambda value, *members: sum(map(value.remove, members))
 )
-sets.views("SCARD key", "How many members there are.")(len)
-sets.views("SISMEMBER key member", "1 if it is one.")(lambda value, member: int(member in value))
-sets.views("SMISMEMBER key member [member ...]", "For each: 1 if it is a member.")(
+sets.views("SCARD key", "Return the number of members of a set.")(len)
+sets.views("SISMEMBER key member", "Return 1 if a set has a member, else 0.")(operator.contains)
+sets.views("SMISMEMBER key member [member ...]", "Return for each member 1 if it exists, else 0.")(
     lambda value, *members: [int(member in value) for member in members]
 )
-sets.views("SMEMBERS key", "Every member.")(Members)
+sets.views("SMEMBERS key", "Return all members of a set.")(SetReply)
 
 
-@sets.writes("SMOVE source destination member", "Move a member to another set: 1 if it was there.")
-def smove(context: Context, source: bytes, target: bytes, member: bytes) -> Reply:
-    value = context.store.edit(source, Set)
+@sets.writes("SMOVE source destination member", "Move a member; return 1 if it existed, else 0.")
+def smove(client: Client, source: bytes, target: bytes, member: bytes) -> Reply:
+    value = client.keyspace.read_for_write(source, Set)
     if value is None:
         return 0
-    other = context.store.edit(target, Set) or Set()
+    other = client.keyspace.read_for_write(target, Set) or Set()
     if source == target or member not in value:
         return int(member in value)
-    value.take(member)
-    context.store.write(source, value, b"srem")
+    value.remove(member)
+    client.keyspace.write(source, value, b"srem")
     if other.put(member):
-        context.store.write(target, other, b"sadd")
+        client.keyspace.write(target, other, b"sadd")
     return 1
 
 
-@sets.edits("SPOP key [count]", "Take a member, or several, by chance.", "writes", loose=True)
+@sets.edits("SPOP key [count]", "Remove and return random members.", "writes",
+            extra_is_syntax_error=True)  # fmt: skip
 def spop(value: Set, count: int | None = None) -> Reply:
     if not value:
-        return None if count is None else Members()
-    taken = [value.draw()] if count in (None, 1) else pick(value, count or 0)
-    for member in taken:
-        value.take(member)
-    return taken[0] if count is None else Members(taken)
+        return None if count is None else SetReply()
+    members = [value.random_key()] if count in (None, 1) else random_members(value, count or 0)
+    for member in members:
+        value.remove(member)
+    return members[0] if count is None else SetReply(members)
 
 
-@sets.views("SRANDMEMBER key [signed-count]", "A member by chance, or several; different ones if"
-            " the count is above 0.", loose=True)  # fmt: skip
+@sets.views("SRANDMEMBER key [signed-count]", "Return a random member, or several, which are"
+            " different unless the count is negative.", extra_is_syntax_error=True)  # fmt: skip
 def srandmember(value: Set, count: int | None = None) -> Reply:
     if count is None:
-        return value.draw() if value else None
-    return pick(value, count)
+        return value.random_key() if value else None
+    return random_members(value, count)
 
 
-@sets.reads("SINTER key [key ...]", "The members common to all sets.", operation=operator.and_)
-@sets.reads("SUNION key [key ...]", "The members of any of the sets.", operation=operator.or_)
-@sets.reads("SDIFF key [key ...]", "The members of the first set alone.", operation=operator.sub)
-def sinter(context: Context, *names: bytes, operation: Callable[[Any, Any], Any]) -> Members:
-    values = [context.store.read(key, Set) or Set() for key in names]
-    return Members(functools.reduce(operation, (value.keys() for value in values)))
+@sets.reads("SINTER key [key ...]", "Return the members common to all sets.", combine=operator.and_)
+@sets.reads("SUNION key [key ...]", "Return the members of any of the sets.", combine=operator.or_)
+@sets.reads("SDIFF key [key ...]", "Return members of only the first set.", combine=operator.sub)
+def sinter(client: Client, *keys: bytes, combine: Callable[[Any, Any], Any]) -> Reply:
+    values = [client.keyspace.read(key, Set) or Set() for key in keys]
+    return SetReply(functools.reduce(combine, (value.keys() for value in values)))
 
 
-@sets.grows("SINTERSTORE destination key [key ...]", "Store SINTER.", operation=operator.and_,
-            event=b"sinterstore")  # fmt: skip
-@sets.grows("SUNIONSTORE destination key [key ...]", "Store SUNION.", operation=operator.or_,
-            event=b"sunionstore")  # fmt: skip
-@sets.grows("SDIFFSTORE destination key [key ...]", "Store SDIFF.", operation=operator.sub,
-            event=b"sdiffstore")  # fmt: skip
-def sinterstore(
-    context: Context, target: bytes, *names: bytes, operation: Any, event: bytes
-) -> Reply:
-    value = Set()
-    members: Any = sinter(context, *names, operation=operation)
-    for member in members:
-        value.put(member)
+@sets.grows("SINTERSTORE destination key [key ...]", "Store the result of SINTER and return its"
+            " size.", combine=operator.and_, event=b"sinterstore")  # fmt: skip
+@sets.grows("SUNIONSTORE destination key [key ...]", "Store the result of SUNION and return its"
+            " size.", combine=operator.or_, event=b"sunionstore")  # fmt: skip
+@sets.grows("SDIFFSTORE destination key [key ...]", "Store the result of SDIFF and return its"
+            " size.", combine=operator.sub, event=b"sdiffstore")  # fmt: skip
+def sinterstore(client: Client, target: bytes, *keys: bytes, combine: Any, event: bytes) -> Reply:
+    members: Any = sinter(client, *keys, combine=combine)
+    value = Set.from_parts(members)
     if value:
-        context.store.replace(target, value, event=event)
+        client.keyspace.replace(target, value, event=event)
     else:
-        context.store.delete(target)
+        client.keyspace.delete(target)
     return len(value)
 
 
-@sets.reads("SINTERCARD numkeys key [key ...] [LIMIT limit]", "How many SINTER has, to a limit.")
-def sintercard(context: Context, numkeys: bytes, *words: bytes) -> Reply:
-    many = "ERR Number of keys can't be greater than number of args"
-    names, rest = take_keys(numkeys, words, many)
+@sets.reads("SINTERCARD numkeys key [key ...] [LIMIT limit]", "Return the number of members common"
+            " to all sets, at most the limit.")  # fmt: skip
+def sintercard(client: Client, numkeys: bytes, *arguments: bytes) -> Reply:
+    error = "ERR Number of keys can't be greater than number of args"
+    keys, rest = split_numkeys(numkeys, arguments, error)
     options = Options("[LIMIT limit]").parse(rest)
-    common: Any = sinter(context, *names, operation=operator.and_)
-    return min(len(common), options.get("limit") or len(common))
+    members: Any = sinter(client, *keys, combine=operator.and_)
+    return min(len(members), options.get("limit") or len(members))
 
 
-scans(sets, "SSCAN", "members", lambda value, member: (member,))
+declare_scan(sets, "SSCAN", "members", lambda value, member: (member,))
 
 
 # ----------------------------------------------------------------------------
@@ -4150,12 +4038,13 @@ scans(sets, "SSCAN", "members", lambda value, member: (member,))
 zsets = Family("sorted-set", SortedSet)
 _ZADD = "[NX] [XX] [GT] [LT] [CH] [INCR]"
 _ZADD_OPTIONS = Options(_ZADD)
+_ZMPOP = "numkeys key [key ...] MIN|MAX [COUNT count]"
 
 
-@zsets.grows(f"ZADD key {_ZADD} score member [score member ...]", "Set scores; how many"
-              " members are new, or with CH new or changed.")  # fmt: skip
-def zadd(context: Context, key: bytes, *words: bytes) -> Reply:
-    options, pairs = _ZADD_OPTIONS.split(words)
+@zsets.grows(f"ZADD key {_ZADD} score member [score member ...]", "Set the scores of members;"
+             " return how many members are new, or with CH new or changed.")  # fmt: skip
+def zadd(client: Client, key: bytes, *arguments: bytes) -> Reply:
+    options, pairs = _ZADD_OPTIONS.split(arguments)
     if not pairs or len(pairs) % 2:
         raise CommandError(SYNTAX_ERROR)
     if {"nx", "xx"} <= options.keys():
@@ -4165,48 +4054,47 @@ def zadd(context: Context, key: bytes, *words: bytes) -> Reply:
     if "incr" in options and len(pairs) > 2:
         raise CommandError("ERR INCR option supports a single increment-element pair")
     scores = list(map(parse_float, pairs[::2]))
-    value = context.store.edit(key, SortedSet) or SortedSet()
+    value = client.keyspace.read_for_write(key, SortedSet) or SortedSet()
     added = changed = 0
     for score, member in zip(scores, pairs[1::2]):
         old = value.scores.get(member)
-        new = score + old if "incr" in options and old is not None else score
-        if ("nx" in options and old is not None) or ("xx" in options and old is None):
-            new = None
-        elif math.isnan(new):
+        if old is None:
+            new, skipped = score, "xx" in options
+        else:
+            new = score + old if "incr" in options else score
+            lower, higher = "gt" in options and new <= old, "lt" in options and new >= old
+            skipped = "nx" in options or lower or higher
+        if not skipped and math.isnan(new):
             raise CommandError("ERR resulting score is not a number (NaN)")
-        elif old is not None and (
-            ("gt" in options and new <= old) or ("lt" in options and new >= old)
-        ):
-            new = None
-        if new is not None and new != old:
-            value.put(member, new + 0.0)  # not -0
+        if not skipped and new != old:
+            value.put(member, new + 0.0)  # the sum turns -0.0 into 0.0
             added += old is None
             changed += 1
     if changed:
-        context.store.write(key, value, b"zincr" if "incr" in options else b"zadd")
+        client.keyspace.write(key, value, b"zincr" if "incr" in options else b"zadd")
     if "incr" in options:
-        return new
+        return None if skipped else new
     return changed if "ch" in options else added
 
 
-zsets.grows("ZINCRBY key number member", "Add to a member's score and return it.")(
-    lambda context, key, number, member: zadd(context, key, b"INCR", number, member)
+zsets.grows("ZINCRBY key number member", "Add to the score of a member and return the result.")(
+    lambda client, key, number, member: zadd(client, key, b"INCR", number, member)
 )
-zsets.views("ZSCORE key member", "The score of a member.")(
+zsets.views("ZSCORE key member", "Return the score of a member.")(
     lambda value, member: value.scores.get(member)
 )
-zsets.views("ZMSCORE key member [member ...]", "The scores of several members.")(
+zsets.views("ZMSCORE key member [member ...]", "Return the scores of several members.")(
     lambda value, *members: list(map(value.scores.get, members))
 )
-zsets.views("ZCARD key", "How many members there are.")(len)
-zsets.edits("ZREM key member [member ...]", "Delete members; how many there were.", "writes")(
-    lambda value, *members: sum(map(value.take, members))
+zsets.views("ZCARD key", "Return the number of members of a sorted set.")(len)
+zsets.edits("ZREM key member [member ...]", "Remove members; return how many existed.", "writes")(
+    lambda value, *members: sum(map(value.remove, members))
 )
 
 
-@zsets.views("ZRANK key member", "A member's place; 0 has the lowest score.", reverse=False)
-@zsets.views("ZREVRANK key member", "A member's place; 0 has the highest score.", reverse=True)
-def zrank(value: SortedSet, member: bytes, *, reverse: bool) -> Reply:
+@zsets.views("ZRANK key member", "Return the rank of a member; the lowest is 0.")
+@zsets.views("ZREVRANK key member", "Return the rank of a member; the highest is 0.", reverse=True)
+def zrank(value: SortedSet, member: bytes, *, reverse: bool = False) -> Reply:
     score = value.scores.get(member)
     if score is None:
         return None
@@ -4214,117 +4102,104 @@ def zrank(value: SortedSet, member: bytes, *, reverse: bool) -> Reply:
     return len(value) - 1 - rank if reverse else rank
 
 
-def _between(value: SortedSet, low: Any, high: Any) -> tuple[int, int]:
-    # The ranks from the first score not below low to before the first one above high.
-    first = value.rank((low[0], LAST) if low[1] else low[:1])
-    return first, max(value.rank(high[:1] if high[1] else (high[0], LAST)), first)
+def _score_ranks(value: SortedSet, low: Any, high: Any) -> tuple[int, int]:
+    # Return the first rank and the rank after the last one; low and high: see parse_bound().
+    first = value.rank((low[0], LAST_MEMBER) if low[1] else low[:1])
+    return first, max(value.rank(high[:1] if high[1] else (high[0], LAST_MEMBER)), first)
 
 
-@zsets.views("ZCOUNT key min max", "How many members have scores between these.")
+@zsets.views("ZCOUNT key min max", "Return the number of members between two scores.")
 def zcount(value: SortedSet, low: Any, high: Any) -> Reply:
-    first, last = _between(value, low, high)
+    first, last = _score_ranks(value, low, high)
     return last - first
 
 
 @zsets.reads("ZRANGE key low high [BYSCORE] [REV] [LIMIT offset size] [WITHSCORES]",
-             "The members between two places, or between two scores.")  # fmt: skip
-@zsets.reads("ZREVRANGE key low high [WITHSCORES]", "ZRANGE with REV.", rev=True)
+             "Return the members between two ranks, or with BYSCORE two scores.")  # fmt: skip
+@zsets.reads("ZREVRANGE key low high [WITHSCORES]", "Return the members between two ranks, from the"
+             " highest score down.", rev=True)  # fmt: skip
 @zsets.reads("ZRANGEBYSCORE key low high [WITHSCORES] [LIMIT offset size]",
-             "ZRANGE with BYSCORE.", byscore=True)  # fmt: skip
-@zsets.reads("ZREVRANGEBYSCORE key high low [WITHSCORES] [LIMIT offset size]",
-             "ZRANGE with BYSCORE and REV.", byscore=True, rev=True)  # fmt: skip
-def zrange(
-    context: Context, key: bytes, start: bytes, stop: bytes, byscore: bool = False,
-    rev: bool = False, limit: Sequence[int] | None = None, withscores: bool = False,
-) -> Reply:  # fmt: skip
+             "Return the members between two scores.", byscore=True)  # fmt: skip
+@zsets.reads("ZREVRANGEBYSCORE key high low [WITHSCORES] [LIMIT offset size]", "Return the members"
+             " between two scores, from the highest down.", byscore=True, rev=True)  # fmt: skip
+def zrange(client: Client, key: bytes, start: bytes, stop: bytes, **options: Any) -> Reply:
+    byscore, rev, limit = "byscore" in options, "rev" in options, options.get("limit")
     if limit is not None and limit[1] != -1 and not byscore:
-        raise CommandError(
-            "ERR syntax error, LIMIT is only supported in combination with either BYSCORE or BYLEX"
-        )
+        reason = "LIMIT is only supported in combination with either BYSCORE or BYLEX"
+        raise CommandError(f"{SYNTAX_ERROR}, {reason}")
     low, high = (stop, start) if rev and byscore else (start, stop)
     bounds: Any = list(map(parse_bound if byscore else parse_integer, (low, high)))
-    value = context.store.read(key, SortedSet) or SortedSet()
+    value = client.keyspace.read(key, SortedSet) or SortedSet()
     if byscore:
-        first, last = _between(value, *bounds)
+        first, last = _score_ranks(value, *bounds)
     else:
-        first, last = positions(bounds[0], bounds[1], len(value))
+        first, last = slice_bounds(bounds[0], bounds[1], len(value))
         if rev:
             first, last = len(value) - last, len(value) - first
     offset, count = limit if limit and byscore else (0, -1)
     size = max(last - first - offset, 0) if offset >= 0 else 0
     size = size if count < 0 else min(size, count)
     first = last - offset - size if rev else first + offset
-    found = value.pairs(first, first + size)
+    pairs = value.slice(first, first + size)
     if rev:
-        found.reverse()
-    if withscores:
-        return Pairs((member, score) for score, member in found)
-    return [member for _, member in found]
+        pairs.reverse()
+    if "withscores" in options:
+        return PairsReply((member, score) for score, member in pairs)
+    return [member for _, member in pairs]
 
 
-def _remove(value: SortedSet, first: int, last: int) -> list[tuple[bytes, float]]:
-    found = [(member, score) for score, member in value.pairs(first, last)]
-    for member, _ in found:
-        value.take(member)
-    return found
+def _remove_range(value: SortedSet, first: int, last: int) -> list[tuple[bytes, float]]:
+    pairs = [(member, score) for score, member in value.slice(first, last)]
+    for member, _ in pairs:
+        value.remove(member)
+    return pairs
 
 
-def pop_scored(value: SortedSet, most: int, highest: bool) -> list[tuple[bytes, float]]:
-    """Take so many of the highest or lowest away, with their scores."""
-    if highest:
-        return _remove(value, max(len(value) - most, 0), len(value))[::-1]
-    return _remove(value, 0, most)
+def _pop_by_score(value: SortedSet, count: int, highest: bool) -> list[tuple[bytes, float]]:
+    first = max(len(value) - count, 0) if highest else 0
+    pairs = _remove_range(value, first, first + count)
+    return pairs[::-1] if highest else pairs
 
 
-@zsets.edits("ZPOPMIN key [count]", "Take the members with the lowest scores.", "writes",
-             loose=True, highest=False)  # fmt: skip
-@zsets.edits("ZPOPMAX key [count]", "Take the members with the highest scores.", "writes",
-             loose=True, highest=True)  # fmt: skip
-def zpopmin(value: SortedSet, count: int | None = None, *, highest: bool) -> Reply:
-    found = pop_scored(value, 1 if count is None else count, highest)
-    return list(itertools.chain.from_iterable(found)) if count is None else Pairs(found)
+@zsets.edits("ZPOPMIN key [count]", "Remove and return members with the lowest scores.", "writes",
+             extra_is_syntax_error=True)  # fmt: skip
+@zsets.edits("ZPOPMAX key [count]", "Remove and return members with the highest scores.", "writes",
+             extra_is_syntax_error=True, highest=True)  # fmt: skip
+def zpopmin(value: SortedSet, count: int | None = None, *, highest: bool = False) -> Reply:
+    pairs = _pop_by_score(value, 1 if count is None else count, highest)
+    return list(itertools.chain.from_iterable(pairs)) if count is None else PairsReply(pairs)
 
 
-def _zpop(context: Context, key: bytes, highest: bool, most: int) -> list[Any]:
-    value: Any = context.store.edit(key, SortedSet)
-    found = pop_scored(value, most, highest)
-    context.store.write(key, value, b"zpopmax" if highest else b"zpopmin")
-    return found
+@zsets.writes("BZPOPMIN key [key ...] timeout", "Block until ZPOPMIN can remove a member from one"
+              " of the keys; return the key, the member and its score.", where="MIN")  # fmt: skip
+@zsets.writes("BZPOPMAX key [key ...] timeout", "Block until ZPOPMAX can remove a member from one"
+              " of the keys; return the key, the member and its score.", where="MAX")  # fmt: skip
+def bzpopmin(client: Client, *arguments: bytes, where: str) -> Reply:
+    take = functools.partial(_take_members, where=where)
+    return pop_or_block(client, arguments[:-1], SortedSet, take, arguments[-1])
 
 
-@zsets.writes("BZPOPMIN key [key ...] timeout", "ZPOPMIN from the first sorted set that has"
-              " something, waits for that; its key, the member, the score.",
-              highest=False)  # fmt: skip
-@zsets.writes("BZPOPMAX key [key ...] timeout", "BZPOPMIN for the highest score.", highest=True)
-def bzpopmin(context: Context, *words: bytes, highest: bool) -> Reply:
-    def take(key: bytes) -> Reply:
-        return [key, *_zpop(context, key, highest, 1)[0]]
-
-    return take_from(context, words[:-1], SortedSet, take, words[-1])
+@zsets.writes(f"ZMPOP {_ZMPOP}", "Remove members from the first sorted set that has some; return"
+              " the key and the members with their scores.")  # fmt: skip
+@zsets.writes(f"BZMPOP timeout {_ZMPOP}", "Block until ZMPOP can remove members.", blocks=True)
+def zmpop(client: Client, *arguments: bytes, blocks: bool = False) -> Reply:
+    return mpop(client, arguments, blocks, "MIN|MAX", SortedSet, _take_members)
 
 
-_ZMPOP = "numkeys key [key ...] MIN|MAX [COUNT count]"
+def _take_members(client: Client, key: bytes, where: str, count: int | None = None) -> Reply:
+    value: Any = client.keyspace.read_for_write(key, SortedSet)
+    pairs = _pop_by_score(value, count or 1, where == "MAX")
+    client.keyspace.write(key, value, b"zpopmax" if where == "MAX" else b"zpopmin")
+    return [key, *pairs[0]] if count is None else [key, list(map(list, pairs))]
 
 
-@zsets.writes(f"ZMPOP {_ZMPOP}", "ZPOPMIN or ZPOPMAX from the first sorted set that has something;"
-              " its key, and the members with their scores.", waits=False)  # fmt: skip
-@zsets.writes(f"BZMPOP timeout {_ZMPOP}", "ZMPOP that waits.", waits=True)
-def zmpop(context: Context, *words: bytes, waits: bool) -> Reply:
-    names, side, count = take_side(words[waits], words[waits + 1 :], "MIN|MAX")
-
-    def take(key: bytes) -> Reply:
-        return [key, list(map(list, _zpop(context, key, side == "MAX", count)))]
-
-    return take_from(context, names, SortedSet, take, words[0] if waits else None)
-
-
-zsets.edits("ZREMRANGEBYRANK key start stop", "Delete members between two places.", "writes")(
-    lambda value, start, stop: len(_remove(value, *positions(start, stop, len(value))))
+zsets.edits("ZREMRANGEBYRANK key start stop", "Remove members by rank; return how many.", "writes")(
+    lambda value, start, stop: len(_remove_range(value, *slice_bounds(start, stop, len(value))))
 )
-zsets.edits("ZREMRANGEBYSCORE key min max", "Delete members between two scores.", "writes")(
-    lambda value, low, high: len(_remove(value, *_between(value, low, high)))
+zsets.edits("ZREMRANGEBYSCORE key min max", "Remove members by score; return how many.", "writes")(
+    lambda value, low, high: len(_remove_range(value, *_score_ranks(value, low, high)))
 )
-scans(zsets, "ZSCAN", "members with their scores", lambda value, member: (
+declare_scan(zsets, "ZSCAN", "members with their scores", lambda value, member: (
     member, encode_double(value.scores[member])
 ))  # fmt: skip
 
@@ -4336,339 +4211,349 @@ scans(zsets, "ZSCAN", "members with their scores", lambda value, member: (
 transactions = Family("transactions")
 
 
-@transactions.reads("MULTI", "Queue the commands from here on, for EXEC.")
-def multi(context: Context) -> Reply:
-    if context.queue is not None:
+@transactions.controls("MULTI", "Start a transaction: queue the following commands until EXEC.")
+def multi(client: Client) -> Reply:
+    if client.transaction is not None:
         raise CommandError("ERR MULTI calls can not be nested")
-    context.queue = []
-    context.guard()
+    client.transaction = Transaction()
     return OK
 
 
-@transactions.reads("EXEC", "Carry out the queue as one step, if no watch is broken.", raw=True)
-def exec_(context: Context, *words: bytes) -> Reply:
+@transactions.controls("EXEC", "Execute the queued commands as one atomic step and return their"
+                       " replies, or null if a watched key was changed.", raw=True)  # fmt: skip
+def exec_(client: Client, *words: bytes) -> Reply:
     if words:
-        raise cannot_execute(context, wrong_arity(b"exec"))
-    if context.queue is None:
+        raise abort_transaction(client, wrong_arity(b"exec"))
+    transaction = client.transaction
+    if transaction is None:
         raise CommandError("ERR EXEC without MULTI")
-    queue, spoiled = context.queue, context.spoiled
-    broken = context.end_transaction()
-    if spoiled:
+    watch_broken = client.end_transaction()
+    if transaction.failed:
         raise CommandError("EXECABORT Transaction discarded because of previous errors.")
-    if broken:
-        return NO_LIST
+    if watch_broken:
+        return NULL_ARRAY
     replies: list[Reply] = []
-    size, most = 0, context.settings.max_reply
-    context.may_wait = False
+    size, max_reply = 0, client.settings.max_reply
+    client.can_block = False
     try:
-        for entry, arguments in queue:
+        for entry, arguments in transaction.commands:
             try:
-                replies.append(carry_out(context, entry, arguments))
+                replies.append(call_command(client, entry, arguments))
             except CommandError as error:
                 replies.append(error)
-            size += measure(replies[-1])
-            if size > most:  # nobody will see them, but the rest is carried out as well
+            size += reply_size(replies[-1])
+            if size > max_reply:
+                # The reply will be an error, but every command must still be executed.
                 replies.clear()
     finally:
-        context.may_wait = True
-    return replies if size <= most else reply_too_long(most)
+        client.can_block = True
+    return replies if size <= max_reply else reply_too_long(max_reply)
 
 
-@transactions.reads("DISCARD", "Forget the queued commands.")
-def discard(context: Context) -> Reply:
-    if context.queue is None:
+@transactions.controls("DISCARD", "Discard the queued commands and end the transaction.")
+def discard(client: Client) -> Reply:
+    if client.transaction is None:
         raise CommandError("ERR DISCARD without MULTI")
-    context.end_transaction()
+    client.end_transaction()
     return OK
 
 
-@transactions.reads("WATCH key [key ...]", "Let EXEC do nothing if one of the keys is changed.")
-def watch(context: Context, *names: bytes) -> Reply:
-    if context.queue is not None:
+@transactions.controls("WATCH key [key ...]", "Let the next EXEC fail if one of the keys is"
+                       " changed before it.")  # fmt: skip
+def watch(client: Client, *names: bytes) -> Reply:
+    if client.transaction is not None:
         raise CommandError("ERR WATCH inside MULTI is not allowed")
-    if context.watch is None:
-        context.watch = Watch()
-    look_for_room(context, names, WATCH_COST, len(context.watch.keys))
+    if client.watch is None:
+        client.watch = Watch()
+    ensure_memory(client, names, WATCH_COST, len(client.watch.keys))
     for key in names:
-        context.store.watch(key, context.watch)
+        client.keyspace.watch(key, client.watch)
     return OK
 
 
-@transactions.reads("UNWATCH", "Watch no key any more.")
-def unwatch(context: Context) -> Reply:
-    if context.watch is not None:
-        context.store.unwatch(context.watch)
-        context.watch = None
+@transactions.controls("UNWATCH", "Stop watching all keys.")
+def unwatch(client: Client) -> Reply:
+    if client.watch is not None:
+        client.keyspace.unwatch(client.watch)
+        client.watch = None
     return OK
 
 
 # ----------------------------------------------------------------------------
-# Commands: channels
+# Commands: publish/subscribe
 # ----------------------------------------------------------------------------
 
 pubsub = Family("pubsub")
 
 
-@pubsub.reads("SUBSCRIBE channel [channel ...]", "Receive what is published in channels.")
-def subscribe(context: Context, *names: bytes) -> Reply:
-    look_for_room(context, names, SUBSCRIPTION_COST, context.subscriber.count())
-    return _tell_each(context, b"subscribe", names, context.live.channels.subscribe)
+@pubsub.controls("SUBSCRIBE channel [channel ...]", "Receive the messages published to channels.",
+                 is_pattern=False)  # fmt: skip
+@pubsub.controls("PSUBSCRIBE pattern [pattern ...]", "Receive the messages published to all"
+                 " channels that match a pattern.", is_pattern=True)  # fmt: skip
+def subscribe(client: Client, *names: bytes, is_pattern: bool) -> Reply:
+    ensure_memory(client, names, SUBSCRIPTION_COST, client.subscription_count)
+    if is_pattern:
+        if sum(map(len, names)) > MAX_PATTERNS:
+            raise CommandError(
+                f"ERR the patterns are longer than {MAX_PATTERNS} bytes in total; subscribe in"
+                " several commands"
+            )
+        # Reject an invalid pattern before the first subscription is made.
+        for name in names:
+            compile_glob(name)
+    change = client.state.pubsub.subscribe
+    return _change_subscriptions(client, "subscribe", names, change, is_pattern)
 
 
-@pubsub.reads("PSUBSCRIBE pattern [pattern ...]", "SUBSCRIBE to all channels that match.")
-def psubscribe(context: Context, *patterns: bytes) -> Reply:
-    look_for_room(context, patterns, SUBSCRIPTION_COST, context.subscriber.count())
-    if sum(map(len, patterns)) > MAX_PATTERNS:
-        raise CommandError(f"ERR the patterns together are longer than {MAX_PATTERNS} bytes")
-    # All of them, or, after an error, none.
-    tests = dict(zip(patterns, map(glob, patterns)))
-    subscribe = context.live.channels.subscribe_pattern
-    return _tell_each(
-        context, b"psubscribe", patterns,
-        lambda subscriber, name: subscribe(subscriber, name, tests[name]),
-    )  # fmt: skip
+@pubsub.controls("UNSUBSCRIBE [channel ...]", "End subscriptions to channels, or to all channels"
+                 " if none is given.", is_pattern=False)  # fmt: skip
+@pubsub.controls("PUNSUBSCRIBE [pattern ...]", "End subscriptions to patterns, or to all patterns"
+                 " if none is given.", is_pattern=True)  # fmt: skip
+def unsubscribe(client: Client, *names: bytes, is_pattern: bool) -> Reply:
+    subscribed = client.patterns if is_pattern else client.channels
+    # Redis replies once, with a null name, if there is nothing to unsubscribe from.
+    chosen = names or tuple(subscribed) or (None,)
+    change = client.state.pubsub.unsubscribe
+    return _change_subscriptions(client, "unsubscribe", chosen, change, is_pattern)
 
 
-@pubsub.reads("UNSUBSCRIBE [channel ...]", "End subscriptions, all if none is named.")
-def unsubscribe(context: Context, *names: bytes) -> Reply:
-    chosen = names or tuple(context.subscriber.channels) or (None,)
-    return _tell_each(context, b"unsubscribe", chosen, context.live.channels.unsubscribe)
-
-
-@pubsub.reads("PUNSUBSCRIBE [pattern ...]", "UNSUBSCRIBE from patterns.")
-def punsubscribe(context: Context, *patterns: bytes) -> Reply:
-    chosen = patterns or tuple(context.subscriber.patterns) or (None,)
-    return _tell_each(context, b"punsubscribe", chosen, context.live.channels.unsubscribe_pattern)
-
-
-def _tell_each(
-    context: Context, what: bytes, names: Iterable[Any], change: Callable[[Subscriber, Any], None]
-) -> Reply:
-    replies = Several()
+def _change_subscriptions(
+    client: Client, event: str, names: Iterable[Any],
+    change: Callable[[Client, bytes, bool], None], is_pattern: bool,
+) -> Reply:  # fmt: skip
+    event_name = f"{'p' * is_pattern}{event}".encode()
+    replies = MultipleReplies()
     for name in names:
-        change(context.subscriber, name)
-        replies.append(Push([what, name, context.subscriber.count()]))
-    context.guard()
+        change(client, name, is_pattern)
+        replies.append(Push([event_name, name, client.subscription_count]))
     return replies
 
 
-pubsub.reads("PUBLISH channel message", "Send to all that have subscribed; how many received it.")(
-    lambda context, channel, message: context.live.channels.publish(channel, message)
+pubsub.reads(
+    "PUBLISH channel message",
+    "Send a message to the subscribers of a channel and return their number.",
+)(lambda client, channel, message: client.state.pubsub.publish(channel, message))
+pubsub.reads("PUBSUB NUMPAT", "Return the number of patterns that have subscribers.")(
+    lambda client: len(client.state.pubsub.patterns)
 )
-pubsub.reads("PUBSUB NUMPAT", "How many patterns are subscribed to.")(
-    lambda context: len(context.live.channels.patterns)
-)
 
 
-@pubsub.reads("PUBSUB CHANNELS [pattern]", "The channels that have subscribers.", loose=True)
-def pubsub_channels(context: Context, pattern: bytes = b"*") -> Reply:
-    return list(filter(glob(pattern), context.live.channels.channels))
+@pubsub.reads("PUBSUB CHANNELS [pattern]", "Return the channels that have subscribers.",
+              extra_is_syntax_error=True)  # fmt: skip
+def pubsub_channels(client: Client, pattern: bytes = b"*") -> Reply:
+    return list(filter(compile_glob(pattern), client.state.pubsub.channels))
 
 
-@pubsub.reads("PUBSUB NUMSUB [channel ...]", "The channels, and how many subscribers each has.")
-def pubsub_numsub(context: Context, *names: bytes) -> Reply:
-    known = context.live.channels.channels
-    return [each for name in names for each in (name, len(known.get(name, ())))]
+@pubsub.reads("PUBSUB NUMSUB [channel ...]", "Return the number of subscribers of each channel.")
+def pubsub_numsub(client: Client, *names: bytes) -> Reply:
+    channels = client.state.pubsub.channels
+    return [each for name in names for each in (name, len(channels.get(name, ())))]
 
 
 # ----------------------------------------------------------------------------
-# Commands: the connection
+# Commands: connection
 # ----------------------------------------------------------------------------
 
 connection = Family("connection")
 
 
-@connection.reads("PING [message]", "PONG, or the message.")
-def ping(context: Context, message: bytes | None = None) -> Reply:
-    if context.subscriber.count() and context.protocol == 2:
+@connection.reads("PING [message]", "Return PONG, or the message.")
+def ping(client: Client, message: bytes | None = None) -> Reply:
+    if client.subscription_count and client.protocol == 2:
         return [b"pong", message or b""]
     return PONG if message is None else message
 
 
-connection.reads("ECHO message", "The message.")(lambda _, message: message)
-connection.reads("SELECT database", "Choose a database; there is one, 0.")(lambda _, database: OK)
-connection.reads("CLIENT ID", "The number of this connection.")(lambda context: context.id)
-connection.reads("CLIENT GETNAME", "The name the client has given itself.")(
-    lambda context: context.names.get("name", "").encode() or None
+connection.reads("ECHO message", "Return the message.")(lambda _, message: message)
+connection.reads("SELECT database", "Select a database. The only database is 0.")(
+    lambda _, database: OK
 )
-connection.reads("CLIENT INFO", "What is known of this connection.")(
-    lambda context: Verbatim(_describe(context).encode())
+connection.reads("CLIENT ID", "Return the id of this connection.")(lambda client: client.id)
+connection.reads("CLIENT GETNAME", "Return the name of this connection.")(
+    lambda client: client.names.get("name", "").encode() or None
+)
+connection.reads("CLIENT INFO", "Return the line of CLIENT LIST for this connection.")(
+    lambda client: Verbatim(_client_line(client).encode())
 )
 
 
-@connection.reads("HELLO [protover] [AUTH username password] [SETNAME clientname]", "Choose the"
-                  " version of RESP, 2 or 3, and be told about the server.", raw=True)  # fmt: skip
-def hello(context: Context, *options: bytes) -> Reply:
-    protocol = context.protocol
-    if options:
+@connection.controls("HELLO [protover] [AUTH username password] [SETNAME clientname]", "Select"
+                     " version 2 or 3 of RESP and return facts about the server.",
+                     raw=True)  # fmt: skip
+def hello(client: Client, *words: bytes) -> Reply:
+    protocol = client.protocol
+    if words:
         error = "ERR Protocol version is not an integer or out of range"
-        protocol = parse_integer(options[0], error, 2, 3, "NOPROTO unsupported protocol version")
-    words = iter(options[1:])
-    for word in words:
-        values = list(itertools.islice(words, {b"AUTH": 2, b"SETNAME": 1}.get(word.upper(), 0)))
-        if word.upper() == b"AUTH" and len(values) == 2:
-            auth(context, *values)
-        elif word.upper() == b"SETNAME" and values:
-            # At once, as Redis does it, whatever comes behind.
-            context.names["name"] = _client_name("Client names", values[0])
+        protocol = parse_integer(words[0], error, 2, 3, "NOPROTO unsupported protocol version")
+    options = iter(words[1:])
+    for option in options:
+        value_count = {b"AUTH": 2, b"SETNAME": 1}.get(option.upper(), 0)
+        values = list(itertools.islice(options, value_count))
+        if option.upper() == b"AUTH" and len(values) == 2:
+            auth(client, *values)
+        elif option.upper() == b"SETNAME" and values:
+            # Redis sets the name even if a later option is wrong.
+            client.names["name"] = _parse_client_name("Client names", values[0])
         else:
-            raise CommandError(f"ERR Syntax error in HELLO option '{_shown(word)}'")
-    if context.locked_out:
+            raise CommandError(f"ERR Syntax error in HELLO option '{_printable(option)}'")
+    if not client.authenticated:
         raise CommandError(
             "NOAUTH HELLO must be called with the client already authenticated, otherwise the"
             " HELLO AUTH <user> <pass> option can be used to authenticate the client and select"
             " the RESP protocol version at the same time"
         )
-    context.protocol = context.subscriber.form = protocol
-    context.guard()
+    client.protocol = protocol
     return {
         b"server": b"redis",
         b"version": REDIS_VERSION.encode(),
         b"proto": protocol,
-        b"id": context.id,
+        b"id": client.id,
         b"mode": b"standalone",
         b"role": b"master",
         b"modules": [],
     }
 
 
-@connection.reads("AUTH [username] password", "Give the password.", loose=True)
-def auth(context: Context, *credentials: bytes) -> Reply:
-    if context.password is None and len(credentials) == 1:
+@connection.controls("AUTH [username] password", "Authenticate the connection.",
+                     extra_is_syntax_error=True)  # fmt: skip
+def auth(client: Client, *credentials: bytes) -> Reply:
+    if client.password is None and len(credentials) == 1:
         raise CommandError(
             "ERR AUTH <password> called without any password configured for the default user."
             " Are you sure your configuration is correct?"
         )
-    right = context.password is None or hmac.compare_digest(context.password, credentials[-1])
-    if not right or credentials[:-1] not in ((), (b"default",)):
+    correct = client.password is None or hmac.compare_digest(client.password, credentials[-1])
+    if not correct or credentials[:-1] not in ((), (b"default",)):
         raise CommandError("WRONGPASS invalid username-password pair or user is disabled.")
-    context.locked_out = False
-    context.guard()
+    client.authenticated = True
     return OK
 
 
-@connection.reads("RESET", "Put the connection back as it was when it was opened.")
-def reset(context: Context) -> Reply:
-    context.protocol = 2
-    context.names.pop("name", None)
-    context.replying = "ON"
-    context.locked_out = context.password is not None
-    context.end_transaction()
-    context.unsubscribe()
+@connection.controls("RESET", "Return the connection to the state it had when it was opened.")
+def reset(client: Client) -> Reply:
+    client.protocol = 2
+    client.names.pop("name", None)
+    client.reply_mode = "ON"
+    client.authenticated = client.password is None
+    client.end_transaction()
+    client.state.pubsub.remove(client)
     return Status(b"RESET")
 
 
-@connection.reads("QUIT", "End the connection.", raw=True)
-def quit_(context: Context, *words: bytes) -> Reply:
-    context.close()
+@connection.controls("QUIT", "Close the connection.", raw=True)
+def quit_(client: Client, *words: bytes) -> Reply:
+    client.close("QUIT")
     return OK
 
 
-def _client_name(what: str, name: bytes) -> str:
+def _parse_client_name(label: str, name: bytes) -> str:
     if len(name) > MAX_NAME:
-        raise CommandError(f"ERR {what} cannot be longer than {MAX_NAME} bytes.")
+        raise CommandError(f"ERR {label} cannot be longer than {MAX_NAME} bytes.")
     if re.fullmatch(rb"[!-~]*", name) is None:
-        raise CommandError(f"ERR {what} cannot contain spaces, newlines or special characters.")
+        raise CommandError(f"ERR {label} cannot contain spaces, newlines or special characters.")
     return name.decode("ascii")
 
 
-def _describe(context: Context) -> str:
-    subscriber, (process, program) = context.subscriber, context.peer.process()
-    known = COMMANDS.keys() | CONTAINERS
+def _client_line(client: Client) -> str:
+    process, program = client.process()
     flags = {
-        "O": subscriber.monitors,
-        "P": subscriber.count() > 0,
-        "x": context.queue is not None,
-        "b": context.waiter is not None and not context.waiter.done,
-        "d": context.watch is not None and context.watch.broken,
-        "U": context.peer.address.startswith("/"),
+        "O": client.monitoring,
+        "P": client.subscription_count > 0,
+        "x": client.transaction is not None,
+        "b": client.blocked is not None and not client.blocked.done,
+        "d": client.watch is not None and client.watch.broken,
+        "U": client.address.startswith("/"),
     }
-    facts = {
-        "id": context.id,
-        "addr": context.peer.address,
-        "laddr": context.peer.local_address,
-        "name": context.names.get("name", ""),
-        "age": int(time.monotonic() - context.connected),
-        "idle": int(time.monotonic() - context.active),
-        "flags": "".join(flag for flag, is_so in flags.items() if is_so) or "N",
+    known = client.last_command.upper() in COMMANDS.keys() | CONTAINERS
+    transaction, now = client.transaction, time.monotonic()
+    fields = {
+        "id": client.id,
+        "addr": client.address,
+        "laddr": client.local_address,
+        "name": client.names.get("name", ""),
+        "age": int(now - client.connected_at),
+        "idle": int(now - client.last_command_at),
+        "flags": "".join(flag for flag, is_set in flags.items() if is_set) or "N",
         "db": 0,
-        "sub": len(subscriber.channels),
-        "psub": len(subscriber.patterns),
-        # Sizes of buffers, which are not kept count of, but which redis-py before 7 looks for.
+        "sub": len(client.channels),
+        "psub": len(client.patterns),
+        # These sizes of Redis's buffers are not measured, but redis-py before 7 expects them.
         **dict.fromkeys(("qbuf", "qbuf-free", "argv-mem", "obl", "oll", "omem", "tot-mem"), 0),
-        "multi": -1 if context.queue is None else len(context.queue),
-        "cmd": context.command.decode().lower() if context.command.upper() in known else "NULL",
+        "multi": -1 if transaction is None else len(transaction.commands),
+        "cmd": client.last_command.decode().lower() if known else "NULL",
         "user": "default",
-        "resp": context.protocol,
-        "lib-name": context.names.get("lib-name", ""),
-        "lib-ver": context.names.get("lib-ver", ""),
-        # What no Redis has.
-        "owned": context.store.owned(context),
+        "resp": client.protocol,
+        "lib-name": client.names.get("lib-name", ""),
+        "lib-ver": client.names.get("lib-ver", ""),
+        # Redis does not have the following fields.
+        "owned": client.keyspace.count_owned(client),
         "pid": process,
         "program": re.sub(r"\s", "_", re.split(r"[\\/]", program)[-1]),
     }
-    return " ".join(f"{name}={value}" for name, value in facts.items()) + "\n"
+    return " ".join(f"{name}={value}" for name, value in fields.items()) + "\n"
 
 
-@connection.reads("CLIENT SETNAME name", "Give the connection a name.")
-def client_setname(context: Context, name: bytes) -> Reply:
-    context.names["name"] = _client_name("Client names", name)
+@connection.reads("CLIENT SETNAME name", "Set the name of this connection.")
+def client_setname(client: Client, name: bytes) -> Reply:
+    client.names["name"] = _parse_client_name("Client names", name)
     return OK
 
 
-@connection.reads("CLIENT SETINFO attribute value", "Name the library, LIB-NAME or LIB-VER.")
-def client_setinfo(context: Context, attribute: bytes, value: bytes) -> Reply:
-    what = attribute.decode("latin-1").lower()
-    if what not in ("lib-name", "lib-ver"):
-        raise CommandError(f"ERR Unrecognized option '{_shown(attribute)}'")
-    context.names[what] = _client_name(what, value)
+@connection.reads("CLIENT SETINFO attribute value", "Set the name (LIB-NAME) or version (LIB-VER)"
+                  " of the client library.")  # fmt: skip
+def client_setinfo(client: Client, attribute: bytes, value: bytes) -> Reply:
+    name = attribute.decode("latin-1").lower()
+    if name not in ("lib-name", "lib-ver"):
+        raise CommandError(f"ERR Unrecognized option '{_printable(attribute)}'")
+    client.names[name] = _parse_client_name(name, value)
     return OK
 
 
-def _is_type(client: Context, value: bytes) -> bool:
+def _has_type(client: Client, value: bytes) -> bool:
     if value.lower() not in (b"normal", b"master", b"replica", b"slave", b"pubsub"):
-        raise CommandError(f"ERR Unknown client type '{_shown(value)}'")
-    kind = b"pubsub" if client.subscriber.count() else b"normal"
-    return value.lower() == kind
+        raise CommandError(f"ERR Unknown client type '{_printable(value)}'")
+    return value.lower() == (b"pubsub" if client.subscription_count else b"normal")
 
 
-def _is_user(client: Context, value: bytes) -> bool:
+def _has_user(client: Client, value: bytes) -> bool:
     if value != b"default":
-        raise CommandError(f"ERR No such user '{_shown(value)}'")
+        raise CommandError(f"ERR No such user '{_printable(value)}'")
     return True
 
 
-#: What CLIENT KILL chooses connections by.
-CLIENT_FILTERS: dict[bytes, Callable[[Context, bytes], bool]] = {
+#: The filters of CLIENT KILL. Each returns True if the client matches the value.
+CLIENT_FILTERS: dict[bytes, Callable[[Client, bytes], bool]] = {
     b"ID": lambda client, value: (
         client.id == parse_integer(value, "ERR client-id should be greater than 0", 1)
     ),
-    b"ADDR": lambda client, value: client.peer.address.encode() == value,
-    b"LADDR": lambda client, value: client.peer.local_address.encode() == value,
-    b"TYPE": _is_type,
-    b"USER": _is_user,
+    b"ADDR": lambda client, value: client.address.encode() == value,
+    b"LADDR": lambda client, value: client.local_address.encode() == value,
+    b"TYPE": _has_type,
+    b"USER": _has_user,
 }
 
 
-@connection.reads("CLIENT LIST [TYPE type|ID client-id ...]", "The connections, one a line.")
-def client_list(context: Context, *words: bytes) -> Reply:
-    chosen = list(context.statistics.clients.values())
-    what = words[0].upper() if words else b""
-    if what == b"TYPE" and len(words) == 2:
-        chosen = [client for client in chosen if _is_type(client, words[1])]
-    elif what == b"ID" and len(words) > 1:
-        numbers = {parse_integer(word, "ERR Invalid client ID") for word in words[1:]}
-        chosen = [client for client in chosen if client.id in numbers]
+@connection.reads("CLIENT LIST [TYPE type|ID client-id ...]", "Return one line for each"
+                  " connection.")  # fmt: skip
+def client_list(client: Client, *words: bytes) -> Reply:
+    chosen = list(client.state.clients.values())
+    option = words[0].upper() if words else b""
+    if option == b"TYPE" and len(words) == 2:
+        chosen = [each for each in chosen if _has_type(each, words[1])]
+    elif option == b"ID" and len(words) > 1:
+        ids = {parse_integer(word, "ERR Invalid client ID") for word in words[1:]}
+        chosen = [each for each in chosen if each.id in ids]
     elif words:
         raise CommandError(SYNTAX_ERROR)
-    return Verbatim("".join(map(_describe, chosen)).encode())
+    return Verbatim("".join(map(_client_line, chosen)).encode())
 
 
-@connection.reads("CLIENT KILL filter [value ...]", "End connections: by address, or by ID, ADDR,"
-                  " LADDR, TYPE, USER, and SKIPME no.")  # fmt: skip
-def client_kill(context: Context, *words: bytes) -> Reply:
-    alone = len(words) == 1
-    if alone:
+@connection.reads("CLIENT KILL filter [value ...]", "Close connections by address, or by the"
+                  " filters ID, ADDR, LADDR, TYPE and USER; SKIPME no includes this"
+                  " connection.")  # fmt: skip
+def client_kill(client: Client, *words: bytes) -> Reply:
+    old_form = len(words) == 1
+    if old_form:
         words = (b"ADDR", words[0], b"SKIPME", b"no")
     filters = {word.upper(): value for word, value in zip(words[::2], words[1::2])}
     skip_me = filters.pop(b"SKIPME", b"yes").lower()
@@ -4676,250 +4561,254 @@ def client_kill(context: Context, *words: bytes) -> Reply:
     if len(words) % 2 or skip_me not in (b"yes", b"no") or not known:
         raise CommandError(SYNTAX_ERROR)
     chosen = []
-    for client in context.statistics.clients.values():
-        # Each is asked, as each may raise an error.
-        answers = [CLIENT_FILTERS[name](client, value) for name, value in filters.items()]
-        if all(answers) and not (client is context and skip_me == b"yes"):
-            chosen.append(client)
-    if alone and not chosen:
+    for each in client.state.clients.values():
+        # Evaluate all filters, because each of them can raise an error.
+        matches = [CLIENT_FILTERS[name](each, value) for name, value in filters.items()]
+        if all(matches) and not (each is client and skip_me == b"yes"):
+            chosen.append(each)
+    if old_form and not chosen:
         raise CommandError("ERR No such client")
-    for client in chosen:
-        if client is context:
-            context.close()  # after this reply
+    for each in chosen:
+        if each is client:
+            client.close("CLIENT KILL", logging.INFO)  # after this reply
         else:
-            client.peer.hang_up()
-    return OK if alone else len(chosen)
+            each.disconnect(f"CLIENT KILL by client {client.id}")
+    return OK if old_form else len(chosen)
 
 
-@connection.reads("CLIENT UNBLOCK client-id [TIMEOUT|ERROR]", "End the wait of a client: 1 if it"
-                  " waited.", raw=True)  # fmt: skip
-def client_unblock(context: Context, number: bytes, *words: bytes) -> Reply:
-    how = words[0].upper() if words else b"TIMEOUT"
-    if how not in (b"TIMEOUT", b"ERROR") or len(words) > 1:
+@connection.reads("CLIENT UNBLOCK client-id [TIMEOUT|ERROR]", "Unblock a blocked client and return"
+                  " 1, or 0 if it was not blocked.", raw=True)  # fmt: skip
+def client_unblock(client: Client, client_id: bytes, *words: bytes) -> Reply:
+    reason = words[0].upper() if words else b"TIMEOUT"
+    if reason not in (b"TIMEOUT", b"ERROR") or len(words) > 1:
         raise CommandError("ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR")
-    client = context.statistics.clients.get(parse_integer(number))
-    if client is None or client.waiter is None or client.waiter.done:
+    other = client.state.clients.get(parse_integer(client_id))
+    if other is None or other.blocked is None or other.blocked.done:
         return 0
-    unblocked = CommandError("UNBLOCKED client unblocked via CLIENT UNBLOCK")
-    context.live.waiting.end(client.waiter, unblocked if how == b"ERROR" else NO_LIST)
+    error = CommandError("UNBLOCKED client unblocked via CLIENT UNBLOCK")
+    client.state.blocked.unblock(other.blocked, error if reason == b"ERROR" else NULL_ARRAY)
     return 1
 
 
-@connection.reads("CLIENT REPLY ON|OFF|SKIP", "Whether commands are answered; SKIP: the next one.")
-def client_reply(context: Context, mode: str) -> Reply:
-    if mode != "SKIP" or context.replying != "OFF":
-        context.replying = mode
-    context.guard()
-    return OK if context.replying == "ON" else NOTHING
+@connection.controls("CLIENT REPLY ON|OFF|SKIP", "Turn replies on or off, or skip the next reply.")
+def client_reply(client: Client, mode: str) -> Reply:
+    if mode != "SKIP" or client.reply_mode != "OFF":
+        client.reply_mode = mode
+    return OK if client.reply_mode == "ON" else NO_REPLY
 
 
 # ----------------------------------------------------------------------------
-# Commands: the server
+# Commands: server
 # ----------------------------------------------------------------------------
 
 server = Family("server")
 
-server.reads("DBSIZE", "How many keys there are.")(lambda context: len(context.store))
+server.reads("DBSIZE", "Return the number of keys.")(lambda client: len(client.keyspace))
 
 
 @server.writes("FLUSHALL [ASYNC|SYNC]", "Delete every key.")
 @server.writes("FLUSHDB [ASYNC|SYNC]", "Delete every key.")
-def flushall(context: Context, **mode: bool) -> Reply:
-    context.store.clear()
+def flushall(client: Client, **mode: bool) -> Reply:
+    client.keyspace.clear()
     return OK
 
 
-def _persistence(context: Context) -> Persistence:
-    if context.persistence is None:
-        raise CommandError("ERR there is no file to save to: start the server with --db FILE")
-    return context.persistence
+def _require_persistence(client: Client) -> Persistence:
+    if client.state.persistence is None:
+        raise CommandError("ERR no file to save to; start the server with --db FILE")
+    return client.state.persistence
 
 
-@server.reads("SAVE", "Write everything to the file and wait until it is there.")
-def save(context: Context) -> Reply:
-    waiter = Waiter(context.live.waiting, context.peer, bytes, lambda key: None, None)
-
-    def saved(error: str) -> None:
-        context.live.waiting.end(waiter, CommandError(f"ERR {error}") if error else OK)
-
-    _persistence(context).request(saved)
-    return wait_for(context, waiter, [])
+def _finish_save(blocked: BlockedClient, error: str) -> None:
+    reply = CommandError(f"ERR {error}") if error else OK
+    blocked.client.state.blocked.unblock(blocked, reply)
 
 
-@server.reads("BGSAVE [SCHEDULE]", "Write everything to the file now.")
-def bgsave(context: Context, **when: bool) -> Reply:
-    _persistence(context).request(lambda error: None)
+@server.reads("SAVE", "Save all changes to the file and wait until they are saved.")
+def save(client: Client) -> Reply:
+    blocked = BlockedClient(client)
+    _require_persistence(client).request(functools.partial(_finish_save, blocked))
+    return client.state.blocked.block(blocked)
+
+
+@server.reads("BGSAVE [SCHEDULE]", "Start to save all changes to the file.")
+def bgsave(client: Client, **when: bool) -> Reply:
+    _require_persistence(client).request(lambda error: None)
     return Status(b"Background saving started")
 
 
-@server.reads("LASTSAVE", "When everything was last written, in seconds since 1970.")
-def lastsave(context: Context) -> Reply:
-    return int(_persistence(context).saved_at)
+@server.reads("LASTSAVE", "Return the time of the last save in seconds since 1970.")
+def lastsave(client: Client) -> Reply:
+    return int(_require_persistence(client).saved_at)
 
 
-@server.reads("TIME", "The seconds since 1970, and the microseconds beyond.")
-def time_(context: Context) -> Reply:
+@server.reads("TIME", "Return the seconds since 1970 and the microseconds of the current second.")
+def time_(client: Client) -> Reply:
     return [b"%d" % part for part in divmod(time.time_ns() // 1000, 1_000_000)]
 
 
-@server.reads("MONITOR", "Show every command of every client, as it happens.")
-def monitor(context: Context) -> Reply:
-    context.live.channels.monitor(context.subscriber)
-    context.guard_all()
+@server.controls("MONITOR", "Show every command of every client while it is executed.")
+def monitor(client: Client) -> Reply:
+    client.state.pubsub.monitor(client)
+    for each in client.state.clients.values():
+        each.slow_path = True
     return OK
 
 
-@server.reads("MEMORY USAGE key [SAMPLES size]", "The bytes a key takes with its value.")
-def memory_usage(context: Context, key: bytes, *, samples: int = 0) -> Reply:
+@server.reads("MEMORY USAGE key [SAMPLES size]", "Return the bytes that a key and its value use.")
+def memory_usage(client: Client, key: bytes, *, samples: int = 0) -> Reply:
     if samples < 0:
         raise CommandError(SYNTAX_ERROR)
-    return context.store.cost(key) if key in context.store else None
+    return client.keyspace.memory_usage(key) if key in client.keyspace else None
 
 
-@server.reads("DEBUG SLEEP seconds", "Answer this client only after so long.")
-def debug_sleep(context: Context, seconds: bytes) -> Reply:
-    # In Redis, nobody; which it lets no client do unless it is told to.
+@server.reads("DEBUG SLEEP seconds", "Delay the reply to this client. Other clients are served"
+              " meanwhile, unlike in Redis.")  # fmt: skip
+def debug_sleep(client: Client, seconds: bytes) -> Reply:
     duration = parse_float(seconds)
     if not 0 <= duration <= MAX_SLEEP:
         raise CommandError(f"ERR the time to sleep must be from 0 to {MAX_SLEEP:g} seconds")
-    if not context.may_wait:
-        raise CommandError("ERR DEBUG SLEEP is not for transactions")
-    deadline = time.monotonic() + duration
-    waiter = Waiter(context.live.waiting, context.peer, bytes, lambda key: None, deadline)
-    waiter.reply = OK
-    return wait_for(context, waiter, [])
+    if not client.can_block:
+        raise CommandError("ERR DEBUG SLEEP is not allowed in a transaction")
+    blocked = BlockedClient(client, deadline=time.monotonic() + duration)
+    blocked.reply = OK
+    return client.state.blocked.block(blocked)
 
 
-def _set_memory_limit(context: Context, size: int) -> None:
-    context.store.limit = size or math.inf
-    # As Redis does it, beginning at once; if none can be evicted, commands that write are refused.
-    with contextlib.suppress(CommandError):
-        context.store.make_room()
-
-
-def _policy(text: str) -> str:
+def _parse_policy(text: str) -> str:
     if text.lower() not in POLICIES:
         raise ValueError(f"argument(s) must be one of the following: {', '.join(POLICIES)}")
     return text.lower()
 
 
-def _letters(text: str) -> str:
-    Events.check(text)
+def _parse_event_classes(text: str) -> str:
+    KeyspaceEvents.check(text)
     return text
 
 
-def _read_limit(limit: Limit, text: str) -> float:
+def _parse_limit(limit: Limit, text: str) -> float:
     if limit.unit == "bytes":
         try:
             parse_size(text)
-        except ValueError:  # as Redis says it
-            raise ValueError("argument must be a memory value") from None
+        except ValueError:
+            raise ValueError("argument must be a memory value") from None  # Redis's text
     return limit.parse(text)
 
 
-def _set_limit(name: str, context: Context, value: float) -> None:
-    setattr(context.settings, name, value)
+def _set_policy(client: Client, policy: str) -> None:
+    client.keyspace.policy = policy
+
+
+def _set_event_classes(client: Client, letters: str) -> None:
+    client.state.events.configure(letters)
+
+
+def _set_limit(name: str, client: Client, value: float) -> None:
+    setattr(client.settings, name, value)
     if name == "max_memory":
-        _set_memory_limit(context, int(value))
+        client.keyspace.memory_limit = value or math.inf
+        # Like Redis, evict keys at once. If that is not possible, later writes are refused.
+        with contextlib.suppress(CommandError):
+            client.keyspace.free_memory()
 
 
-#: What CONFIG SET can change: how its value is read, and how it is set.
-_CHANGES: dict[str, tuple[Callable[[str], Any], Callable[[Context, Any], None]]] = {
-    "maxmemory-policy": (_policy, lambda context, policy: setattr(context.store, "policy", policy)),
-    "notify-keyspace-events": (
-        _letters, lambda context, letters: context.live.events.choose(letters)
-    ),
+#: The parameters that CONFIG SET can change, with the functions that parse and set their values.
+_CONFIG_SETTERS: dict[str, tuple[Callable[[str], Any], Callable[[Client, Any], None]]] = {
+    "maxmemory-policy": (_parse_policy, _set_policy),
+    "notify-keyspace-events": (_parse_event_classes, _set_event_classes),
     **{
         limit.parameter: (
-            functools.partial(_read_limit, limit), functools.partial(_set_limit, name)
+            functools.partial(_parse_limit, limit),
+            functools.partial(_set_limit, name),
         )
-        for name, limit in LIMITS.items() if name != "max_clients"
+        for name, limit in LIMITS.items()
+        if name != "max_clients"
     },
-}  # fmt: skip
+}
 
 
-def _limits(context: Context) -> dict[str, object]:
-    settings = context.settings
-    return {each.parameter: each.shown(getattr(settings, name)) for name, each in LIMITS.items()}
+def _limit_parameters(client: Client) -> dict[str, object]:
+    settings = client.settings
+    return {each.parameter: each.format(getattr(settings, name)) for name, each in LIMITS.items()}
 
 
-def _parameters(context: Context) -> dict[str, object]:
+def _config_parameters(client: Client) -> dict[str, object]:
     return {
         "appendonly": "no",
         "bind": "127.0.0.1",
         "databases": 1,
-        "dbfilename": context.settings.db or "",
-        "maxmemory-policy": context.store.policy,
+        "dbfilename": client.settings.db or "",
+        "maxmemory-policy": client.keyspace.policy,
         "maxmemory-samples": LRU_SAMPLES,
-        "notify-keyspace-events": context.live.events,
-        "port": context.settings.tcp or 0,
-        "save": "1 1" if context.persistence else "",
-        **_limits(context),
+        "notify-keyspace-events": client.state.events,
+        "port": client.settings.tcp or 0,
+        "save": "1 1" if client.state.persistence else "",
+        **_limit_parameters(client),
     }
 
 
-def _finite(limit: float) -> int:
-    return 0 if limit == math.inf else int(limit)
-
-
-@server.reads("CONFIG GET parameter [parameter ...]", "The settings that match a pattern.")
-def config_get(context: Context, *patterns: bytes) -> Reply:
-    tests = [glob(pattern.lower()) for pattern in patterns]
-    facts = {
+@server.reads("CONFIG GET parameter [parameter ...]", "Return the settings that match a pattern.")
+def config_get(client: Client, *patterns: bytes) -> Reply:
+    matchers = [compile_glob(pattern.lower()) for pattern in patterns]
+    return {
         name.encode(): str(value).encode("utf-8", "backslashreplace")
-        for name, value in _parameters(context).items()
+        for name, value in _config_parameters(client).items()
+        if any(matches(name.encode()) for matches in matchers)
     }
-    return {name: value for name, value in facts.items() if any(test(name) for test in tests)}
 
 
-@server.reads("CONFIG SET parameter value [parameter value ...]", "Change settings.", raw=True)
-def config_set(context: Context, *words: bytes) -> Reply:
+@server.reads("CONFIG SET parameter value [parameter value ...]", "Change settings of the running"
+              " server.", raw=True)  # fmt: skip
+def config_set(client: Client, *words: bytes) -> Reply:
     if len(words) % 2:
         raise CommandError(SYNTAX_ERROR)
-    known, changes = _parameters(context), {}
+    known, changes = _config_parameters(client), {}
     for word, value in zip(words[::2], words[1::2]):
-        name = _shown(word).lower()
+        name = _printable(word).lower()
         if name not in known:
-            what = "Unknown option or number of arguments for CONFIG SET"
-            raise CommandError(f"ERR {what} - '{name}'")
+            reason = "Unknown option or number of arguments for CONFIG SET"
+            raise CommandError(f"ERR {reason} - '{name}'")
         try:
-            if name not in _CHANGES:
+            if name not in _CONFIG_SETTERS:
                 raise ValueError("can't set immutable config")
             if name in changes:
                 raise ValueError("duplicate parameter")
-            read, _ = _CHANGES[name]
-            changes[name] = read(_shown(value))
+            parse, _ = _CONFIG_SETTERS[name]
+            changes[name] = parse(_printable(value))
         except ValueError as error:
-            what = f"CONFIG SET failed (possibly related to argument '{name}')"
-            raise CommandError(f"ERR {what} - {error}") from None
-    # All of them, or, after an error, none.
+            reason = f"CONFIG SET failed (possibly related to argument '{name}')"
+            raise CommandError(f"ERR {reason} - {error}") from None
+    # All values are valid here, so either every setting changes or none.
     for name, changed in changes.items():
-        _CHANGES[name][1](context, changed)
+        _, set_value = _CONFIG_SETTERS[name]
+        set_value(client, changed)
     return OK
 
 
-server.reads("COMMAND COUNT", "How many commands there are.")(lambda context: len(_listed_names()))
-server.reads("COMMAND", "Every command: arity, flags, and where its keys are.")(
-    lambda context: list(map(_command_facts, _listed_names()))
+server.reads("COMMAND COUNT", "Return the number of commands.")(
+    lambda client: len(_container_names())
 )
-server.reads("COMMAND LIST", "The names of the commands.")(
-    lambda context: list(dict.fromkeys([*_listed_names(), *map(_listed_name, _every_command())]))
+server.reads("COMMAND", "Return the arity, flags and key positions of every command.")(
+    lambda client: list(map(_command_facts, _container_names()))
+)
+server.reads("COMMAND LIST", "Return the names of all commands and subcommands.")(
+    lambda client: list(dict.fromkeys([*_container_names(), *map(_redis_name, all_commands())]))
 )
 
 
-@server.reads("COMMAND DOCS [command ...]", "How commands are used.")
-def command_docs(context: Context, *names: bytes) -> Reply:
+@server.reads("COMMAND DOCS [command ...]", "Return the documentation of commands.")
+def command_docs(client: Client, *names: bytes) -> Reply:
     wanted = {name.lower() for name in names}
     chosen: dict[bytes, Any] = {}
-    for entry in _every_command():
-        name = _listed_name(entry)
+    for entry in all_commands():
+        name = _redis_name(entry)
         container, _, subcommand = name.partition(b"|")
         if name in wanted:
             chosen[name] = {**_docs(entry), **chosen.get(name, {})}
         elif wanted and container not in wanted:
             continue
         elif subcommand:
-            top = {**_docs(entry), b"summary": b"See its subcommands."}
+            top = {**_docs(entry), b"summary": b"See the subcommands."}
             del top[b"arguments"]
             chosen.setdefault(container, top).setdefault(b"subcommands", {})[name] = _docs(entry)
         else:
@@ -4927,39 +4816,43 @@ def command_docs(context: Context, *names: bytes) -> Reply:
     return chosen
 
 
-def _every_command() -> list[Command]:
-    return [*dict.fromkeys(COMMANDS.values()), *SUBCOMMANDS.values()]
+def all_commands() -> list[Command]:
+    """Return the command table's entries in the order of declaration."""
+    return [*COMMANDS.values(), *SUBCOMMANDS.values()]
 
 
-def _listed_name(entry: Command) -> bytes:
+def _redis_name(entry: Command) -> bytes:
     return entry.name.lower().replace(" ", "|").encode()
 
 
-def _listed_names() -> list[bytes]:
-    return list(dict.fromkeys(_listed_name(entry).split(b"|")[0] for entry in _every_command()))
+def _container_names() -> list[bytes]:
+    return list(dict.fromkeys(_redis_name(entry).split(b"|")[0] for entry in all_commands()))
 
 
 def _command_facts(name: bytes) -> Reply:
-    entry = COMMANDS.get(name)
-    nothing = Members()  # ACL categories, tips, key specifications
+    entry = COMMANDS.get(name.upper())
+    empty = SetReply()  # ACL categories, tips, key specifications
     if entry is None:
-        return [name, -2, nothing, 0, 0, 0, nothing, nothing, nothing, []]
-    flags = [b"write" if entry.writes else b"pubsub" if entry.group == "pubsub" else b"readonly"]
+        return [name, -2, empty, 0, 0, 0, empty, empty, empty, []]
+    access = b"write" if entry.access in ("writes", "grows") else b"readonly"
+    flags = [b"pubsub" if entry.group == "pubsub" else access]
     flags += [b"denyoom"] * entry.grows + [b"blocking"] * ("timeout" in entry.usage)
-    arity = entry.fewest if entry.most == entry.fewest else -entry.fewest
-    return [name, arity, Members(map(Status, flags)), *entry.places, nothing, nothing, nothing, []]
+    is_fixed = entry.max_arguments == entry.min_arguments
+    arity = entry.min_arguments if is_fixed else -entry.min_arguments
+    flag_set = SetReply(map(Status, flags))
+    return [name, arity, flag_set, *entry.key_positions, empty, empty, empty, []]
 
 
 def _docs(entry: Command) -> dict[bytes, Any]:
     arguments: list[dict[bytes, Any]] = []
-    for item in entry.items[entry.words :]:
+    for item in entry.usage_items[entry.name_words :]:
         names = item.strip("[]").encode().split()
-        again = arguments[len(arguments) - len(names) + 1 :]
-        if names[-1] == b"..." and [each[b"name"] for each in again] == names[:-1]:
-            # What has just been told of can be repeated.
-            block = {b"name": b"data", b"type": b"block", b"arguments": again}
-            repeated = again[0] if len(again) == 1 else block
-            arguments[-len(again) :] = [{**repeated, b"flags": Members([Status(b"multiple")])}]
+        repeated = arguments[len(arguments) - len(names) + 1 :]
+        if names[-1] == b"..." and [each[b"name"] for each in repeated] == names[:-1]:
+            # [value ...] repeats the arguments before it.
+            block = {b"name": b"data", b"type": b"block", b"arguments": repeated}
+            docs = repeated[0] if len(repeated) == 1 else block
+            arguments[-len(repeated) :] = [{**docs, b"flags": SetReply([Status(b"multiple")])}]
         else:
             arguments.append(_argument_docs(item))
     return {
@@ -4979,30 +4872,31 @@ def _argument_docs(item: str) -> dict[bytes, Any]:
         words = choices[0].replace("...", "").split()
         token = words.pop(0) if words[0].isupper() else None
         name = " ".join(words) or (token or "").lower()
-        kind = "key" if name == "key" else "string" if words else "pure-token"
-        docs = {b"name": name.encode(), b"type": kind.encode()}
+        argument_type = "key" if name == "key" else "string" if words else "pure-token"
+        docs = {b"name": name.encode(), b"type": argument_type.encode()}
         if token:
             docs[b"token"] = token.encode()
     flags = [b"optional"] * item.startswith("[") + [b"multiple"] * ("..." in item)
-    return {**docs, b"flags": Members(map(Status, flags))} if flags else docs
+    return {**docs, b"flags": SetReply(map(Status, flags))} if flags else docs
 
 
-@server.reads("INFO [section ...]", "The state of the server, all of it or the sections named.")
-def info(context: Context, *names: bytes) -> Reply:
-    sections = _sections(context)
+@server.reads("INFO [section ...]", "Return the state of the server, or the given sections of it.")
+def info(client: Client, *names: bytes) -> Reply:
     wanted = {name.decode("latin-1").lower() for name in names}
     everything = not wanted or wanted & {"all", "default", "everything"}
     blocks = [
-        f"# {title}\r\n" + "".join(f"{name}:{value}\r\n" for name, value in facts.items())
-        for title, facts in sections.items()
+        f"# {title}\r\n" + "".join(f"{name}:{value}\r\n" for name, value in fields.items())
+        for title, fields in _info_sections(client).items()
         if everything or title.lower() in wanted
     ]
     return Verbatim("\r\n".join(blocks).encode("utf-8", "replace"))
 
 
-def _sections(context: Context) -> dict[str, dict[str, object]]:
-    store, settings, statistics = context.store, context.settings, context.statistics
-    uptime, times = int(time.monotonic() - statistics.started), os.times()
+def _info_sections(client: Client) -> dict[str, dict[str, object]]:
+    state, keyspace, settings = client.state, client.keyspace, client.settings
+    uptime, times = int(time.monotonic() - state.started_at), os.times()
+    used, limit = keyspace.used_memory, settings.max_memory
+    limits = _limit_parameters(client)
     return {
         "Server": {
             "redis_version": REDIS_VERSION,
@@ -5013,46 +4907,48 @@ def _sections(context: Context) -> dict[str, dict[str, object]]:
             "arch_bits": struct.calcsize("P") * 8,
             "process_id": os.getpid(),
             "tcp_port": settings.tcp or 0,
-            "address": statistics.address,
+            "address": state.address,
             "uptime_in_seconds": uptime,
             "uptime_in_days": uptime // 86400,
         },
         "Clients": {
-            "connected_clients": len(statistics.clients),
-            "blocked_clients": len(context.live.waiting.waiters),
+            "connected_clients": len(state.clients),
+            "blocked_clients": len(state.blocked.clients),
             "maxclients": settings.max_clients,
         },
-        "Limits": {name.replace("-", "_"): value for name, value in _limits(context).items()},
+        "Limits": {name.replace("-", "_"): value for name, value in limits.items()},
         "Memory": {
-            "used_memory": store.used,
-            "used_memory_human": f"{store.used / 1024**2:.2f}M",
-            "maxmemory": _finite(store.limit),
-            "maxmemory_human": f"{_finite(store.limit) / 1024**2:.2f}M",
-            "maxmemory_policy": store.policy,
+            "used_memory": used,
+            "used_memory_human": f"{used / 1024**2:.2f}M",
+            "maxmemory": int(limit),
+            "maxmemory_human": f"{limit / 1024**2:.2f}M",
+            "maxmemory_policy": keyspace.policy,
         },
-        "Persistence": _persistence_facts(context.persistence),
+        "Persistence": _persistence_fields(state.persistence),
         "Stats": {
-            "total_connections_received": statistics.connections,
-            "total_commands_processed": statistics.commands,
-            "expired_keys": store.expired,
-            "evicted_keys": store.evicted,
-            "pubsub_channels": len(context.live.channels.channels),
-            "pubsub_patterns": len(context.live.channels.patterns),
+            "total_connections_received": state.connections,
+            "total_commands_processed": state.commands,
+            "expired_keys": keyspace.expired,
+            "evicted_keys": keyspace.evicted,
+            "pubsub_channels": len(state.pubsub.channels),
+            "pubsub_patterns": len(state.pubsub.patterns),
         },
         "Replication": {"role": "master", "connected_slaves": 0},
         "CPU": {"used_cpu_sys": f"{times.system:.6f}", "used_cpu_user": f"{times.user:.6f}"},
         "Cluster": {"cluster_enabled": 0},
-        "Keyspace": {"db0": f"keys={len(store)},expires={store.expiring}"} if len(store) else {},
+        "Keyspace": {"db0": f"keys={len(keyspace)},expires={keyspace.expiring}"}
+        if len(keyspace)
+        else {},
     }
 
 
-def _persistence_facts(file: Persistence | None) -> dict[str, object]:
+def _persistence_fields(file: Persistence | None) -> dict[str, object]:
     if file is None:
         return {"loading": 0}
     now, began = time.monotonic(), file.began
     return {
         "loading": 0,
-        "rdb_changes_since_last_save": file.unsaved,
+        "rdb_changes_since_last_save": file.unsaved_changes,
         "rdb_bgsave_in_progress": int(began is not None),
         "rdb_last_save_time": int(file.saved_at),
         "rdb_last_bgsave_status": "err" if file.error else "ok",
@@ -5061,22 +4957,22 @@ def _persistence_facts(file: Persistence | None) -> dict[str, object]:
         "rdb_saves": file.saves,
         "rdb_last_load_keys_expired": file.expired,
         "rdb_last_load_keys_loaded": file.loaded,
-        "db_file": file.shown(),
+        "db_file": file.display_path(),
         "db_file_bytes": file.size,
-        "db_seconds_behind": f"{now - file.level if file.unsaved else 0:.1f}",
+        "db_seconds_behind": f"{now - file.synced_at if file.unsaved_changes else 0:.1f}",
         "db_keys_too_large": len(file.refused),
         "db_last_error": file.error,
     }
 
 
-@server.reads("HELP [command]", "The commands, or how one is used.")
-def help_(context: Context, name: bytes | None = None) -> Reply:
-    chosen = _every_command()
+@server.reads("HELP [command]", "Return the usage of one command or of all commands.")
+def help_(client: Client, name: bytes | None = None) -> Reply:
+    chosen = all_commands()
     if name is not None:
-        wanted = _shown(name[:ERROR_EXCERPT]).upper()
+        wanted = _printable(name[:ERROR_EXCERPT]).upper()
         chosen = [entry for entry in chosen if entry.name.split()[0] == wanted]
         if not chosen:
-            raise CommandError(f"ERR no command '{wanted}'; HELP lists them all")
+            raise CommandError(f"ERR unknown command '{wanted}'; HELP lists all commands")
     return [Status(f"{entry.usage} - {entry.summary}".encode()) for entry in chosen]
 
 
@@ -5085,16 +4981,16 @@ def help_(context: Context, name: bytes | None = None) -> Reply:
 # ----------------------------------------------------------------------------
 
 if sys.platform == "win32":
+    # Error codes of GetLastError
     ERROR_ACCESS_DENIED = 5
-    ERROR_BROKEN_PIPE = 109
     ERROR_SEM_TIMEOUT = 121
     ERROR_PIPE_BUSY = 231
-    ERROR_NO_DATA = 232
     ERROR_PIPE_NOT_CONNECTED = 233
     ERROR_MORE_DATA = 234
     ERROR_PIPE_CONNECTED = 535
     ERROR_IO_PENDING = 997
 
+    # CreateNamedPipeW and WaitNamedPipeW
     PIPE_ACCESS_DUPLEX = 0x00000003
     FILE_FLAG_FIRST_PIPE_INSTANCE = 0x00080000
     FILE_FLAG_OVERLAPPED = 0x40000000
@@ -5103,34 +4999,39 @@ if sys.platform == "win32":
     PIPE_REJECT_REMOTE_CLIENTS = 0x00000008
     PIPE_UNLIMITED_INSTANCES = 255
     NMPWAIT_NOWAIT = 0x00000001
+    INVALID_HANDLE_VALUE = ctypes.c_void_p(-1).value
 
+    # Overlapped I/O (OVERLAPPED.Internal) and waits (WaitForMultipleObjects)
     STATUS_SUCCESS = 0x00000000
     STATUS_BUFFER_OVERFLOW = 0x80000005
     WAIT_OBJECT_0 = 0x00000000
     INFINITE = 0xFFFFFFFF
+
+    # Tokens, processes and console events
     TOKEN_QUERY = 0x0008
-    TOKEN_USER_CLASS = 1
+    TOKEN_USER_CLASS = 1  # TokenUser of TOKEN_INFORMATION_CLASS
+    PROCESS_QUERY_LIMITED_INFORMATION = 0x1000
+    CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT = 2, 5, 6
+
+    # Security descriptors and their access control entries (ACEs)
     SDDL_REVISION_1 = 1
     SE_KERNEL_OBJECT = 6
     OWNER_SECURITY_INFORMATION = 0x00000001
     DACL_SECURITY_INFORMATION = 0x00000004
-    #: What a client needs, FILE_GENERIC_READ and FILE_GENERIC_WRITE, without the right to create
-    #: another instance of the pipe, FILE_CREATE_PIPE_INSTANCE, which the latter holds.
-    FILE_CREATE_PIPE_INSTANCE = 0x00000004
-    CLIENT_RIGHTS = 0x0012019F & ~FILE_CREATE_PIPE_INSTANCE
-    #: What makes, or can make, of a client another server of the same name; Windows has made of
-    #: the generic ones, which are the last two, what they are for a pipe, but Wine has not.
-    WRITE_DAC, WRITE_OWNER = 0x00040000, 0x00080000
-    SERVER_RIGHTS = FILE_CREATE_PIPE_INSTANCE | WRITE_DAC | WRITE_OWNER | 0x40000000 | 0x10000000
-    #: Who can do that anyway: SYSTEM and Administrators.
-    POWERFUL = ("S-1-5-18", "S-1-5-32-544")
-    OWNER_RIGHTS = "S-1-3-4"  #: Stands for the owner.
     ACCESS_ALLOWED_ACE_TYPE = 0x00
     ACCESS_ALLOWED_CALLBACK_ACE_TYPE = 0x09
     INHERIT_ONLY_ACE = 0x08
-    CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT = 2, 5, 6
-    PROCESS_QUERY_LIMITED_INFORMATION = 0x1000
-    INVALID_HANDLE_VALUE = ctypes.c_void_p(-1).value
+    FILE_CREATE_PIPE_INSTANCE = 0x00000004
+    WRITE_DAC, WRITE_OWNER = 0x00040000, 0x00080000
+    # The rights of a client: FILE_GENERIC_READ and FILE_GENERIC_WRITE, without the right to create
+    # another instance of the pipe, which only a server needs.
+    CLIENT_RIGHTS = 0x0012019F & ~FILE_CREATE_PIPE_INSTANCE
+    # Each of these rights lets an account create an instance of the pipe, or grant itself the right
+    # to do so. Windows replaces GENERIC_WRITE and GENERIC_ALL, the last two; Wine keeps them.
+    SERVER_RIGHTS = FILE_CREATE_PIPE_INSTANCE | WRITE_DAC | WRITE_OWNER | 0x40000000 | 0x10000000
+    # Well-known SIDs. SYSTEM and Administrators can replace any server even without these rights.
+    SYSTEM, ADMINISTRATORS = "S-1-5-18", "S-1-5-32-544"
+    OWNER_RIGHTS, EVERYONE = "S-1-3-4", "S-1-1-0"
 
     class OVERLAPPED(ctypes.Structure):
         _fields_ = (
@@ -5148,18 +5049,19 @@ if sys.platform == "win32":
             ("bInheritHandle", wintypes.BOOL),
         )
 
-    def _true(result: int, function: Any, arguments: Any) -> int:
+    def _nonzero(result: int, function: Any, arguments: Any) -> int:
+        """Raise the OSError of GetLastError if a function returned 0 (an errcheck of ctypes)."""
         if not result:
             raise ctypes.WinError(ctypes.get_last_error())
         return result
 
-    def _true_unless_left(result: int, function: Any, arguments: Any) -> int:
-        # An instance whose client never was there, or has been disconnected already.
-        if not result and ctypes.get_last_error() != ERROR_PIPE_NOT_CONNECTED:
-            raise ctypes.WinError(ctypes.get_last_error())
-        return result
+    def _nonzero_or_not_connected(result: int, function: Any, arguments: Any) -> int:
+        """Raise as _nonzero() does, except for a pipe instance that has no client."""
+        not_connected = ctypes.get_last_error() == ERROR_PIPE_NOT_CONNECTED
+        return result if not_connected else _nonzero(result, function, arguments)
 
     def _valid_handle(result: int, function: Any, arguments: Any) -> int:
+        """Raise the OSError of GetLastError if a function returned INVALID_HANDLE_VALUE."""
         if result == INVALID_HANDLE_VALUE:
             raise ctypes.WinError(ctypes.get_last_error())
         return result
@@ -5172,51 +5074,46 @@ if sys.platform == "win32":
         function.argtypes = argtypes
         return function
 
-    # Library objects of one's own: prototypes set on ctypes.windll are everybody's.
+    # Own library objects: prototypes set on ctypes.windll would apply to the whole process.
     _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
     _advapi32 = ctypes.WinDLL("advapi32", use_last_error=True)
 
-    # Prototypes as Microsoft's pages give them. The functions of the second group end in the
-    # ordinary course with ERROR_IO_PENDING, ERROR_MORE_DATA and the like, so their callers look at
-    # the error themselves.
     HANDLE, DWORD, BOOL, LPVOID = wintypes.HANDLE, wintypes.DWORD, wintypes.BOOL, wintypes.LPVOID
     LPDWORD, LPOVERLAPPED = wintypes.LPDWORD, ctypes.POINTER(OVERLAPPED)
 
     # fmt: off
+    # Functions that raise OSError, and functions without an error code
     CreateNamedPipeW = _bind(
         _kernel32, "CreateNamedPipeW", HANDLE, _valid_handle,
-        wintypes.LPCWSTR,  # lpName
-        DWORD,  # dwOpenMode
-        DWORD,  # dwPipeMode
-        DWORD,  # nMaxInstances
-        DWORD,  # nOutBufferSize
-        DWORD,  # nInBufferSize
-        DWORD,  # nDefaultTimeOut
-        ctypes.POINTER(SECURITY_ATTRIBUTES),  # lpSecurityAttributes
+        wintypes.LPCWSTR, DWORD, DWORD, DWORD, DWORD, DWORD, DWORD,
+        ctypes.POINTER(SECURITY_ATTRIBUTES),
     )
-    DisconnectNamedPipe = _bind(_kernel32, "DisconnectNamedPipe", BOOL, _true_unless_left, HANDLE)
+    DisconnectNamedPipe = _bind(
+        _kernel32, "DisconnectNamedPipe", BOOL, _nonzero_or_not_connected, HANDLE
+    )
     CreateEventW = _bind(
-        _kernel32, "CreateEventW", HANDLE, _true, LPVOID, BOOL, BOOL, wintypes.LPCWSTR
+        _kernel32, "CreateEventW", HANDLE, _nonzero, LPVOID, BOOL, BOOL, wintypes.LPCWSTR
     )
-    SetEvent = _bind(_kernel32, "SetEvent", BOOL, _true, HANDLE)
-    CloseHandle = _bind(_kernel32, "CloseHandle", BOOL, _true, HANDLE)
+    SetEvent = _bind(_kernel32, "SetEvent", BOOL, _nonzero, HANDLE)
+    CloseHandle = _bind(_kernel32, "CloseHandle", BOOL, _nonzero, HANDLE)
     LocalFree = _bind(_kernel32, "LocalFree", wintypes.HLOCAL, None, wintypes.HLOCAL)
     GetCurrentProcess = _bind(_kernel32, "GetCurrentProcess", HANDLE, None)
     OpenProcessToken = _bind(
-        _advapi32, "OpenProcessToken", BOOL, _true, HANDLE, DWORD, ctypes.POINTER(HANDLE)
+        _advapi32, "OpenProcessToken", BOOL, _nonzero, HANDLE, DWORD, ctypes.POINTER(HANDLE)
     )
     GetTokenInformation = _bind(
-        _advapi32, "GetTokenInformation", BOOL, _true, HANDLE, ctypes.c_int, LPVOID, DWORD, LPDWORD
+        _advapi32, "GetTokenInformation", BOOL, _nonzero,
+        HANDLE, ctypes.c_int, LPVOID, DWORD, LPDWORD,
     )
     ConvertSidToStringSidW = _bind(
-        _advapi32, "ConvertSidToStringSidW", BOOL, _true, LPVOID, ctypes.POINTER(LPVOID)
+        _advapi32, "ConvertSidToStringSidW", BOOL, _nonzero, LPVOID, ctypes.POINTER(LPVOID)
     )
     ConvertStringSecurityDescriptorToSecurityDescriptorW = _bind(
-        _advapi32, "ConvertStringSecurityDescriptorToSecurityDescriptorW", BOOL, _true,
+        _advapi32, "ConvertStringSecurityDescriptorToSecurityDescriptorW", BOOL, _nonzero,
         wintypes.LPCWSTR, DWORD, ctypes.POINTER(LPVOID), LPDWORD,
     )
     ConvertSecurityDescriptorToStringSecurityDescriptorW = _bind(
-        _advapi32, "ConvertSecurityDescriptorToStringSecurityDescriptorW", BOOL, _true,
+        _advapi32, "ConvertSecurityDescriptorToStringSecurityDescriptorW", BOOL, _nonzero,
         LPVOID, DWORD, DWORD, ctypes.POINTER(LPVOID), LPDWORD,
     )
     GetSecurityInfo = _bind(
@@ -5224,6 +5121,7 @@ if sys.platform == "win32":
         HANDLE, ctypes.c_int, DWORD, LPVOID, LPVOID, LPVOID, LPVOID, ctypes.POINTER(LPVOID),
     )
 
+    # Functions whose callers check the result: pending I/O, for example, is not an error
     WaitNamedPipeW = _bind(_kernel32, "WaitNamedPipeW", BOOL, None, wintypes.LPCWSTR, DWORD)
     ConnectNamedPipe = _bind(_kernel32, "ConnectNamedPipe", BOOL, None, HANDLE, LPOVERLAPPED)
     ReadFile = _bind(
@@ -5256,7 +5154,7 @@ if sys.platform == "win32":
     # fmt: on
 
     def string_sid(sid: Any) -> str:
-        """The ``S-1-5-...`` of the SID at an address."""
+        """Return the SID at an address as text, ``S-1-5-...`` (ConvertSidToStringSidW)."""
         text = LPVOID()
         ConvertSidToStringSidW(sid, ctypes.byref(text))
         try:
@@ -5265,11 +5163,11 @@ if sys.platform == "win32":
             LocalFree(text)
 
     def current_user_sid() -> str:
-        """The account this process runs as, ``S-1-5-...``; OSError if Windows does not tell."""
+        """Return this process's account as a SID (OpenProcessToken, GetTokenInformation)."""
         token = wintypes.HANDLE()
         OpenProcessToken(GetCurrentProcess(), TOKEN_QUERY, ctypes.byref(token))
         try:
-            # TOKEN_USER: a pointer to the SID, then the SID, which has 68 bytes at most.
+            # TOKEN_USER: a pointer to the SID and attributes; then the SID, at most 68 bytes.
             user = (ctypes.c_void_p * 32)()
             length = wintypes.DWORD()
             GetTokenInformation(
@@ -5280,9 +5178,9 @@ if sys.platform == "win32":
             CloseHandle(token)
 
     def security_attributes(sddl: str) -> SECURITY_ATTRIBUTES:
-        """Attributes with the descriptor, to be freed by LocalFree, that an SDDL string tells of.
+        """Return attributes with the descriptor of an SDDL string; LocalFree frees the descriptor.
 
-        :raises OSError: if the string is not one.
+        ConvertStringSecurityDescriptorToSecurityDescriptorW raises OSError for an invalid string.
         """
         descriptor = wintypes.LPVOID()
         ConvertStringSecurityDescriptorToSecurityDescriptorW(
@@ -5291,64 +5189,65 @@ if sys.platform == "win32":
         return SECURITY_ATTRIBUTES(ctypes.sizeof(SECURITY_ATTRIBUTES), descriptor, False)
 
     def sddl_for(access: str) -> str:
-        """The descriptor, as SDDL, that lets those connect, and nobody else serve the name."""
+        """Return SDDL for a name of ACCESS_MODES; add an owner to an SDDL string that has none."""
         sid = current_user_sid()
-        grants = {
+        client_entries = {
             "user": "",
             "admins": f"(A;;{CLIENT_RIGHTS:#x};;;BA)",
-            # Every account, but nobody over the network: that is refused twice. This account comes
-            # before, for a server that is started over SSH is itself a network logon.
+            # All accounts but no network logons, which PIPE_REJECT_REMOTE_CLIENTS also rejects.
             "users": f"(D;;GA;;;NU)(A;;{CLIENT_RIGHTS:#x};;;AU)",
         }
-        if access not in grants:
-            # Without an owner it would be whoever Windows takes for it, whom no client knows.
-            owned = re.match("(G:[^:]*)?O:", access)
-            return access if owned else f"O:{sid}{access}"
-        return f"O:{sid}G:{sid}D:P(A;;GA;;;SY)(A;;GA;;;{sid}){grants[access]}"
+        if access not in client_entries:
+            # Clients verify the owner of the pipe, so Windows must not choose a default.
+            has_owner = re.match("(G:[^:]*)?O:", access)
+            return access if has_owner else f"O:{sid}{access}"
+        # This account comes before the entry that denies network logons, because a server that is
+        # started over SSH is itself a network logon.
+        return f"O:{sid}G:{sid}D:P(A;;GA;;;SY)(A;;GA;;;{sid}){client_entries[access]}"
 
     def effective_access(handle: int) -> tuple[str, list[str]]:
-        """Whose a pipe is and who may use it, as Windows has it in SDDL; and the SIDs of those who
-        could serve its name too, but for this account and those that can do everything.
+        """Return the owner and access list of a pipe in SDDL, and the SIDs with SERVER_RIGHTS.
 
-        :raises OSError: if it does not tell.
+        This account, the owner, SYSTEM and Administrators are left out. Raises OSError if
+        GetSecurityInfo or ConvertSecurityDescriptorToStringSecurityDescriptorW fails.
         """
         descriptor, text, acl = LPVOID(), LPVOID(), LPVOID()
-        wanted = OWNER_SECURITY_INFORMATION | DACL_SECURITY_INFORMATION
+        requested = OWNER_SECURITY_INFORMATION | DACL_SECURITY_INFORMATION
         error = GetSecurityInfo(
-            handle, SE_KERNEL_OBJECT, wanted, None, None, ctypes.byref(acl), None,
+            handle, SE_KERNEL_OBJECT, requested, None, None, ctypes.byref(acl), None,
             ctypes.byref(descriptor),
         )  # fmt: skip
         if error:
             raise ctypes.WinError(error)
         try:
             ConvertSecurityDescriptorToStringSecurityDescriptorW(
-                descriptor, SDDL_REVISION_1, wanted, ctypes.byref(text), None
+                descriptor, SDDL_REVISION_1, requested, ctypes.byref(text), None
             )
-            servers = _allowed(acl.value, SERVER_RIGHTS)
-            trusted = current_user_sid(), OWNER_RIGHTS, *POWERFUL
+            servers = _sids_with_rights(acl.value, SERVER_RIGHTS)
+            trusted = current_user_sid(), OWNER_RIGHTS, SYSTEM, ADMINISTRATORS
             return ctypes.wstring_at(text.value or 0), [s for s in servers if s not in trusted]
         finally:
             LocalFree(text)
             LocalFree(descriptor)
 
-    def _allowed(acl: int | None, rights: int) -> list[str]:
-        # The SIDs that an access list gives one of these rights. No list at all lets everyone.
-        if acl is None:
-            return ["S-1-1-0"]
-        # ACL: AclRevision, Sbz1, AclSize, AceCount, Sbz2. Each entry: AceType, AceFlags, AceSize,
-        # the rights, the SID.
+    def _sids_with_rights(acl: int | None, rights: int) -> list[str]:
+        """Return the SIDs to which the ACL at an address grants any of the rights."""
+        if acl is None:  # a null ACL grants all rights to everyone
+            return [EVERYONE]
+        # ACL: AclRevision, Sbz1, AclSize, AceCount, Sbz2; then the entries.
+        # Entry: AceType, AceFlags, AceSize, Mask; then the SID.
         count = struct.unpack("<BxHHxx", ctypes.string_at(acl, 8))[2]
-        found, entry = [], acl + 8
+        sids, entry = [], acl + 8
         for _ in range(count):
             kind, flags, size, mask = struct.unpack("<BBHI", ctypes.string_at(entry, 8))
             allows = kind in (ACCESS_ALLOWED_ACE_TYPE, ACCESS_ALLOWED_CALLBACK_ACE_TYPE)
             if allows and not flags & INHERIT_ONLY_ACE and mask & rights:
-                found.append(string_sid(entry + 8))
+                sids.append(string_sid(entry + 8))
             entry += size
-        return found
+        return sids
 
-    def program_of(process: int) -> str:
-        """The path of the program that a process runs; "" if it has ended or may not be asked."""
+    def program_path(process: int) -> str:
+        """Return the program path of a process or "" (OpenProcess, QueryFullProcessImageNameW)."""
         handle = OpenProcess(PROCESS_QUERY_LIMITED_INFORMATION, False, process)
         if not handle:
             return ""
@@ -5360,10 +5259,6 @@ if sys.platform == "win32":
         finally:
             CloseHandle(handle)
 
-    def milliseconds(timeout: float | None) -> int:
-        """A time limit in seconds as Win32 takes it; None is none."""
-        return INFINITE if timeout is None else min(math.ceil(max(timeout, 0) * 1000), INFINITE - 1)
-
 
 # ----------------------------------------------------------------------------
 # Transports: named pipes on Windows, Unix domain sockets elsewhere
@@ -5371,10 +5266,11 @@ if sys.platform == "win32":
 
 
 def pipe_address(name: str) -> str:
-    r"""Where a pipe of this name is: ``\\.\pipe\NAME``, or .NET's socket of the same name.
+    r"""Return the address of a pipe: ``\\.\pipe\NAME``, or outside Windows the path of a socket.
 
-    The name may be given with ``\\.\pipe\`` before it. Outside Windows one that
-    holds a ``/`` is the path itself.
+    The socket has the name that .NET gives it: ``CoreFxPipe_NAME`` in the directory for
+    temporary files. The name may include the prefix ``\\.\pipe\``. Outside Windows a name that
+    contains a ``/`` is used as the path.
     """
     prefix = "\\\\.\\pipe\\"
     name = name[len(prefix) :] if name.startswith(prefix) else name
@@ -5386,202 +5282,209 @@ def pipe_address(name: str) -> str:
 
 
 class Connection:
-    """One client, as seen by the thread that serves it.
+    """A connection to one client, with the same interface on sockets and named pipes.
 
-    That thread alone calls :meth:`receive`, :meth:`watch`, :meth:`send`,
-    :meth:`flush` and :meth:`close`; the other methods may be called from any
-    thread, at any time, and do nothing once the connection is closed. (Windows
-    cancels what a thread has begun to read when that thread ends.)
+    The thread that serves the client is the connection's own thread. Only this thread calls
+    receive(), wait_for_input(), send(), flush() and close(): Windows cancels a pending read when
+    the thread that started it ends. Any thread may call the other methods at any time.
 
-    What is to reach the client out of turn is pushed; from the first push to
-    the last flush, nothing is sent otherwise.
+    Output goes through send() until the first expect_pushes() or push(). From then on push_mode is
+    true, and all output goes through push() and flush(), so that replies and pushed messages keep
+    their order. With ``whole``, a named pipe sends the bytes as one message, as text replies need.
+
+    ``may_buffer`` is called, without ``_lock``, before input is added to the inbox, with the bytes
+    that the inbox will use. If it returns False, inbox_full is set; the input is still added.
+
+    ``_lock`` guards the outbox, outbox_bytes and _closed; until push_mode is on, only the own
+    thread uses the outbox. push_mode, _interrupted and _write_error are set once and read without
+    ``_lock``. Only the own thread uses all other attributes. Lock order: the keyspace lock before a
+    connection's lock, never the reverse.
     """
 
-    #: Whether a text command is one message, rather than a line.
-    framed = False
-    #: What says how long a client may leave its reply lying.
-    limits = Settings()
-    #: Whether the chunk last received is, or ends, a message.
+    #: True if each message is a text command; False if text commands end with a newline.
+    message_mode = False
+    #: True if the chunk that receive() returned last ends a message.
     end_of_message = True
-    #: Is asked whether so many bytes may be kept, if there is somebody to ask.
-    room: Callable[[int], bool] | None = None
 
-    def __init__(self, peer: str) -> None:
-        self.peer = peer  #: The client's address, as CLIENT LIST shows it.
-        # Chunks that came before they were asked for, each with its end_of_message.
-        self._backlog: collections.deque[tuple[bytes, bool]] = collections.deque()
-        #: Bytes of memory they take; and whether no more may be kept.
-        self.kept, self.full = 0, False
-        # What was pushed and not taken yet, each with whether it is to be one message.
+    def __init__(self, client_address: str) -> None:
+        self.client_address = client_address  #: As CLIENT LIST shows it.
+        self.push_mode = False
+        # Input that arrived before receive() was called, each chunk with its end_of_message.
+        self._inbox: collections.deque[tuple[bytes, bool]] = collections.deque()
+        #: Bytes of memory that the inbox uses; True if it must not grow further.
+        self.inbox_bytes, self.inbox_full = 0, False
+        self._input_ended = False
+        # Output that the system has not accepted yet, each part with its ``whole``.
         self._outbox: collections.deque[tuple[Any, bool]] = collections.deque()
-        #: Bytes of memory that takes.
-        self.unsent = 0
+        #: Bytes of memory that unsent output uses; 0 if there is none.
+        self.outbox_bytes = 0
+        self._sent_at = 0.0  # time.monotonic() when the system last accepted output
+        self._write_error: ConnectionLost | None = None  # why nothing more can be sent
         self._lock = threading.Lock()
         self._closed = self._interrupted = False
 
     def receive(self) -> bytes | None:
-        """The next chunk; b"" for an empty message; None when no more will come."""
+        """Block until input arrives and return it; b"" is an empty message, None is the end."""
         raise NotImplementedError
 
-    def watch(self, timeout: float | None) -> bool:
-        """Wait until wake() or the time-out, and tell whether the client is still there.
+    def wait_for_input(self, timeout: float | None, may_buffer: Callable[[int], bool]) -> bool:
+        """Block until input, wake() or the timeout in seconds, and put the input into the inbox.
 
-        It may return early. What the client sends meanwhile is kept for receive(); one that sends
-        more than can be kept counts as gone.
+        May return early. Returns False if the client has disconnected, the inbox is full, or
+        interrupt() was called.
         """
-        readable = self._wait(timeout)
-        if self._interrupted or not readable:
+        if self._interrupted or not self._wait(timeout):
             return not self._interrupted
-        chunk = self._take_chunk()
-        if chunk is not None:
-            self._keep(chunk)
-        return chunk is not None and not self.full
+        return self._fill_inbox(may_buffer) and not self.inbox_full
 
-    def send(self, data: bytes, whole: bool = True) -> None:
-        """Send bytes; on a pipe as one message, unless ``whole`` is false.
-
-        While the client does not take it, what the client sends is kept for receive(), up to
-        BACKLOG bytes and as :meth:`room` allows: one that sends many commands before it reads a
-        reply would else wait for the server, which waits for it.
-
-        :raises ConnectionLost: if the client is gone, or does not take it within
-            ``reply_timeout`` seconds.
-        """
-        raise NotImplementedError
-
-    def flush(self) -> None:
-        """Wait until the client has taken what was pushed, as send() does.
-
-        :raises ConnectionLost: as send().
-        """
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """End the connection; what was sent can still be read by the client. Again is harmless."""
+    def send(self, data: bytes, whole: bool = True) -> bool:
+        """Send without blocking; return False if flush() must follow. May raise ConnectionLost."""
         raise NotImplementedError
 
     def push(self, data: bytes, whole: bool = True) -> None:
-        """Send bytes without waiting: what the client does not take at once is kept, in order.
-
-        The connection's own thread sends that later, in whatever it waits.
-        """
+        """Send without blocking; the own thread sends the rest whenever it waits."""
         raise NotImplementedError
+
+    def flush(self, timeout: float, may_buffer: Callable[[int], bool]) -> None:
+        """Block until all output is sent, and put input that arrives meanwhile into the inbox.
+
+        Otherwise a client that writes many commands before it reads a reply would block for ever.
+
+        :param timeout: seconds; each part of the output that the client accepts restarts them.
+        :raises ConnectionLost: after the timeout, or if the client has disconnected.
+        """
+        self._sent_at = time.monotonic()
+        while self.outbox_bytes:
+            remaining = self._sent_at + timeout - time.monotonic()
+            if remaining <= 0:
+                raise ConnectionLost(f"the client did not read its reply within {timeout:g} s")
+            if self._wait(remaining, not (self.inbox_full or self._input_ended)):
+                self._fill_inbox(may_buffer)
+        if self._write_error is not None:
+            raise self._write_error
 
     def expect_pushes(self) -> None:
-        """Let receive() from now on be where a push can wake it, as after the first push."""
+        """Turn push_mode on, so that push() can wake the own thread in its next receive()."""
+        self.push_mode = True
 
-    def alive(self) -> bool:
-        """Whether the client has its end open still."""
-        raise NotImplementedError
-
-    def wake(self) -> None:
-        """End the watch() under way, or the next one."""
-        raise NotImplementedError
-
-    def interrupt(self) -> None:
-        """Let the receive() under way, and every later one, return None."""
-        raise NotImplementedError
-
-    def abort(self) -> None:
-        """Interrupt, and let a send() under way fail too."""
+    def is_connected(self) -> bool:
+        """Return True while the client has its end open."""
         raise NotImplementedError
 
     def process(self) -> tuple[int, str]:
-        """The client's process id and the path of its program; 0 and "" where it is not told."""
+        """Return the client's process id and program path, or 0 and "". Not after close()."""
         return 0, ""
 
-    def _wait(self, timeout: float | None) -> bool:
-        # Until _take_chunk() has a result (True), or wake(), the time-out, or something pushed was
-        # taken (False).
+    def wake(self) -> None:
+        """End the wait_for_input() in progress, or the next wait of the own thread."""
         raise NotImplementedError
 
-    def _take_chunk(self) -> bytes | None:
+    def interrupt(self) -> None:
+        """Make receive() return None, now and later, once the inbox is empty."""
+        self._interrupted = True
+        self.wake()
+
+    def abort(self) -> None:
+        """Interrupt, and make send() and flush() raise ConnectionLost, now and later."""
+        self._write_error = self._write_error or ConnectionLost("aborted by the server")
+        self.interrupt()
+
+    def close(self) -> None:
+        """Close the connection; the client can still read what was sent. May be called twice."""
         raise NotImplementedError
 
-    def _keep(self, chunk: bytes) -> None:
-        self._backlog.append((chunk, self.end_of_message))
-        self.kept += len(chunk) + CHUNK_OVERHEAD
-        room = self.room is None or self.room(self.kept)
-        self.full = self.kept > BACKLOG or not room
+    def _wait(self, timeout: float | None, reading: bool = True) -> bool:
+        """Block until input arrives (True), or until wake(), the timeout or a send (False)."""
+        raise NotImplementedError
 
-    def _kept(self) -> bytes:
-        chunk, self.end_of_message = self._backlog.popleft()
-        self.kept -= len(chunk) + CHUNK_OVERHEAD
-        self.full = False
+    def _read_available(self) -> bytes | None:
+        """Return the input that has arrived, or None at its end."""
+        raise NotImplementedError
+
+    def _fill_inbox(self, may_buffer: Callable[[int], bool]) -> bool:
+        """Add the input that has arrived to the inbox; return False at its end."""
+        chunk = self._read_available()
+        if chunk is None:
+            self._input_ended = True
+            return False
+        self.inbox_bytes += len(chunk) + CHUNK_OVERHEAD
+        allowed = may_buffer(self.inbox_bytes)
+        self.inbox_full = self.inbox_bytes > MAX_INBOX or not allowed
+        self._inbox.append((chunk, self.end_of_message))
+        return True
+
+    def _next_buffered(self) -> bytes:
+        chunk, self.end_of_message = self._inbox.popleft()
+        self.inbox_bytes -= len(chunk) + CHUNK_OVERHEAD
+        self.inbox_full = False
         return chunk
 
     def _queue(self, data: Any, whole: bool) -> None:
         self._outbox.append((data, whole))
-        self.unsent += len(data) + CHUNK_OVERHEAD
+        self.outbox_bytes += len(data) + CHUNK_OVERHEAD
+
+    def _requeue(self, data: Any, whole: bool) -> None:
+        self._outbox.appendleft((data, whole))
+        self.outbox_bytes += len(data) + CHUNK_OVERHEAD
 
     def _dequeue(self) -> tuple[Any, bool]:
-        # The next to be sent; of a stream, several at once if they are short.
+        """Remove the next output; join small pieces, but no whole messages of a pipe."""
         data, whole = self._outbox.popleft()
-        self.unsent -= len(data) + CHUNK_OVERHEAD
         parts, size = [data], len(data)
-        while self._outbox and not (self.framed and (whole or self._outbox[0][1])):
+        while self._outbox and not (self.message_mode and (whole or self._outbox[0][1])):
             size += len(self._outbox[0][0])
             if size > CHUNK_SIZE:
                 break
             parts.append(self._outbox.popleft()[0])
-            self.unsent -= len(parts[-1]) + CHUNK_OVERHEAD
+        self.outbox_bytes -= sum(len(part) + CHUNK_OVERHEAD for part in parts)
         return (b"".join(parts) if len(parts) > 1 else data), whole
-
-    def _put_back(self, data: Any, whole: bool = False) -> None:
-        self._outbox.appendleft((data, whole))
-        self.unsent += len(data) + CHUNK_OVERHEAD
 
 
 class Listener:
-    """Where clients connect. accept() may be called by several threads at once.
+    """The server's end of an address. Several threads may call accept() at once.
 
     :raises AddressInUse: if another program serves the address.
-    :raises TransportError: if it cannot be served, or on Windows not be made safe.
+    :raises TransportError: if the address cannot be served, or not be protected (Windows).
     """
 
-    #: Whether the system lets other accounts of this machine connect; and what tells one from
-    #: another, as a message says it.
-    open_to_all, known_by = False, "name"
+    #: True if all accounts of this machine can connect; the word for the address in messages.
+    open_to_all, address_word = False, "name"
 
     def __init__(self, address: str) -> None:
         self.address = address
-        #: Who can connect, as the system says it.
+        #: The security descriptor on Windows; the mode and owner of a Unix socket.
         self.access = ""
-        #: Who could serve the address as well, but should not.
-        self.rivals: list[str] = []
+        #: SIDs of other accounts that can also serve the name (Windows).
+        self.other_servers: list[str] = []
 
     def accept(self) -> Connection | None:
-        """The next client, or None after interrupt().
-
-        :raises OSError: if the system cannot give what a connection needs just now.
-        """
+        """Block until a client connects, or return None after interrupt(); may raise OSError."""
         raise NotImplementedError
 
     def interrupt(self) -> None:
-        """Let every accept(), under way or to come, return None. From any thread."""
+        """Make accept() return None, now and later, in all threads."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Give the name free. Only when no thread is in accept() any more."""
+        """Release the address. No thread may still be in accept()."""
         raise NotImplementedError
 
+    def _address_in_use(self) -> AddressInUse:
+        advice = f"stop it or choose another {self.address_word}"
+        return AddressInUse(f"{self.address} is already served by another program; {advice}")
 
-def _reply_not_taken(limits: Settings) -> ConnectionLost:
-    return ConnectionLost(f"the client did not take its reply within {limits.reply_timeout:g} s")
+    def _cannot_serve(self, reason: object, advice: str = "") -> TransportError:
+        advice = advice or f"choose another {self.address_word}"
+        return TransportError(f"Cannot serve {self.address} ({reason}); {advice}")
 
 
-def _in_use(listener: Listener) -> AddressInUse:
-    advice = f"stop that one or choose another {listener.known_by}"
-    return AddressInUse(f"{listener.address} is served by another program already; {advice}")
-
-
-# What keeps one call from waiting. Where there is no such thing (Windows), the socket never waits.
+# The flag for one non-blocking call. Windows has none, so sockets are always non-blocking there.
 _DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
 def _ready(wanted: dict[socket.socket, int], timeout: float | None) -> dict[socket.socket, int]:
-    # Wait for the sockets' events; which came, by socket, nothing after the timeout.
+    """Block until a socket is ready or the timeout is over; return the events of ready sockets."""
     with _Selector() as selector:
         for each, events in wanted.items():
             selector.register(each, events)
@@ -5590,67 +5493,62 @@ def _ready(wanted: dict[socket.socket, int], timeout: float | None) -> dict[sock
 
 
 class SocketConnection(Connection):
-    """A client of a Unix domain socket or of a TCP port."""
+    """A client of a Unix domain socket or of a TCP port.
 
-    def __init__(self, client: socket.socket, peer: str) -> None:
-        super().__init__(peer)
+    ``_lock`` also guards _waker and _wake_sent. Only the own thread uses _buffer.
+    """
+
+    def __init__(self, client: socket.socket, client_address: str) -> None:
+        super().__init__(client_address)
         self._socket = client
         self._socket.setblocking(bool(_DONTWAIT))
-        # One place to receive into: new ones of this size each time, of which little is kept, would
-        # leave the process's memory in pieces. What a client never fills of it takes none.
+        # One buffer for all reads: to allocate CHUNK_SIZE for each read and keep a few bytes of it
+        # would fragment the memory. Pages of the mapping that were never written use no memory.
         self._buffer = mmap.mmap(-1, CHUNK_SIZE)
-        self._woken = self._pushed = False
-        self._ended = False  # the client sends no more
+        # wake() writes to the second socket to end _wait(), which polls the first. _wait() creates
+        # them, because most threads only wait in recv().
         self._waker: tuple[socket.socket, socket.socket] | None = None
+        self._wake_sent = False
 
     def receive(self) -> bytes | None:
-        if self._backlog:
-            return self._kept()
+        if self._inbox:
+            return self._next_buffered()
         while not self._interrupted:
-            try:
-                # Who may be pushed to must be where a push that is not taken can wake it.
-                if not self._pushed or self._wait(None):
-                    return self._buffer[: self._socket.recv_into(self._buffer)] or None
-            except BlockingIOError:
-                self._wait(None)
-            except OSError as error:
-                log.debug("Receiving failed: %s", error)
-                break
+            if _DONTWAIT and not self.push_mode:
+                return self._read_available(0)
+            if self._wait(None):  # unlike recv(), this ends at wake()
+                return self._read_available()
         return None
 
-    def _take_chunk(self) -> bytes | None:
+    def _read_available(self, flags: int = _DONTWAIT) -> bytes | None:
         try:
-            return self._buffer[: self._socket.recv_into(self._buffer, 0, _DONTWAIT)] or None
+            return self._buffer[: self._socket.recv_into(self._buffer, 0, flags)] or None
         except BlockingIOError:
             return b""
-        except OSError:
+        except OSError as error:
+            log.debug("Cannot receive from %s: %s", self.client_address, error)
             return None
 
-    def _wait(self, timeout: float | None) -> bool:
-        if self._interrupted:  # its wake() may be spent, and Wine does not tell of SHUT_RD
-            return True
+    def _wait(self, timeout: float | None, reading: bool = True) -> bool:
         with self._lock:
             if self._waker is None:
                 self._waker = socket.socketpair()
-                if self._woken:
+                if self._wake_sent:
                     self._waker[1].send(b"\0")
             waker = self._waker[0]
-            wanted = {self._socket: self._events(), waker: selectors.EVENT_READ}
-        happened = _ready(wanted, timeout)
-        events = happened.get(self._socket, 0)
-        if waker in happened or events & selectors.EVENT_WRITE:
+            wanted = selectors.EVENT_READ if reading else 0
+            wanted |= selectors.EVENT_WRITE if self._outbox else 0
+        ready = _ready({self._socket: wanted, waker: selectors.EVENT_READ}, timeout)
+        events = ready.get(self._socket, 0)
+        if waker in ready or events & selectors.EVENT_WRITE:
             with self._lock:
-                if waker in happened:
+                if waker in ready:
                     waker.recv(1)
-                    self._woken = False
-                with contextlib.suppress(ConnectionLost):  # to be received, too
-                    self._send_some()
-        return bool(events & selectors.EVENT_READ) or self._interrupted
+                    self._wake_sent = False
+                self._send_queued()
+        return bool(events & selectors.EVENT_READ)
 
-    def _events(self) -> int:
-        return selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outbox else 0)
-
-    def alive(self) -> bool:
+    def is_connected(self) -> bool:
         with self._lock:
             try:
                 peek = socket.MSG_PEEK | _DONTWAIT
@@ -5663,80 +5561,54 @@ class SocketConnection(Connection):
     def process(self) -> tuple[int, str]:
         if sys.platform != "linux" or self._socket.family != socket.AF_UNIX:
             return 0, ""
-        size = struct.calcsize("3i")
-        option = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-        process: int = struct.unpack("3i", option)[0]
+        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        process: int = struct.unpack("3i", credentials)[0]
         try:
             return process, os.readlink(f"/proc/{process}/exe")
-        except OSError:  # it has ended, or is another user's
+        except OSError:  # the process has ended, or belongs to another user
             return process, ""
 
-    def send(self, data: bytes, whole: bool = True) -> None:
+    def send(self, data: bytes, whole: bool = True) -> bool:
         sent = self._send_now(data)
-        if sent < len(data):
-            with self._lock:
-                self._queue(memoryview(data)[sent:], whole)
-            self.flush()
+        if self._write_error is not None:
+            raise self._write_error
+        if sent == len(data):
+            return True
+        with self._lock:
+            self._queue(memoryview(data)[sent:], whole)
+        return False
 
     def push(self, data: bytes, whole: bool = True) -> None:
         with self._lock:
-            self._pushed = True
+            self.push_mode = True
             if self._closed:
                 return
-            sent = 0
-            if not self._outbox:
-                try:
-                    sent = self._send_now(data)
-                except ConnectionLost:  # receive() will tell
-                    return
-                if sent == len(data):
-                    return
-            # Of what was published, all that receive it have the same bytes.
+            sent = 0 if self._outbox else self._send_now(data)
+            if sent == len(data):
+                return
+            # A view, because all subscribers of a channel share the bytes of a message.
             self._queue(memoryview(data)[sent:], whole)
         self.wake()
 
-    def expect_pushes(self) -> None:
-        self._pushed = True
-
     def _send_now(self, data: bytes) -> int:
+        """Return how many bytes the system accepts now; all if the client has disconnected."""
         try:
             return self._socket.send(data, _DONTWAIT)
         except BlockingIOError:
             return 0
         except OSError as error:
-            raise ConnectionLost(f"the client is gone: {error}") from error
+            self._write_error = self._write_error or ConnectionLost(error.strerror or str(error))
+            return len(data)
 
-    def _send_some(self) -> bool:
-        # Of the outbox, as much as the client takes now; whether it takes anything.
-        taken = False
+    def _send_queued(self) -> None:
         while self._outbox:
             data, whole = self._dequeue()
             sent = self._send_now(data)
-            taken = taken or sent > 0
+            if sent:
+                self._sent_at = time.monotonic()
             if sent < len(data):
-                self._put_back(memoryview(data)[sent:], whole)
+                self._requeue(memoryview(data)[sent:], whole)
                 break
-        return taken
-
-    def flush(self) -> None:
-        deadline = time.monotonic() + self.limits.reply_timeout
-        while self._outbox:
-            with self._lock:
-                events = self._events()
-            if self.full or self._ended:
-                events &= ~selectors.EVENT_READ
-            happened = _ready({self._socket: events}, deadline - time.monotonic())
-            if not happened:
-                raise _reply_not_taken(self.limits)
-            if happened[self._socket] & selectors.EVENT_READ:
-                chunk = self._take_chunk()
-                self._ended = chunk is None
-                if chunk:
-                    self._keep(chunk)
-            if happened[self._socket] & selectors.EVENT_WRITE:
-                with self._lock:
-                    if self._send_some():
-                        deadline = time.monotonic() + self.limits.reply_timeout
 
     def close(self) -> None:
         with self._lock:
@@ -5748,61 +5620,59 @@ class SocketConnection(Connection):
 
     def wake(self) -> None:
         with self._lock:
-            if self._closed or self._woken:
-                return
-            self._woken = True
-            if self._waker is not None:
-                self._waker[1].send(b"\0")
+            if not self._closed and not self._wake_sent:
+                self._wake_sent = True
+                if self._waker is not None:
+                    self._waker[1].send(b"\0")
 
     def interrupt(self) -> None:
-        self._shut(socket.SHUT_RD)
+        super().interrupt()
+        self._shut_down(socket.SHUT_RD)
 
     def abort(self) -> None:
-        self._shut(socket.SHUT_RDWR)
+        super().abort()
+        self._shut_down(socket.SHUT_RDWR)
 
-    def _shut(self, how: int) -> None:
-        self._interrupted = True
-        with self._lock, contextlib.suppress(OSError):  # not connected any more
+    def _shut_down(self, how: int) -> None:
+        with self._lock, contextlib.suppress(OSError):  # the client has disconnected
             if not self._closed:
                 self._socket.shutdown(how)
-        self.wake()
 
 
 class SocketListener(Listener):
-    """A socket that listens; a subclass binds it."""
+    """A listening socket; a subclass binds it."""
 
-    def __init__(self, address: str, listening: socket.socket) -> None:
+    def __init__(self, address: str, listening_socket: socket.socket) -> None:
         super().__init__(address)
-        self._accepting = threading.Lock()
-        self._socket = listening
-        self._interrupted, self._interruptor = socket.socketpair()
+        self._accept_lock = threading.Lock()
+        self._socket = listening_socket
+        self._interrupt_reader, self._interrupt_writer = socket.socketpair()
         try:
-            self._bind()
+            self._bind_socket()
             self._socket.listen(1024)
             self._socket.setblocking(False)
-        except BaseException as error:
+        except OSError as error:
             SocketListener.close(self)
-            if not isinstance(error, OSError):
-                raise
-            # Windows: WSAEACCES, for a port that another program holds for itself.
-            held = sys.platform == "win32" and isinstance(error, PermissionError)
-            if held or error.errno == errno.EADDRINUSE:
-                raise _in_use(self) from None
-            advice = f"choose another {self.known_by}"
-            raise TransportError(f"Cannot serve {address}: {error}; {advice}") from error
+            # Windows reports a port that another program uses exclusively as WSAEACCES.
+            denied = sys.platform == "win32" and isinstance(error, PermissionError)
+            if denied or error.errno == errno.EADDRINUSE:
+                raise self._address_in_use() from None
+            raise self._cannot_serve(error) from error
+        except BaseException:
+            SocketListener.close(self)
+            raise
 
-    def _bind(self) -> None:
+    def _bind_socket(self) -> None:
         raise NotImplementedError
 
     def accept(self) -> Connection | None:
-        # One thread at a time waits for the socket: were all of them to, each client would wake
-        # them all.
-        with self._accepting:
+        # Only one thread waits for the socket; otherwise each new client would wake all threads.
+        with self._accept_lock:
             while True:
-                both = dict.fromkeys((self._socket, self._interrupted), selectors.EVENT_READ)
-                if self._interrupted in _ready(both, None):
+                both = dict.fromkeys((self._socket, self._interrupt_reader), selectors.EVENT_READ)
+                if self._interrupt_reader in _ready(both, None):
                     return None
-                # A client may have left again.
+                # The client may have disconnected before accept().
                 with contextlib.suppress(BlockingIOError, ConnectionError):
                     client, peer = self._socket.accept()
                     host, port = peer if isinstance(peer, tuple) else (self.address, 0)
@@ -5810,27 +5680,27 @@ class SocketListener(Listener):
 
     def interrupt(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            self._interruptor.setblocking(False)
-            self._interruptor.send(b"\0")
+            self._interrupt_writer.setblocking(False)
+            self._interrupt_writer.send(b"\0")
 
     def close(self) -> None:
-        for end in (self._socket, self._interrupted, self._interruptor):
-            end.close()
+        for each in (self._socket, self._interrupt_reader, self._interrupt_writer):
+            each.close()
 
 
 class TCPListener(SocketListener):
-    """A port of 127.0.0.1, which any account of this machine can connect to."""
+    """A port of 127.0.0.1, which all accounts of this machine can connect to."""
 
-    open_to_all, known_by = True, "port"
+    open_to_all, address_word = True, "port"
 
     def __init__(self, port: int) -> None:
         self._port = port
         super().__init__(f"127.0.0.1:{port}", socket.socket(socket.AF_INET))
 
-    def _bind(self) -> None:
-        # On Windows SO_REUSEADDR would let another program take the port as well.
-        exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", None)
-        option = socket.SO_REUSEADDR if exclusive is None else exclusive
+    def _bind_socket(self) -> None:
+        # SO_REUSEADDR allows a restart while old connections are in TIME_WAIT; on Windows it would
+        # also let another program bind the same port.
+        option = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
         self._socket.setsockopt(socket.SOL_SOCKET, option, 1)
         self._socket.bind(("127.0.0.1", self._port))
 
@@ -5838,103 +5708,108 @@ class TCPListener(SocketListener):
 if sys.platform == "win32":
 
     class _PipeInstance:
-        # One server end of the pipe, with what its operations need: kept from client to client.
+        """A server handle of the pipe and the events of its operations, reused for many clients."""
 
         def __init__(self, handle: int) -> None:
             self.handle = handle
-            self.reading = OVERLAPPED()
-            self.writing = OVERLAPPED()
-            self.wake = None
+            self.reading, self.writing = OVERLAPPED(), OVERLAPPED()
+            self.wake_event = None
             try:
                 self.reading.hEvent = CreateEventW(None, True, False, None)
                 self.writing.hEvent = CreateEventW(None, True, False, None)
-                self.wake = CreateEventW(None, False, False, None)
+                self.wake_event = CreateEventW(None, False, False, None)
             except BaseException:
                 self.close()
                 raise
 
         def cancel(self, overlapped: OVERLAPPED) -> bool:
-            """End an operation, and tell whether it was done before that."""
+            """Cancel an operation and wait for its end; return True if it succeeded before."""
             CancelIoEx(self.handle, ctypes.byref(overlapped))
-            # Until this has returned, the system may write to the buffer and the structure.
-            count = wintypes.DWORD()
-            operation, counted = ctypes.byref(overlapped), ctypes.byref(count)
-            return bool(GetOverlappedResult(self.handle, operation, counted, True))
+            # Windows may write to the buffer and the structure until GetOverlappedResult returns.
+            operation, count = ctypes.byref(overlapped), ctypes.byref(wintypes.DWORD())
+            return bool(GetOverlappedResult(self.handle, operation, count, True))
 
         def close(self) -> None:
-            for handle in (self.handle, self.reading.hEvent, self.writing.hEvent, self.wake):
+            for handle in (self.handle, self.reading.hEvent, self.writing.hEvent, self.wake_event):
                 if handle:
                     CloseHandle(handle)
 
     class PipeConnection(Connection):
-        """A client of a named pipe."""
+        """A client of a named pipe.
 
-        framed = True
+        ``_lock`` also guards _pending_write; until push_mode is on, only the own thread writes.
+        Only the own thread uses _buffer, _read_pending and _disconnected.
+        """
+
+        message_mode = True
 
         def __init__(self, instance: _PipeInstance, listener: PipeListener) -> None:
             super().__init__(f"{listener.address}:0")
             self._instance, self._listener, self._handle = instance, listener, instance.handle
             self._reading = ctypes.byref(instance.reading)
             self._writing = ctypes.byref(instance.writing)
-            read, written = instance.reading.hEvent, instance.writing.hEvent
-            self._read_wake_or_write = (wintypes.HANDLE * 3)(read, instance.wake, written)
-            self._write_or_read = (wintypes.HANDLE * 2)(written, read)
-            self._counted = ctypes.byref(wintypes.DWORD())
+            # _wait() skips the first event if no write is pending, and the last to ignore input.
+            written, read = instance.writing.hEvent, instance.reading.hEvent
+            self._events = (wintypes.HANDLE * 3)(written, instance.wake_event, read)
+            self._transferred = ctypes.byref(wintypes.DWORD())
             self._buffer = ctypes.create_string_buffer(CHUNK_SIZE)
             self._view = memoryview(self._buffer)
-            self._begun = False  # a ReadFile was called whose outcome was not fetched yet
-            self._outgoing: bytes | None = None  # what a WriteFile under way sends
-            self._gone = self._aborted = False
+            self._read_pending = False  # ReadFile was called, and its result was not used yet
+            self._pending_write: bytes | None = None  # the data of a WriteFile in progress
+            self._disconnected = False
 
         def receive(self) -> bytes | None:
-            if self._backlog:
-                return self._kept()
-            while not self._wait(None):
-                if self._interrupted:
-                    return None
-            return self._take_chunk()
+            if self._inbox:
+                return self._next_buffered()
+            while not self._interrupted:
+                if self._wait(None):
+                    return self._read_available()
+            return None
 
-        def _wait(self, timeout: float | None) -> bool:
-            if self._interrupted:
-                return False
-            if self._begin_read():
+        def _wait(self, timeout: float | None, reading: bool = True) -> bool:
+            # If a write is pending, wait even when input is there, to see the end of the write.
+            if reading and self._start_read() and self._pending_write is None:
                 return True
-            count = 2 if self._outgoing is None else 3
-            limit = INFINITE if timeout is None else milliseconds(timeout)
-            which = WaitForMultipleObjects(count, self._read_wake_or_write, False, limit)
-            if which == WAIT_OBJECT_0 + 2:
+            first = 1 if self._pending_write is None else 0
+            count = (3 if reading else 2) - first
+            events = ctypes.byref(self._events, first * ctypes.sizeof(wintypes.HANDLE))
+            limit = INFINITE
+            if timeout is not None:
+                limit = math.ceil(min(max(timeout, 0), MAX_WAIT) * 1000)
+            result = WaitForMultipleObjects(count, events, False, limit)
+            signaled = first + result - WAIT_OBJECT_0
+            if signaled == 0:
                 self._finish_write()
-            return bool(which == WAIT_OBJECT_0)
+            return bool(signaled == 2)
 
-        def _begin_read(self) -> bool:
-            # Whether there is an outcome already.
-            if self._begun or self._gone:
-                return self._gone
-            self._begun = True
+        def _start_read(self) -> bool:
+            """Call ReadFile unless a read is pending; return True if it has a result at once."""
+            if self._read_pending or self._disconnected:
+                return self._disconnected
+            self._read_pending = True
             if ReadFile(self._handle, self._buffer, CHUNK_SIZE, None, self._reading):
                 return True
             error = ctypes.get_last_error()
             if error == ERROR_IO_PENDING:
                 return False
-            self._gone = error != ERROR_MORE_DATA
-            self._begun = not self._gone
+            self._disconnected = error != ERROR_MORE_DATA
+            self._read_pending = not self._disconnected
             return True
 
-        def _take_chunk(self) -> bytes | None:
-            if self._gone:
+        def _read_available(self) -> bytes | None:
+            if self._disconnected:
                 return None
-            self._begun = False
-            # GetOverlappedResult looks at the same two fields, but as a foreign call it hands the
-            # interpreter to another thread.
-            operation = self._instance.reading
-            status = operation.Internal & 0xFFFFFFFF
+            self._read_pending = False
+            # GetOverlappedResult reads the same two fields, but ctypes releases the GIL for a call
+            # of it, and the thread may wait some milliseconds to get the GIL back.
+            status = self._instance.reading.Internal & 0xFFFFFFFF
             self.end_of_message = status == STATUS_SUCCESS
             if status not in (STATUS_SUCCESS, STATUS_BUFFER_OVERFLOW):
-                self._gone = True
+                self._disconnected = True
                 return None
-            return self._view[: operation.InternalHigh].tobytes()
+            return self._view[: self._instance.reading.InternalHigh].tobytes()
 
-        def alive(self) -> bool:
+        def is_connected(self) -> bool:
             with self._lock:
                 if self._closed:
                     return False
@@ -5944,177 +5819,148 @@ if sys.platform == "win32":
             process = wintypes.ULONG()
             if not GetNamedPipeClientProcessId(self._handle, ctypes.byref(process)):
                 return 0, ""
-            return process.value, program_of(process.value)
+            return process.value, program_path(process.value)
 
-        def send(self, data: bytes, whole: bool = True) -> None:
-            if self._aborted:
-                raise ConnectionLost("the server is stopping")
-            if len(data) <= PIECE_SIZE or whole:
-                if WriteFile(self._handle, data, len(data), None, self._writing):
-                    return
-                self._begun_write(data)
-            else:
-                with self._lock:
-                    self._queue(data, whole)
-                    self._write_on()
-            self.flush()
+        def send(self, data: bytes, whole: bool = True) -> bool:
+            if self._write_error is None:
+                if whole or len(data) <= MAX_WRITE:
+                    self._write(data)
+                else:
+                    with self._lock:
+                        self._queue(data, whole)
+                        self._write_queued()
+            if self._write_error is not None:
+                raise self._write_error
+            return self._pending_write is None
 
         def push(self, data: bytes, whole: bool = True) -> None:
             with self._lock:
-                if self._closed:
+                self.push_mode = True
+                if self._closed or self._write_error is not None:
                     return
                 self._queue(data, whole)
-                if self._outgoing is None:
-                    with contextlib.suppress(ConnectionLost):  # receive() will tell
-                        self._write_on()
-                waiting = self._outgoing is not None
-            if waiting:
-                self.wake()
+                self._write_queued()
+                if self._pending_write is None and self._write_error is None:
+                    return
+            self.wake()
 
-        def _write_on(self) -> None:
-            # Under the lock, when no write is under way: send until one has to wait.
-            while self._outbox and self._outgoing is None:
+        def _write_queued(self) -> None:
+            """Write from the outbox until a write is pending. The caller holds the lock."""
+            while self._outbox and self._pending_write is None:
                 data, whole = self._dequeue()
-                if len(data) > PIECE_SIZE and not whole:
-                    self._put_back(memoryview(data)[PIECE_SIZE:])
-                    data = data[:PIECE_SIZE]
-                data = bytes(data)
-                if not WriteFile(self._handle, data, len(data), None, self._writing):
-                    self._begun_write(data)
+                if len(data) > MAX_WRITE and not whole:
+                    self._requeue(memoryview(data)[MAX_WRITE:], whole)
+                    data = data[:MAX_WRITE]
+                self._write(bytes(data))
 
-        def _begun_write(self, data: bytes) -> None:
-            error = ctypes.get_last_error()
-            if error != ERROR_IO_PENDING:
-                raise self._write_failed(error, data)
-            self._outgoing = data
-            self.unsent += len(data)
+        def _write(self, data: bytes) -> None:
+            if not WriteFile(self._handle, data, len(data), None, self._writing):
+                error = ctypes.get_last_error()
+                if error == ERROR_IO_PENDING:
+                    self._pending_write = data
+                    self.outbox_bytes += len(data) + CHUNK_OVERHEAD
+                else:
+                    self._fail_writes(error)
 
         def _finish_write(self) -> None:
-            # The outcome of a write that has ended, and what was waiting behind it.
+            """Check the result of the write that has ended, then write from the outbox."""
             with self._lock:
-                data, self._outgoing = self._outgoing, None
-                if data is not None:
-                    self.unsent -= len(data)
-                    done = GetOverlappedResult(self._handle, self._writing, self._counted, False)
-                    if not done:
-                        raise self._write_failed(ctypes.get_last_error(), data)
-                    self._write_on()
+                self.outbox_bytes -= len(self._pending_write or b"") + CHUNK_OVERHEAD
+                self._pending_write = None
+                if GetOverlappedResult(self._handle, self._writing, self._transferred, False):
+                    self._sent_at = time.monotonic()
+                    self._write_queued()
+                else:
+                    self._fail_writes(ctypes.get_last_error())
 
-        def _write_failed(self, error: int, data: bytes) -> ConnectionLost:
+        def _fail_writes(self, error: int) -> None:
+            """Discard the output and end the input, because part of a message may be lost."""
             self._outbox.clear()
-            self.unsent = 0
-            self._gone = error in (ERROR_BROKEN_PIPE, ERROR_NO_DATA, ERROR_PIPE_NOT_CONNECTED)
-            what = "the client is gone" if self._gone else f"a reply of {len(data)} bytes failed"
-            return ConnectionLost(f"{what}: {ctypes.FormatError(error).strip()}")
-
-        def flush(self) -> None:
-            deadline = time.monotonic() + self.limits.reply_timeout
-            while self._outgoing is not None:
-                watched = 1
-                if not (self.full or self._gone):
-                    self._begin_read()
-                    watched += not self._gone
-                left = milliseconds(deadline - time.monotonic())
-                which = WaitForMultipleObjects(watched, self._write_or_read, False, left)
-                if which == WAIT_OBJECT_0:
-                    self._finish_write()
-                    deadline = time.monotonic() + self.limits.reply_timeout
-                elif which == WAIT_OBJECT_0 + 1:
-                    chunk = self._take_chunk()
-                    if chunk is not None:
-                        self._keep(chunk)
-                elif not self._instance.cancel(self._instance.writing):
-                    self._outgoing = None
-                    raise _reply_not_taken(self.limits)
+            self.outbox_bytes = 0
+            reason = f"cannot write: {ctypes.FormatError(error).strip()}"
+            self._write_error = self._write_error or ConnectionLost(reason)
+            self._interrupted = True
 
         def close(self) -> None:
             with self._lock:
                 if self._closed:
                     return
                 self._closed = True
-            if self._begun:
+            if self._read_pending:
                 self._instance.cancel(self._instance.reading)
-            if self._outgoing is not None:
+            if self._pending_write is not None:
                 self._instance.cancel(self._instance.writing)
-            self._listener.take_back(self._instance, disconnected=self._gone)
+            self._listener.recycle(self._instance, disconnected=self._disconnected)
 
         def wake(self) -> None:
             with self._lock:
                 if not self._closed:
-                    SetEvent(self._instance.wake)
-
-        def interrupt(self) -> None:
-            self._interrupted = True
-            self.wake()
+                    SetEvent(self._instance.wake_event)
 
         def abort(self) -> None:
-            self._aborted = True
-            self.interrupt()
+            super().abort()
             with self._lock:
                 if not self._closed:
                     CancelIoEx(self._handle, self._writing)
 
     class PipeListener(Listener):
-        """A named pipe, on this machine alone.
+        """A named pipe, for clients of this machine only.
 
-        :param access: for whom, one of ACCESS or an SDDL string.
+        :param access: who can connect: a name of ACCESS_MODES, or an SDDL string.
+
+        At least one instance always exists, so that no other program can create a pipe of the same
+        name. ``_lock`` guards _interrupted and _idle_instances, and no other lock is acquired while
+        it is held.
         """
 
         def __init__(self, address: str, access: str = "user") -> None:
             super().__init__(address)
             self._lock = threading.Lock()
             self._interrupted = False
-            self._idle: list[_PipeInstance] = []
+            self._idle_instances: list[_PipeInstance] = []
             try:
                 self._security = security_attributes(sddl_for(access))
             except OSError as error:
-                what = f"Cannot restrict {address} to {access!r}, so it is not opened: {error}"
-                if access not in ACCESS:
-                    what += f" (correct the SDDL string, or use one of {', '.join(ACCESS)})"
-                raise TransportError(what) from error
-            self._interruption = CreateEventW(None, True, False, None)
+                advice = f"use one of {', '.join(ACCESS_MODES)}, or a valid SDDL string"
+                raise self._cannot_serve(f"access {access!r}: {error}", advice) from error
+            self._interrupt_event = CreateEventW(None, True, False, None)
             try:
-                self._idle.append(self._create_first())
-                self.access, self.rivals = self._read_access()
-                self._try_to_create()
+                self._idle_instances.append(self._create_first_instance())
+                self._check_access()
             except BaseException:
                 self.close()
                 raise
 
-        def _create_first(self) -> _PipeInstance:
-            # FILE_FLAG_FIRST_PIPE_INSTANCE is the guard; Wine ignores it, so look first.
-            taken = WaitNamedPipeW(self.address, NMPWAIT_NOWAIT)
-            if taken or ctypes.get_last_error() == ERROR_SEM_TIMEOUT:
-                raise _in_use(self)
+        def _create_first_instance(self) -> _PipeInstance:
+            # FILE_FLAG_FIRST_PIPE_INSTANCE fails if the name is in use. Wine ignores the flag, so
+            # WaitNamedPipeW looks for the name first.
+            found = WaitNamedPipeW(self.address, NMPWAIT_NOWAIT)
+            if found or ctypes.get_last_error() == ERROR_SEM_TIMEOUT:
+                raise self._address_in_use()
             try:
-                return _PipeInstance(self._create(FILE_FLAG_FIRST_PIPE_INSTANCE))
+                return _PipeInstance(self._create_instance(FILE_FLAG_FIRST_PIPE_INSTANCE))
             except OSError as error:
                 if error.winerror in (ERROR_ACCESS_DENIED, ERROR_PIPE_BUSY):
-                    raise _in_use(self) from None
-                advice = "choose another name"
-                raise TransportError(f"Cannot serve {self.address}: {error}; {advice}") from error
+                    raise self._address_in_use() from None
+                raise self._cannot_serve(error) from error
 
-        def _read_access(self) -> tuple[str, list[str]]:
+        def _check_access(self) -> None:
+            """Read the effective descriptor, and raise unless a second instance can be created."""
             try:
-                return effective_access(self._idle[0].handle)
+                self.access, self.other_servers = effective_access(self._idle_instances[0].handle)
             except OSError as error:
-                what = f"Cannot see who may connect to {self.address}, so it is not opened: {error}"
-                raise TransportError(what) from error
-
-        def _try_to_create(self) -> None:
-            # The first instance of a pipe is asked for nothing; the others need a right.
+                raise self._cannot_serve(f"cannot read its access list: {error}") from error
             try:
-                CloseHandle(self._create())
+                CloseHandle(self._create_instance())
             except OSError as error:
-                raise TransportError(
-                    f"Cannot add an instance to {self.address}: {error} (--access must give this"
-                    " account all rights, GA)"
-                ) from error
+                # Windows checks the right to create instances only from the second instance on.
+                advice = "--access must give this account all rights (GA)"
+                raise self._cannot_serve(f"no second instance: {error}", advice) from error
 
-        def _create(self, first: int = 0) -> int:
+        def _create_instance(self, flags: int = 0) -> int:
             handle: int = CreateNamedPipeW(
                 self.address,
-                PIPE_ACCESS_DUPLEX | FILE_FLAG_OVERLAPPED | first,
+                PIPE_ACCESS_DUPLEX | FILE_FLAG_OVERLAPPED | flags,
                 PIPE_TYPE_MESSAGE | PIPE_READMODE_MESSAGE | PIPE_REJECT_REMOTE_CLIENTS,
                 PIPE_UNLIMITED_INSTANCES, CHUNK_SIZE, CHUNK_SIZE, 0, ctypes.byref(self._security),
             )  # fmt: skip
@@ -6125,30 +5971,30 @@ if sys.platform == "win32":
                 with self._lock:
                     if self._interrupted:
                         return None
-                    instance = self._idle.pop() if self._idle else None
+                    instance = self._idle_instances.pop() if self._idle_instances else None
                 if instance is None:
-                    instance = _PipeInstance(self._create())
+                    instance = _PipeInstance(self._create_instance())
                 if self._connect(instance):
                     return PipeConnection(instance, self)
-                self.take_back(instance, disconnected=True)
+                self.recycle(instance, disconnected=True)
 
         def _connect(self, instance: _PipeInstance) -> bool:
-            overlapped = instance.reading
-            if ConnectNamedPipe(instance.handle, ctypes.byref(overlapped)):
+            """Block until a client connects or interrupt(); return True if a client is there."""
+            if ConnectNamedPipe(instance.handle, ctypes.byref(instance.reading)):
                 return True
             error = ctypes.get_last_error()
             if error == ERROR_IO_PENDING:
-                either = (wintypes.HANDLE * 2)(overlapped.hEvent, self._interruption)
-                WaitForMultipleObjects(2, either, False, INFINITE)
-                return instance.cancel(overlapped)
-            # ERROR_NO_DATA: the client has left already.
+                events = (wintypes.HANDLE * 2)(instance.reading.hEvent, self._interrupt_event)
+                WaitForMultipleObjects(2, events, False, INFINITE)
+                return instance.cancel(instance.reading)
+            # Otherwise ERROR_NO_DATA: a client connected and has disconnected already.
             return bool(error == ERROR_PIPE_CONNECTED)
 
-        def take_back(self, instance: _PipeInstance, *, disconnected: bool) -> None:
+        def recycle(self, instance: _PipeInstance, *, disconnected: bool) -> None:
             """Make an instance ready for the next client.
 
-            :param disconnected: whether the client has closed its end. While it has not, its
-                handle must not be disconnected: that throws away what it has not read yet.
+            :param disconnected: True if the client has closed its end. Otherwise a new instance
+                takes its place, because DisconnectNamedPipe discards what the client has not read.
             """
             with self._lock:
                 if self._interrupted:
@@ -6157,31 +6003,30 @@ if sys.platform == "win32":
             if disconnected:
                 DisconnectNamedPipe(instance.handle)
             else:
-                # The next instance before the last is closed: the name is never free for others.
                 try:
-                    fresh = self._create()
+                    handle = self._create_instance()  # before CloseHandle, so that the name stays
                 except OSError as error:
-                    # That a client misses what it has not read is the lesser harm.
-                    log.error("Cannot add an instance to %s, keeping one: %s", self.address, error)
+                    # DisconnectNamedPipe discards unread data, but the name keeps an instance.
+                    log.error("Cannot add an instance to %s, reusing one: %s", self.address, error)
                     DisconnectNamedPipe(instance.handle)
                 else:
                     CloseHandle(instance.handle)
-                    instance.handle = fresh
+                    instance.handle = handle
             with self._lock:
-                self._idle.append(instance)
+                self._idle_instances.append(instance)
 
         def interrupt(self) -> None:
             with self._lock:
                 self._interrupted = True
-                idle, self._idle = self._idle, []
-            SetEvent(self._interruption)
+                idle, self._idle_instances = self._idle_instances, []
+            SetEvent(self._interrupt_event)
             for instance in idle:
                 instance.close()
 
         def close(self) -> None:
-            for instance in self._idle:
+            for instance in self._idle_instances:
                 instance.close()
-            CloseHandle(self._interruption)
+            CloseHandle(self._interrupt_event)
             LocalFree(self._security.lpSecurityDescriptor)
 
     make_listener: Callable[..., Listener] = PipeListener
@@ -6189,272 +6034,273 @@ if sys.platform == "win32":
 else:
 
     class UnixListener(SocketListener):
-        """A Unix domain socket.
-
-        :param access: for whom, one of ACCESS; root can connect to each.
-        """
+        """A Unix domain socket, of mode 0666 for the access "users" and of mode 0600 otherwise."""
 
         def __init__(self, address: str, access: str = "user") -> None:
             self._mode = 0o666 if access == "users" else 0o600
             super().__init__(address, socket.socket(socket.AF_UNIX))
 
-        def _bind(self) -> None:
-            self._remove_stale()
+        def _bind_socket(self) -> None:
+            self._remove_stale_socket()
             self._socket.bind(self.address)
-            # Nobody can connect between bind() and listen().
+            # No client can connect between bind() and listen(), so the mode is set in time.
             os.chmod(self.address, self._mode)
-            made = os.lstat(self.address)
-            self._inode = made.st_dev, made.st_ino
-            self.access = f"mode {stat.S_IMODE(made.st_mode):04o}, owner {made.st_uid}"
+            self._status = os.lstat(self.address)
+            mode = stat.S_IMODE(self._status.st_mode)
+            self.access = f"mode {mode:04o}, owner {self._status.st_uid}"
 
-        def _remove_stale(self) -> None:
-            # A server that was killed leaves its socket behind. Only one's own is removed, and only
-            # when nobody answers there.
+        def _remove_stale_socket(self) -> None:
+            """Remove the socket of a killed server; raise AddressInUse for anything else."""
             try:
                 found = os.lstat(self.address)
             except OSError:
                 return
             if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
-                what = "exists and is not a socket of this user; choose another name"
-                raise AddressInUse(f"{self.address} {what}")
+                reason = "exists and is not a socket of this user; choose another name"
+                raise AddressInUse(f"{self.address} {reason}")
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.settimeout(STOP_GRACE)
                 try:
                     probe.connect(self.address)
-                except ConnectionRefusedError:
+                except (ConnectionRefusedError, FileNotFoundError):  # no process listens
                     with contextlib.suppress(FileNotFoundError):
                         if os.path.samestat(found, os.lstat(self.address)):
                             os.unlink(self.address)
                     return
                 except OSError as error:
-                    log.debug("Probing %s: %s", self.address, error)
-            raise _in_use(self)
+                    log.debug("Cannot connect to %s: %s", self.address, error)
+            raise self._address_in_use()
 
         def close(self) -> None:
             super().close()
             with contextlib.suppress(FileNotFoundError):
-                found = os.lstat(self.address)
-                if (found.st_dev, found.st_ino) == self._inode:
+                if os.path.samestat(self._status, os.lstat(self.address)):
                     os.unlink(self.address)
 
     make_listener = UnixListener
 
 
 # ----------------------------------------------------------------------------
-# Server: sessions, workers, start and stop
+# Server: session, server, workers
 # ----------------------------------------------------------------------------
 
 
 def _is_http(request: Request) -> bool:
-    # A web page can make a browser send a form to a port, with commands in it.
+    # A web page can make a browser send an HTTP request to a TCP port, with commands in its body.
     words, terminator = request
     if terminator is None or not isinstance(words, list):
         return False
     return words[0].upper() in (b"POST", b"HOST:")
 
 
-#: The replies that can be longer than what there is in the store.
-_LONG = frozenset({list, dict, Members, Pairs, Several, Verbatim})
+#: The types of replies whose size is checked against max_reply before they are encoded.
+_MEASURED_TYPES = frozenset({list, dict, SetReply, PairsReply, MultipleReplies, Verbatim})
 
 
-class Session(Peer):
-    """One client from connecting to leaving: requests in, replies out, messages in between.
+class Session(Client):
+    """A client with its connection: reads requests, executes them and writes the replies.
 
-    :param local_address: where the client came to.
-    :param suspicious: whether it may be a browser that was sent here.
+    :param local_address: the address of the listener that accepted the connection.
+    :param reject_http: True to close the connection if the client sends an HTTP request.
+
+    Only the thread that serves the client uses the parser and calls :meth:`run`. The keyspace lock
+    guards what other threads can see.
     """
 
     def __init__(
-        self, connection: Connection, settings: Settings, local_address: str, suspicious: bool
-    ) -> None:
-        self.connection, self._settings, self._suspicious = connection, settings, suspicious
-        connection.limits = settings
-        self.address, self.local_address = connection.peer, local_address
-        #: Why the server has hung up, if so.
-        self.dropped = ""
+        self, state: State, connection: Connection, local_address: str = "",
+        password: bytes | None = None, reject_http: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(state, password)
+        self.connection = connection
+        self.address, self.local_address = connection.client_address, local_address
+        self._reject_http = reject_http
+        self._parser = RequestParser(connection.message_mode, state.settings)
         self._process = 0, ""
-        self._listened = False
-        #: Since when the client owes us the rest of a command, while it is waited for.
-        self.owing: float | None = None
-        # The memory that is counted for it.
-        self._held = 0
+        #: When the first part of an incomplete command was received, as a time of
+        #: time.monotonic(); None if no command is incomplete.
+        self.command_started: float | None = None
+        # Bytes of unexecuted input that are counted as used memory.
+        self._buffered_bytes = 0
 
-    def run(self, context: Context) -> None:
-        """Serve the client until it, or the server, ends the connection.
+    def run(self) -> None:
+        """Serve the client until the connection ends.
 
-        :raises ConnectionLost: if a reply could not be delivered.
+        :raises ConnectionLost: if a reply cannot be sent.
         """
-        connection = self.connection
-        parser = RequestParser(connection.framed, context.settings)
-        receive, feed, answer = connection.receive, parser.feed, self._answer
-        connection.room = lambda kept: self.hold(context, parser.held + kept)
-        while not context.closing:
+        connection, parser = self.connection, self._parser
+        receive, feed = connection.receive, parser.feed
+        while not self.close_reason:
             chunk = receive()
             if chunk is None:
                 return
-            since, self.owing = self.owing, None
-            parser.restricted = context.locked_out
+            started, self.command_started = self.command_started, None
+            parser.unauthenticated = not self.authenticated
             requests = feed(chunk, connection.end_of_message)
             if requests:
-                since = None
-            held = parser.held + connection.kept
-            enough = held == self._held or self.hold(context, held)
-            if not enough and parser.held > FREE_INPUT:
-                requests.append(parser.refuse(ProtocolError(OUT_OF_MEMORY)))
-            while requests and not context.closing:
-                if self._suspicious and any(map(_is_http, requests)):
-                    log.warning("Closing client %d (%s): HTTP", context.id, self.describe())
+                started = None
+            incomplete = parser.buffered_bytes
+            if incomplete + connection.inbox_bytes != self._buffered_bytes:
+                enough = self.may_buffer(connection.inbox_bytes)
+                if not enough and incomplete > MEMORY_CHECK_THRESHOLD:
+                    requests.append(parser.protocol_error(ProtocolError(OUT_OF_MEMORY)))
+            while requests and not self.close_reason:
+                if self._reject_http and any(map(_is_http, requests)):
+                    self.close("HTTP request", logging.WARNING)
                     return
-                answer(context, requests)
+                self._execute_requests(requests)
                 requests = []
-                if parser.restricted or parser.more:  # the rest: by now the client may be let in
-                    parser.restricted = context.locked_out
+                if parser.unauthenticated or parser.has_more:
+                    # Parse the rest only now, because AUTH may just have changed its limits.
+                    parser.unauthenticated = not self.authenticated
                     requests = feed(b"")
-            if parser.held:
-                self.owing = since or time.monotonic()
+                    incomplete = parser.buffered_bytes
+            if incomplete:
+                self.command_started = started or time.monotonic()
 
-    def hold(self, context: Context, size: int) -> bool:
-        """Count the memory that what is read and not carried out takes, and tell whether there is
-        so much."""
-        store = context.store
-        with store.lock:
-            store.reserve(size - self._held)
-            self._held = size
-            if size > FREE_INPUT and store.used > store.limit:
+    def may_buffer(self, inbox_bytes: int) -> bool:
+        """Count the memory of unexecuted input and return False if memory is short.
+
+        :param inbox_bytes: bytes that the connection has received and the parser has not.
+        """
+        size, keyspace = self._parser.buffered_bytes + inbox_bytes, self.keyspace
+        with keyspace.lock:
+            keyspace.reserve(size - self._buffered_bytes)
+            self._buffered_bytes = size
+            if size > MEMORY_CHECK_THRESHOLD and keyspace.used_memory > keyspace.memory_limit:
                 try:
-                    store.make_room()
+                    keyspace.free_memory()
                 except CommandError:
                     return False
         return True
 
-    def end(self, context: Context) -> None:
-        """Give up what is held, under the store's lock, when run() has ended."""
-        self.hold(context, 0)
-        self.connection.room = None  # by which the connection holds what holds it
+    def release_input(self) -> None:
+        """Stop counting the memory of unexecuted input, after run() has ended."""
+        self.keyspace.reserve(-self._buffered_bytes)
+        self._buffered_bytes = 0
 
-    def _answer(self, context: Context, requests: list[Request]) -> None:
-        context.active = time.monotonic()
-        channels, waiting = context.live.channels, context.live.waiting
-        subscriber = context.subscriber
-        ready, messages = waiting.ready, subscriber.messages
-        pending = iter(requests)
+    def _execute_requests(self, requests: list[Request]) -> None:
+        state, connection = self.state, self.connection
+        ready_keys, pending_output = state.blocked.ready_keys, self.pending_output
+        unexecuted = iter(requests)
         more = True
-        while more and not context.closing:
+        while more and not self.close_reason:
             output: list[bytes] = []
-            size, more, look = 0, False, TURN_LOOK
-            # The lock once a turn rather than once a command, and one message for all replies.
-            with context.store.lock:
-                end = time.monotonic() + TURN_TIME
-                for arguments, terminator in pending:
-                    reply = execute(context, arguments)
+            size, next_clock_check = 0, TURN_CLOCK_BYTES
+            more = stop = False
+            # Acquire the lock once per turn, not once per command, and write all replies at once.
+            with state.keyspace.lock:
+                now = self.last_command_at = time.monotonic()
+                for arguments, terminator in unexecuted:
+                    self.terminator = terminator
+                    reply = execute(self, arguments)
                     if reply.__class__ is bytes and terminator is None:
-                        # As encode_resp() does it, without the call.
+                        # The same as encode_resp() without the call.
                         data = b"$%d\r\n%b\r\n" % (len(reply), reply)  # type: ignore[arg-type,str-format]
+                    elif reply is OK and terminator is None and not self.close_reason:
+                        data = b"+OK\r\n"
                     else:
-                        if reply.__class__ in _LONG and measure(reply) > self._settings.max_reply:
-                            reply = reply_too_long(self._settings.max_reply)
-                        if subscriber.listens:  # from this command on, perhaps
-                            subscriber.form = context.protocol if terminator is None else terminator
-                        if terminator is None or reply is NOTHING:
-                            data = encode_resp(reply, context.protocol)
-                        else:
-                            data = encode_text(reply, terminator)
-                    if messages:  # in order with the replies to what it does itself
-                        data = b"".join(messages) + data
-                        subscriber.forget()
+                        data = self._encode(reply)
+                        stop = bool(self.close_reason) or self.blocked is not None
+                    if pending_output:
+                        # Messages that this command has published come before its reply.
+                        data = b"".join(pending_output) + data
+                        pending_output.clear()
+                        self.pending_bytes = 0
                     output.append(data)
-                    if ready:
-                        waiting.serve()
-                    size += len(data) + TURN_COST
-                    if size > look or context.halted:
-                        if size > TURN_BYTES or context.halted or time.monotonic() > end:
+                    if ready_keys:
+                        state.blocked.serve_ready_keys()
+                    size += len(data) + TURN_COMMAND_BYTES
+                    if stop or size > next_clock_check:
+                        if stop or size > TURN_BYTES or time.monotonic() > now + TURN_TIME:
                             more = True
                             break
-                        look += TURN_LOOK
-                context.statistics.commands += len(output)
+                        next_clock_check += TURN_CLOCK_BYTES
+                state.commands += len(output)
                 if arguments.__class__ is list and len(arguments[0]) < ERROR_EXCERPT:  # type: ignore[index]
-                    context.command = arguments[0]  # type: ignore[index]
-                # Only RESP is a stream; a text client wants its reply in one message.
-                answered = output and (reply is not NOTHING or any(output))
+                    self.last_command = arguments[0]  # type: ignore[index]
+                # An empty reply is a message for a text client, but nothing in a RESP stream.
+                has_output = output and (reply is not NO_REPLY or any(output))
                 data = output[0] if len(output) == 1 else b"".join(output)
-                listens = self._listened or subscriber.listens
-                if listens:
-                    # In order with what others send it from now on.
-                    self._listened = subscriber.listens
-                    subscriber.form = context.protocol if terminator is None else terminator
-                    if answered:
-                        self.connection.push(data, terminator is not None)
-                    else:
-                        self.connection.expect_pushes()
-                if channels.told:
-                    channels.deliver()
-            if listens:
-                self.connection.flush()
-            elif answered:
-                self.connection.send(data, terminator is not None)
-            if context.waiter is not None:
-                self._wait(context, context.waiter, terminator)
+                push_mode = connection.push_mode
+                if push_mode and has_output:
+                    # Under the lock, so that messages of other clients come after these replies.
+                    connection.push(data, terminator is not None)
+                if state.pubsub.pending_clients:
+                    state.pubsub.flush()
+            if push_mode or (has_output and not connection.send(data, terminator is not None)):
+                connection.flush(self.settings.reply_timeout, self.may_buffer)
+            if self.blocked is not None:
+                self._wait_while_blocked(self.blocked)
 
-    def _wait(self, context: Context, waiter: Waiter, terminator: bytes | None) -> None:
-        # Until the client has what it waits for, or its time is over, or it is gone.
-        while not waiter.done:
-            left = waiter.left()
-            if left is not None and left <= 0:
-                with context.store.lock:
-                    context.live.waiting.end(waiter, waiter.reply)
-            elif not self.connection.watch(left):
-                if self.connection.full:
-                    self.drop("it sent more than can be kept while it waited")
-                context.close()
+    def _encode(self, reply: Reply) -> bytes:
+        max_reply = self.settings.max_reply
+        if reply.__class__ in _MEASURED_TYPES and reply_size(reply) > max_reply:
+            reply = reply_too_long(max_reply)
+        if self.terminator is None or reply is NO_REPLY:
+            return encode_resp(reply, self.protocol)
+        return encode_text(reply, self.terminator)
+
+    def _wait_while_blocked(self, blocked: BlockedClient) -> None:
+        # Wait for the reply of a blocking command, and send it.
+        connection, blocked_clients = self.connection, self.state.blocked
+        while not blocked.done:
+            remaining = blocked.remaining()
+            if remaining is not None and remaining <= 0:
+                with self.keyspace.lock:
+                    blocked_clients.unblock(blocked, blocked.reply)
+            elif not connection.wait_for_input(remaining, self.may_buffer):
+                if connection.inbox_full:
+                    self.disconnect("sent more input than can be buffered while it was blocked")
+                self.close("disconnected while it was blocked")
                 return
-        form = context.protocol if terminator is None else terminator
-        data = encode(waiter.reply, form)
-        with context.store.lock:
-            context.waiter, context.halted = None, context.closing
-            if self._listened and not waiter.muted:
-                self.connection.push(data, terminator is not None)
-        if self._listened:
-            self.connection.flush()
-        elif not waiter.muted:
-            self.connection.send(data, terminator is not None)
+        data, whole = self._encode(blocked.reply), self.terminator is not None
+        with self.keyspace.lock:
+            self.blocked = None
+            push_mode = connection.push_mode
+            if push_mode and not blocked.suppress_reply:
+                connection.push(data, whole)
+        if push_mode or not (blocked.suppress_reply or connection.send(data, whole)):
+            connection.flush(self.settings.reply_timeout, self.may_buffer)
 
-    def push(self, data: bytes, line: bool) -> None:
-        self.connection.push(data, line)
+    def timeout_reason(self, now: float) -> str:
+        """Return why a time limit requires to disconnect the client, or "".
 
-    def takes(self, pending: int, size: int) -> bool:
-        lying, most = self.connection.unsent + pending, self._settings.subscriber_buffer
-        if not self.dropped and lying and lying + size > most:
-            self.drop(f"it left more than {most} bytes of what it subscribed to lying")
-        return not self.dropped
-
-    def overdue(self, context: Context, now: float) -> str:
-        """Why a client is to be dropped at this time, or ""."""
-        limits = self._settings
-        owing, longest = self.owing, limits.message_timeout
-        if owing is not None and 0 < longest < now - owing:
-            return f"it did not finish a command within {longest:g} s"
-        # Who waits, listens, or has not all of its reply or its command through yet is not idle.
-        busy = context.waiter is not None or owing is not None or self.connection.unsent
-        if (
-            not (busy or context.subscriber.listens)
-            and 0 < limits.idle_timeout < now - context.active
-        ):
-            return f"it asked for nothing for {limits.idle_timeout:g} s"
+        :param now: a time of :func:`time.monotonic`.
+        """
+        limit, started = self.settings.message_timeout, self.command_started
+        if started is not None and 0 < limit < now - started:
+            return f"incomplete command after --message-timeout ({limit:g} s)"
+        limit = self.settings.idle_timeout
+        # A client that is blocked, subscribed, or in the middle of a command or reply is not idle.
+        busy = self.blocked is not None or started is not None or self.connection.outbox_bytes
+        subscribed = self.subscription_count > 0 or self.monitoring
+        if not (busy or subscribed) and 0 < limit < now - self.last_command_at:
+            return f"idle for longer than --idle-timeout ({limit:g} s)"
         return ""
 
-    def drop(self, reason: str) -> None:
-        """End the connection, and say why in the log."""
-        self.dropped = self.dropped or reason
+    def disconnect(self, reason: str) -> None:
+        super().disconnect(reason)
         self.connection.abort()
+
+    def expect_pushes(self) -> None:
+        self.connection.expect_pushes()
+
+    def can_queue(self, size: int) -> bool:
+        unsent = self.connection.outbox_bytes + self.pending_bytes
+        limit = self.settings.subscriber_buffer
+        if unsent and unsent + size > limit:
+            self.disconnect(f"output buffer exceeded --subscriber-buffer ({limit} bytes)")
+        return not self.close_reason
+
+    def push(self, data: bytes, whole: bool) -> None:
+        self.connection.push(data, whole)
 
     def wake(self) -> None:
         self.connection.wake()
 
-    def hang_up(self) -> None:
-        self.connection.abort()
-
-    def alive(self) -> bool:
-        return self.connection.alive()
+    def is_connected(self) -> bool:
+        return self.connection.is_connected()
 
     def process(self) -> tuple[int, str]:
         if not self._process[1]:
@@ -6462,11 +6308,11 @@ class Session(Peer):
         return self._process
 
 
-class _Desk:
-    # A listener, with the number of workers it has and of those that wait for a client.
+class _Endpoint:
+    # A listener with the number of its workers, and of those that wait for a client.
 
     def __init__(self, listener: Listener) -> None:
-        self.listener, self.workers, self.spare = listener, 0, 0
+        self.listener, self.workers, self.spare_workers = listener, 0, 0
 
 
 class Server:
@@ -6474,31 +6320,28 @@ class Server:
 
     :param pipe: the name of the pipe, see :func:`pipe_address`.
     :param options: see :class:`Settings`.
-    :raises ValueError: for an option that cannot be used.
+    :raises ValueError: for an invalid option.
 
-    As a context manager it serves on background threads between
-    :meth:`start` and :meth:`stop`; :meth:`serve_forever` does both and blocks
-    in between.
+    As a context manager, it serves on background threads between :meth:`start` and :meth:`stop`.
+    :meth:`serve_forever` calls both and blocks in between.
+
+    ``_lock`` guards the sessions and the counts of workers.
     """
 
     def __init__(self, pipe: str = DEFAULT_PIPE, **options: Any) -> None:
         self._settings = Settings(pipe, **options)
         self.address = pipe_address(pipe)
-        self._store = Store()
-        self._store.limit = self._settings.max_memory or math.inf
-        self._store.policy = self._settings.policy
-        self._statistics = Statistics(self.address)
-        self._live = Live(self._store)
-        db = self._settings.db
-        self._persistence = None if db is None else Persistence(db, self._store)
-        self._live.events.choose(self._settings.notify_keyspace_events)
-        self._desks: list[_Desk] = []
-        most = self._settings.max_clients * (1 if self._settings.tcp is None else 2)
-        self._pool = concurrent.futures.ThreadPoolExecutor(most, "pipecache")
-        self._process = self._workers = 0
-        self._processor: set[int] = set()
+        self._state = State(self._settings, self.address)
+        if self._settings.db is not None:
+            self._state.persistence = Persistence(self._settings.db, self._state.keyspace)
+        self._endpoints: list[_Endpoint] = []
+        # max_clients limits the clients of each listener.
+        max_workers = self._settings.max_clients * (1 if self._settings.tcp is None else 2)
+        self._pool = concurrent.futures.ThreadPoolExecutor(max_workers, "pipecache")
+        self._process_id = self._workers = 0
+        self._affinity: set[int] = set()
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
+        self._worker_ended = threading.Condition(self._lock)
         self._stopping, self._stopped = threading.Event(), threading.Event()
         self._sessions: set[Session] = set()
         self._saved = True
@@ -6507,73 +6350,88 @@ class Server:
         """Open the pipe and serve it on background threads.
 
         :raises AddressInUse: if another program serves the name.
-        :raises TransportError: if the pipe cannot be made.
+        :raises TransportError: if the pipe or port cannot be opened.
         :raises PersistenceError: if the file cannot be used.
-        :raises RuntimeError: if it was started before.
+        :raises RuntimeError: if the server was started before.
         """
-        if self._desks:
-            raise RuntimeError("a Server can be started once")
-        self._process = os.getpid()
+        if self._endpoints:
+            raise RuntimeError("this Server was started before; create a new Server")
+        self._process_id = os.getpid()
         if sys.platform == "linux":
             usable = sorted(os.sched_getaffinity(0))
-            self._processor = {usable[self._process % len(usable)]}
-        desks = [_Desk(make_listener(self.address, self._settings.access))]
+            self._affinity = {usable[self._process_id % len(usable)]}
+        keyspace, persistence = self._state.keyspace, self._state.persistence
+        endpoints = [_Endpoint(make_listener(self.address, self._settings.access))]
         try:
             if self._settings.tcp is not None:
-                desks.append(_Desk(TCPListener(self._settings.tcp)))
-            if self._persistence is not None:
-                self._persistence.open()  # those who connect meanwhile wait
-                with self._store.lock, contextlib.suppress(CommandError):
-                    self._store.make_room()
-                self._persistence.start()
+                endpoints.append(_Endpoint(TCPListener(self._settings.tcp)))
+            if persistence is not None:
+                persistence.open()  # clients that connect meanwhile have to wait
+                with keyspace.lock, contextlib.suppress(CommandError):
+                    keyspace.free_memory()
+                persistence.start()
         except BaseException:
-            for desk in desks:
-                desk.listener.close()
+            if persistence is not None:
+                persistence.stop(0)
+            for endpoint in endpoints:
+                endpoint.listener.close()
             raise
-        self._desks = desks
-        # The interpreter waits for a pool's threads before it runs atexit functions (since
-        # Python 3.9), so a host program that ends without stop() would hang there.
+        self._endpoints = endpoints
+        # Since Python 3.9 the interpreter waits for the threads of a pool before it calls atexit
+        # functions, so a host program that ends without stop() would hang.
         this = weakref.ref(self)
-        getattr(threading, "_register_atexit", atexit.register)(lambda: _stop_left(this()))
-        facts = (self.address, os.getpid(), __version__, *sys.version_info[:2])
-        log.info("Serving %s (process %d, pipecache %s, Python %d.%d)", *facts)
-        who = ACCESS.get(self._settings.access, "whom it names")
-        log.info("Open to %s (%s)", who, desks[0].listener.access)
-        for rival in desks[0].listener.rivals:
-            what = "%s can serve this name too, and so be sent what is meant for this server"
-            log.warning(f"{what}: give it 0x12019b at most", rival)
-        for desk in desks[1:]:
-            asked = "no password" if self._settings.password is None else "a password"
-            log.info("Serving %s, to any account here, with %s", desk.listener.address, asked)
+        getattr(threading, "_register_atexit", atexit.register)(lambda: _stop_at_exit(this()))
+        self._log_start()
         with self._lock:
-            for desk in desks:
+            for endpoint in endpoints:
                 for _ in range(min(SPARE_LISTENERS, self._settings.max_clients)):
-                    self._add_worker(desk)
-        if not all(desk.workers for desk in desks):
+                    self._add_worker(endpoint)
+        if not all(endpoint.workers for endpoint in endpoints):
             self.stop()
-            raise TransportError("Cannot serve: the system gives no thread")
-        threading.Thread(target=self._sweep, name="pipecache-sweeper", daemon=True).start()
+            raise TransportError("Cannot serve: the system cannot start a thread; end other"
+                                 " programs or lower --max-clients")  # fmt: skip
+        threading.Thread(
+            target=self._run_housekeeping, name="pipecache-housekeeping", daemon=True
+        ).start()
         log.info("Ready to accept connections")
 
-    def stop(self) -> bool:
-        """Let running commands finish, end every connection, give the name free.
+    def _log_start(self) -> None:
+        facts = self.address, os.getpid(), __version__, *sys.version_info[:2]
+        log.info("Serving %s (process %d, pipecache %s, Python %d.%d)", *facts)
+        listener = self._endpoints[0].listener
+        accounts = ACCESS_MODES.get(self._settings.access, "the accounts of the SDDL string")
+        log.info("Access: %s (%s)", accounts, listener.access)
+        for account in listener.other_servers:
+            log.warning(
+                "Account %s has the right to serve this name too and could receive data that is"
+                " meant for this server; grant it at most 0x12019b in --access", account,
+            )  # fmt: skip
+        for endpoint in self._endpoints[1:]:
+            password = "no password" if self._settings.password is None else "a password"
+            address = endpoint.listener.address
+            log.info("Serving %s, which every local account can reach, with %s", address, password)
 
-        Returns within STOP_TIMEOUT seconds, whatever the clients do, and once everything is saved;
-        False if by then a command had not come to its end, so that its thread and the name are
-        still in use, or the file did not take everything, or no more of it for SAVE_TIMEOUT.
+    def stop(self) -> bool:
+        """Let running commands finish, close every connection, save, and release the name.
+
+        This takes at most STOP_TIMEOUT seconds, plus the time to save as long as saving makes
+        progress within SAVE_TIMEOUT seconds.
+
+        :returns: False if a command did not finish, so that its thread and the name are still in
+            use, or if changes could not be saved.
         """
-        # A forked child has none of the threads, but shares the sockets with those that need them.
-        if not self._desks or self._process != os.getpid():
+        # A forked child has none of the threads, but it shares the sockets with the parent.
+        if not self._endpoints or self._process_id != os.getpid():
             return True
         with self._lock:
             first = not self._stopping.is_set()
             self._stopping.set()
         if first:
             try:
-                self._end_workers()
-                # Who finds the name free finds the file free, too.
-                if self._persistence is not None:
-                    self._saved = self._persistence.stop(SAVE_TIMEOUT)
+                self._stop_workers()
+                # Save before the name is released: the next server of this name needs the file.
+                if self._state.persistence is not None:
+                    self._saved = self._state.persistence.stop(SAVE_TIMEOUT)
                 self._close()
             finally:
                 self._stopped.set()
@@ -6581,37 +6439,38 @@ class Server:
             pass
         return self._saved and not self._workers
 
-    def _end_workers(self) -> None:
-        for desk in self._desks:
-            desk.listener.interrupt()
+    def _stop_workers(self) -> None:
+        for endpoint in self._endpoints:
+            endpoint.listener.interrupt()
         started = time.monotonic()
         with self._lock:
-            # Again and again: a worker may be on its way into the call that is to be ended.
+            # Repeat this, because a worker may only now enter the call that has to be interrupted.
             while self._workers and time.monotonic() - started < STOP_TIMEOUT:
                 late = time.monotonic() - started > STOP_GRACE
                 for session in self._sessions:
                     (session.connection.abort if late else session.connection.interrupt)()
-                self._changed.wait(0.1)
+                self._worker_ended.wait(0.1)
 
     def _close(self) -> None:
         if self._workers:
-            log.error("Stopped, but %d clients' commands did not end", self._workers)
+            log.error("%d commands still running after %g s", self._workers, STOP_TIMEOUT)
             return
         self._pool.shutdown()
-        for desk in self._desks:
-            desk.listener.close()
-        counts = self._statistics.commands, self._statistics.connections
-        log.info("Stopped after %d commands of %d clients", *counts)
+        for endpoint in self._endpoints:
+            endpoint.listener.close()
+        counts = self._state.commands, self._state.connections
+        log.info("Stopped after %d commands from %d clients", *counts)
 
     def serve_forever(self) -> None:
-        """Start, and serve until stop() is called by another thread or an exception such as
-        KeyboardInterrupt ends the wait.
+        """Start, then block until another thread calls stop() or an exception ends the wait.
 
-        :raises AddressInUse: see :meth:`start`.
+        Such an exception is KeyboardInterrupt, for example. The server is stopped in each case.
+
+        :raises AddressInUse: and other exceptions as :meth:`start` does.
         """
         try:
             self.start()
-            # In slices, because Windows does not end a longer wait for Ctrl+C.
+            # In slices, because on Windows Ctrl+C does not interrupt a longer wait.
             while not self._stopping.wait(0.25):
                 pass
         finally:
@@ -6624,52 +6483,55 @@ class Server:
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
 
-    def _add_worker(self, desk: _Desk) -> None:
-        # Under self._lock, so that the worker cannot count itself out before it is counted in.
+    def _add_worker(self, endpoint: _Endpoint) -> None:
+        # The caller holds self._lock, so the worker cannot end before it is counted.
         if self._stopping.is_set():
             return
-        place = [desk]
+        slot = [endpoint]
         try:
-            self._pool.submit(self._work, place)
+            self._pool.submit(self._work, slot)
         except RuntimeError as error:
-            # The system gives no further thread; but the pool keeps what it could not start.
-            place.clear()
-            log.error("Cannot start another worker: %s", error)
+            # The system cannot start a thread, but the task stays in the queue of the pool. An
+            # empty slot makes it return at once if another thread takes it later.
+            slot.clear()
+            log.error("Cannot start another worker thread: %s", error)
         else:
             self._workers += 1
-            desk.workers += 1
-            desk.spare += 1
+            endpoint.workers += 1
+            endpoint.spare_workers += 1
 
-    def _work(self, place: list[_Desk]) -> None:
-        # One worker: accepts a client, serves it to the end, goes back to accepting.
+    def _work(self, slot: list[_Endpoint]) -> None:
+        # A worker accepts a client, serves it until it disconnects, and accepts the next one.
         with self._lock:
-            if not place:
+            if not slot:
                 return
-            (desk,) = place
+            (endpoint,) = slot
         if sys.platform == "linux":
-            # The interpreter runs one thread at a time. On several processors those that wait for
-            # their turn wake each other across them, which takes longer than the commands do.
+            # CPython runs one thread at a time. On several processors, threads that wait for the
+            # interpreter lock wake each other across processors, which takes longer than most
+            # commands. So all workers run on one processor.
             with contextlib.suppress(OSError):
-                os.sched_setaffinity(0, self._processor)
+                os.sched_setaffinity(0, self._affinity)
         try:
-            while self._serve_next(desk):
+            while self._serve_next(endpoint):
                 pass
         finally:
             with self._lock:
                 self._workers -= 1
-                desk.workers -= 1
-                desk.spare -= 1
-                self._changed.notify_all()
+                endpoint.workers -= 1
+                endpoint.spare_workers -= 1
+                self._worker_ended.notify_all()
 
-    def _serve_next(self, desk: _Desk) -> bool:
-        # A call for each, so that nothing of one is kept until the next has come.
-        connection = self._accept(desk.listener)
+    def _serve_next(self, endpoint: _Endpoint) -> bool:
+        # A separate call for each client, so that no local variable keeps the last session alive
+        # while the worker waits for the next client.
+        connection = self._accept(endpoint.listener)
         if connection is None:
             return False
         try:
-            self._serve(connection, desk)
+            self._serve(connection, endpoint)
         except Exception:
-            log.exception("A connection failed")
+            log.exception("Internal error while serving a client")
         return True
 
     def _accept(self, listener: Listener) -> Connection | None:
@@ -6677,75 +6539,75 @@ class Server:
             try:
                 return listener.accept()
             except (OSError, MemoryError) as error:
-                log.error("Cannot accept a client, trying again: %s", error)
+                log.error("Cannot accept a client, will retry in 0.5 s: %s", error)
                 self._stopping.wait(0.5)
         return None
 
-    def _serve(self, connection: Connection, desk: _Desk) -> None:
-        open_to_all = desk.listener.open_to_all
-        session = Session(connection, self._settings, desk.listener.address, open_to_all)
-        password = self._settings.password if open_to_all else None
-        context = Context(
-            self._store, self._settings, self._statistics, self._live, session, password,
-            self._persistence,
-        )  # fmt: skip
+    def _serve(self, connection: Connection, endpoint: _Endpoint) -> None:
+        listener, keyspace = endpoint.listener, self._state.keyspace
+        # On the pipe, the system checks who connects. A TCP port is open to all local accounts.
+        is_open = listener.open_to_all
+        password = self._settings.password if is_open else None
+        session = Session(self._state, connection, listener.address, password, is_open)
         with self._lock:
             self._sessions.add(session)
-            desk.spare -= 1
-            if desk.spare < SPARE_LISTENERS and desk.workers < self._settings.max_clients:
-                self._add_worker(desk)
-        with self._store.lock:
-            context.register()
+            endpoint.spare_workers -= 1
+            needs_worker = endpoint.spare_workers < SPARE_LISTENERS
+            if needs_worker and endpoint.workers < self._settings.max_clients:
+                self._add_worker(endpoint)
+        with keyspace.lock:
+            self._state.add_client(session)
         if log.isEnabledFor(logging.DEBUG):
-            log.debug("Client %d has connected: %s", context.id, session.describe())
+            log.debug("Client %d connected: %s", session.id, session.describe())
         try:
-            session.run(context)
+            session.run()
         except ConnectionLost as error:
-            session.dropped = session.dropped or str(error)
+            session.close(str(error), logging.INFO)
         finally:
-            if context.fault:
-                who = context.id, session.describe()
-                log.warning("Closing client %d (%s): %s", *who, context.fault)
-            if session.dropped:
-                who = context.id, session.describe()
-                log.info("Client %d (%s) was dropped: %s", *who, session.dropped)
+            session.close("end of input")
+            if log.isEnabledFor(session.close_level):
+                facts = session.id, session.describe(), session.close_reason
+                log.log(session.close_level, "Client %d (%s) disconnected: %s", *facts)
             with self._lock:
                 self._sessions.discard(session)
-                desk.spare += 1
+                endpoint.spare_workers += 1
             try:
-                with self._store.lock:
-                    session.end(context)
-                    context.leave()
+                with keyspace.lock:
+                    session.release_input()
+                    self._state.remove_client(session)
             finally:
                 connection.close()
 
-    def _sweep(self) -> None:
-        looked = time.monotonic()
-        while not self._stopping.wait(SWEEP_INTERVAL):
+    def _run_housekeeping(self) -> None:
+        # Remove expired keys, continue evictions and disconnect timed-out clients.
+        last_check = time.monotonic()
+        keyspace = self._state.keyspace
+        while not self._stopping.wait(EXPIRE_INTERVAL):
             now = time.monotonic()
             try:
-                if now - looked > OVERDUE_INTERVAL:
-                    looked = now
-                    self._drop_overdue(now)
+                if now - last_check > TIMEOUT_CHECK_INTERVAL:
+                    last_check = now
+                    self._disconnect_timed_out(now)
                 more = True
                 while more and not self._stopping.is_set():
-                    with self._store.lock:
-                        more = self._store.sweep(SWEEP_KEYS) or self._store.evict(SWEEP_KEYS)
-                        self._live.channels.deliver()
-            except Exception:  # this thread must not end: nothing would expire unasked
-                log.exception("A fault of this program, or too little memory, while sweeping")
+                    with keyspace.lock:
+                        more = keyspace.remove_expired(KEYS_PER_CYCLE)
+                        more = more or keyspace.evict(KEYS_PER_CYCLE)
+                        self._state.pubsub.flush()
+            except Exception:
+                # If this thread ended, keys would expire only when a client accesses them.
+                log.exception("Internal error, or too little memory, in the housekeeping thread")
 
-    def _drop_overdue(self, now: float) -> None:
-        with self._store.lock:
-            clients = list(self._statistics.clients.values())
-        for context in clients:
-            session = context.peer
-            reason = session.overdue(context, now) if isinstance(session, Session) else ""
+    def _disconnect_timed_out(self, now: float) -> None:
+        with self._lock:
+            sessions = list(self._sessions)
+        for session in sessions:
+            reason = session.timeout_reason(now)
             if reason:
-                session.drop(reason)  # type: ignore[attr-defined]
+                session.disconnect(reason)
 
 
-def _stop_left(server: Server | None) -> None:
+def _stop_at_exit(server: Server | None) -> None:
     if server is not None:
         server.stop()
 
@@ -6755,27 +6617,23 @@ def _stop_left(server: Server | None) -> None:
 # ----------------------------------------------------------------------------
 
 
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _value_of(limit: Limit) -> Callable[[str], float]:
+def _limit_parser(limit: Limit) -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:
             return limit.parse(text)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error).replace("argument ", "it ")) from None
+            raise argparse.ArgumentTypeError(str(error).replace("argument ", "")) from None
 
     return parse
 
 
-def _shown_default(limit: Limit) -> str:
+def _default_text(limit: Limit) -> str:
     if not limit.default:
         return "no limit"
     if limit.unit != "bytes":
-        return f"{limit.default:.12g}"
-    scale = int(math.log(limit.default, 1024))
-    return f"{limit.default / 1024**scale:g}{('', 'kb', 'mb', 'gb')[scale]}"
+        return f"{limit.default:.12g} {limit.unit}".rstrip()
+    power = int(math.log(limit.default, 1024))
+    return f"{limit.default / 1024**power:g}{('', 'kb', 'mb', 'gb')[power]}"
 
 
 def _argument_parser() -> argparse.ArgumentParser:
@@ -6783,34 +6641,37 @@ def _argument_parser() -> argparse.ArgumentParser:
         prog="pipecache.py",
         usage="pipecache.py [--pipe NAME] [--db FILE] [OPTION ...]; --help lists the options",
         allow_abbrev=False,
-        description="A key-value cache and messaging server on a named pipe, for one user.",
+        description="A key-value cache and messaging server on a named pipe.",
     )
     option = parser.add_argument
     # fmt: off
-    option("--pipe", metavar="NAME", default=DEFAULT_PIPE, help="name of the pipe (%(default)s)")
+    option("--pipe", metavar="NAME", default=DEFAULT_PIPE,
+           help="name of the pipe (default: %(default)s)")
     for name, limit in LIMITS.items():
-        option(_option(name), metavar={"bytes": "SIZE", "seconds": "SECONDS"}.get(limit.unit, "N"),
-               type=_value_of(limit), default=limit.default,
-               help=f"{limit.meaning} ({_shown_default(limit)})")
-    option("--max-memory-policy", dest="policy", metavar="POLICY", default=POLICIES[0],
-           choices=POLICIES,
-           help=f"what gives way beyond that: {', '.join(POLICIES)} (%(default)s)")
-    option("--access", metavar="WHO", default="user",
-           help="who may connect: user, you alone (the default); admins, what runs as administrator"
-           " too; users, every account of this machine; or on Windows an SDDL string")
-    option("--notify-keyspace-events", metavar="LETTERS", default="",
-           help="tell channels what happens to keys, as in Redis's setting of that name; KEA: all")
+        option("--" + name.replace("_", "-"), type=_limit_parser(limit), default=limit.default,
+               metavar={"bytes": "SIZE", "seconds": "SECONDS"}.get(limit.unit, "N"),
+               help=f"{limit.description} (default: {_default_text(limit)})")
+    option("--max-memory-policy", metavar="POLICY", default=POLICIES[0], choices=POLICIES,
+           help="which keys to evict when --max-memory is reached:"
+           f" {', '.join(POLICIES)} (default: %(default)s)")
+    option("--access", metavar="ACCESS", default="user",
+           help="accounts that can connect: user (this account), admins (this account and elevated"
+           " administrators), users (all accounts of this machine), or an SDDL string on Windows"
+           " (default: %(default)s)")
+    option("--notify-keyspace-events", metavar="CLASSES", default="",
+           help="key events to publish, as letters of Redis's setting of the same name; KEA selects"
+           " all (default: none)")
     option("--db", metavar="FILE",
-           help="keep everything in this file too: what is set is there after the next start")
+           help="SQLite file that keeps the data across restarts (default: memory only)")
     option("--tcp", metavar="PORT", type=int,
-           help="serve this port of 127.0.0.1 too, which any account of this machine can reach")
+           help="port of 127.0.0.1 to serve too; all accounts of this machine can connect to it")
     option("--password-file", metavar="FILE",
-           help="its first line is asked of clients of --tcp")
-    option("--tcp-no-password", action="store_true", help="let any account of this machine in")
+           help="file whose first line is the password for --tcp")
+    option("--tcp-no-password", action="store_true", help="serve --tcp without a password")
     option("--log-level", metavar="LEVEL", type=str.upper, default="INFO",
            choices=["DEBUG", "INFO", "WARNING", "ERROR"],
-           help="DEBUG, INFO, WARNING or ERROR (%(default)s)")
-    option("--log-file", metavar="FILE", help="log there, not to the console")
+           help="lowest level to log: DEBUG, INFO, WARNING or ERROR (default: %(default)s)")
+    option("--log-file", metavar="FILE", help="file to append the log to (default: standard error)")
     option("--version", action="version", version=f"pipecache {__version__}")
     # fmt: on
     return parser
@@ -6819,26 +6680,24 @@ def _argument_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the server in the foreground until Ctrl+C.
 
-    :param arguments: the command line, ``sys.argv[1:]`` if None.
-    :returns: the exit status: 0, or 1 if the server could not start. One that could not end well
-        exits with 1 from here.
+    :param arguments: the options; ``sys.argv[1:]`` if None. Wrong options exit with status 2.
+    :returns: the exit status: 0, or 1 if the server could not start. If the server cannot stop
+        cleanly, the process exits here with status 1.
     """
     parser = _argument_parser()
     options = vars(parser.parse_args(arguments))
     log_file, log_level = options.pop("log_file"), options.pop("log_level")
-    file, no_password = options.pop("password_file"), options["tcp_no_password"]
     try:
         _log_to(log_file, log_level)
-        server = Server(password=_password(options["tcp"], file, no_password), **options)
+        server = Server(**options)
     except ValueError as error:
         if sys.stderr is None:
             log.error("%s", error)
         parser.error(str(error))
-    for number in _stop_signals():
-        signal.signal(number, _stop_once)
-    _stop_at_the_last_moment(server)
-    _allow_descriptors(options["max_clients"] * (1 if options["tcp"] is None else 2))
-    _share_memory()
+    _handle_stop_signals(_stop_once)
+    _stop_on_console_close(server)
+    _raise_descriptor_limit(options["max_clients"] * (1 if options["tcp"] is None else 2))
+    _use_one_arena()
     try:
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
@@ -6846,57 +6705,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.error("%s", error)
         return 1
     if not server.stop():
-        # Or the interpreter would wait for the threads that are left.
+        # A normal exit would wait for the threads that are still running.
         logging.shutdown()
         os._exit(1)
     return 0
 
 
-def _password(tcp: int | None, name: str | None, none: bool) -> bytes | None:
-    if tcp is None:
-        if name is not None or none:
-            raise ValueError("--password-file and --tcp-no-password are about --tcp PORT")
-        return None
-    if (name is None) != none:
-        raise ValueError(
-            "--tcp lets every account of this machine connect: add --password-file FILE,"
-            " or --tcp-no-password if you mean that (one of them)"
-        )
-    if name is None:
-        return None
-    try:
-        with open(name, "rb") as file:
-            text = file.read(MAX_LOCKED_OUT_ARGUMENT)
-    except OSError as error:
-        raise ValueError(f"cannot read --password-file {name!r}: {error.strerror}") from error
-    # Windows' own tools begin a file with such marks.
-    if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        text = text.decode("utf-16", "replace").encode()
-    if text.startswith(codecs.BOM_UTF8):
-        text = text[len(codecs.BOM_UTF8) :]
-    password = text.partition(b"\n")[0].rstrip(b"\r")
-    if not password:
-        raise ValueError("the first line of --password-file is empty: it is the password")
-    return password
-
-
-def _allow_descriptors(clients: int) -> None:
-    # A client takes up to three: Linux and macOS grant fewer than the clients here may need, until
-    # more are asked for.
+def _raise_descriptor_limit(clients: int) -> None:
+    """Raise the limit of open files: a client uses up to three, and macOS allows only 256."""
     if sys.platform != "win32":
         import resource
 
-        least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = 3 * clients + 100
-        if least not in (resource.RLIM_INFINITY, -1) and least < wanted:
-            wanted = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        needed = 3 * clients + 100
+        if soft not in (resource.RLIM_INFINITY, -1) and soft < needed:
+            needed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
             with contextlib.suppress(ValueError, OSError):
-                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+                resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def _share_memory() -> None:
-    # The GNU C library gives threads areas of memory of their own, and what one gives back there is
-    # not for another: with values that come and go that was twice what they take.
+def _use_one_arena() -> None:
+    # The GNU C library gives each thread an arena, and no thread uses the free memory of another
+    # arena: with values that come and go, the process used twice the memory of the values.
     if sys.platform == "linux":
         with contextlib.suppress(ImportError, AttributeError, OSError):  # another C library
             import ctypes
@@ -6904,50 +6734,51 @@ def _share_memory() -> None:
             ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
-def _stop_signals() -> list[int]:
-    names = ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP")
-    return [getattr(signal, name) for name in names if hasattr(signal, name)]
+def _handle_stop_signals(handler: Any) -> None:
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), handler)
 
 
 def _stop_once(number: int, frame: object) -> None:
-    # A second Ctrl+C would interrupt the stopping itself.
-    for each in _stop_signals():
-        signal.signal(each, signal.SIG_IGN)
+    """Raise KeyboardInterrupt, and ignore later signals, which would interrupt stop()."""
+    _handle_stop_signals(signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
-def _stop_at_the_last_moment(server: Server) -> None:
-    # Who closes the console's window, or logs off, ends its programs as soon as this has returned.
+def _stop_on_console_close(server: Server) -> None:
+    """Stop the server when the console closes or the user logs off (SetConsoleCtrlHandler)."""
     if sys.platform == "win32":
 
-        def last_call(event: int) -> bool:
-            last = event in (CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT)
-            if last:
+        def handle_event(event: int) -> bool:
+            # Windows ends the process as soon as the handler returns.
+            closing = event in (CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT)
+            if closing:
                 server.stop()
-            return last
+            return closing
 
-        handler = HandlerRoutine(last_call)
+        handler = HandlerRoutine(handle_event)
         SetConsoleCtrlHandler(handler, True)
-        atexit.register(SetConsoleCtrlHandler, handler, False)  # and so it lives until then
+        # The registration also keeps a reference to the handler, which Windows does not.
+        atexit.register(SetConsoleCtrlHandler, handler, False)
 
 
-def _log_to(file: str | None, level: str) -> None:
+def _log_to(file: str | None, log_level: str) -> None:
     handler: logging.Handler
     if file is not None:
         try:
-            # FileHandler takes no errors= before Python 3.9.
-            handler = logging.StreamHandler(
-                open(file, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
-            )
+            # FileHandler has the parameter ``errors`` only since Python 3.9.
+            stream = open(file, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
         except OSError as error:
             raise ValueError(f"cannot write --log-file {file!r}: {error.strerror}") from error
+        handler = logging.StreamHandler(stream)
     elif sys.stderr is not None:
         handler = logging.StreamHandler()
     else:  # pythonw.exe has no console
         handler = logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
-    log.setLevel(level)
+    log.setLevel(log_level)
 
 
 if __name__ == "__main__":

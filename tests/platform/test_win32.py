@@ -189,7 +189,7 @@ if sys.platform == "win32":
         def test_other_accounts_that_can_serve_the_name_are_logged(self) -> None:
             sid = pipecache.current_user_sid()
             own = f"O:{sid}G:{sid}D:P(A;;GA;;;{sid})(A;;GA;;;SY)(A;;GA;;;BA)"
-            for entries, rivals in (
+            for entries, other_servers in (
                 ("(A;;0x12019b;;;AU)", []), ("(A;;GA;;;OW)", []),
                 ("(A;;GR;;;WD)(D;;GA;;;BG)(A;IO;GA;;;AU)", []),
                 ("(A;;GRGW;;;AU)", ["S-1-5-11"]),
@@ -204,10 +204,12 @@ if sys.platform == "win32":
                     found = [
                         line.split(":")[2].split(" can serve this name too")[0] for line in told
                     ]
-                    self.assertEqual(found, rivals, logged.output)
+                    self.assertEqual(found, other_servers, logged.output)
 
         def test_a_descriptor_without_a_list_allows_everyone(self) -> None:
-            self.assertEqual(pipecache._allowed(None, pipecache.SERVER_RIGHTS), ["S-1-1-0"])
+            self.assertEqual(
+                pipecache._sids_with_rights(None, pipecache.SERVER_RIGHTS), ["S-1-1-0"]
+            )
 
         def test_a_list_that_leaves_this_account_one_instance(self) -> None:
             create = pipecache.CreateNamedPipeW
@@ -249,7 +251,7 @@ if sys.platform == "win32":
             instance = idle_instances(listener).pop()
             with RawConnection(name):
                 pipecache.DisconnectNamedPipe(instance.handle)
-                listener.take_back(instance, disconnected=True)
+                listener.recycle(instance, disconnected=True)
             self.assertEqual(idle_instances(listener), [instance])
             listener.interrupt()
             listener.close()
@@ -268,7 +270,7 @@ if sys.platform == "win32":
                 name = unique_name()
                 server = pipecache.Server(name)
                 with server:
-                    pipecache._stop_at_the_last_moment(server)
+                    pipecache._stop_on_console_close(server)
                     (handler,) = handlers
                     for event in (0, 1):  # Ctrl+C and Ctrl+Break go to Python
                         self.assertFalse(handler(event))

@@ -11,8 +11,8 @@ from typing import Any, Pattern, Sequence, Tuple, Union
 
 import pipecache
 from pipecache import (
-    NO_LIST,
-    NOTHING,
+    NO_REPLY,
+    NULL_ARRAY,
     CommandError,
     Connection,
 )
@@ -381,9 +381,9 @@ class ConversationTests(ConversationCase):
             (b"{address}", OK, (True, True, True)),
         ):
             clients = [self.connect() for _ in range(3)]
-            first, second, own = (parse(each.ask(b"CLIENT", b"ID"))[1] for each in clients)
+            first, second, set_owner = (parse(each.ask(b"CLIENT", b"ID"))[1] for each in clients)
             (info,) = self.facts(clients[-1].ask(b"CLIENT", b"INFO"))
-            places = {"first": first, "second": second, "own": own}
+            places = {"first": first, "second": second, "own": set_owner}
             places.update(address=info["addr"], local=info["laddr"])
             words = line.decode().format(**places).encode().split()
             with self.subTest(line=line):
@@ -487,7 +487,7 @@ class RedisConversationTests(ConversationTests):
 class RecordedConnection(Connection):
     """A connection that receives given messages and records what is sent."""
 
-    framed = True
+    message_mode = True
 
     def __init__(self, *messages: bytes) -> None:
         super().__init__("address")
@@ -497,8 +497,9 @@ class RecordedConnection(Connection):
     def receive(self) -> bytes | None:
         return self.messages.popleft() if self.messages else None
 
-    def send(self, data: bytes, whole: bool = True) -> None:
+    def send(self, data: bytes, whole: bool = True) -> bool:
         self.sent.append(data)
+        return True
 
 
 class MessageTests(unittest.TestCase):
@@ -589,7 +590,7 @@ class InformationTests(ClientCase):
         self.assertFalse(is_blocked(self.client))
         self.ask(b"MULTI")
         self.ask(b"DEBUG SLEEP 1000")
-        self.assertIn(b"not for transactions", self.ask(b"EXEC"))
+        self.assertIn(b"not allowed in a transaction", self.ask(b"EXEC"))
 
     def test_every_error_tells_of_what_there_is(self) -> None:
         """Each command with subcommands has HELP, which the error names."""
@@ -610,10 +611,10 @@ class InformationTests(ClientCase):
             (b"EXEC", NO_MULTI),
             (b"GET k", NIL),
         )
-        self.assertIs(self.run_command(b"CLIENT", b"REPLY", b"OFF"), NOTHING)
+        self.assertIs(self.run_command(b"CLIENT", b"REPLY", b"OFF"), NO_REPLY)
         self.assertEqual(self.run_command(b"RESET"), b"RESET")
         self.assertFalse(takes_slow_path(self.client))
-        self.assertIs(self.run_command(b"LPOP", b"none", b"1"), NO_LIST)
+        self.assertIs(self.run_command(b"LPOP", b"none", b"1"), NULL_ARRAY)
         self.assertIsInstance(self.run_command(b"NOSUCH"), CommandError)
 
 

@@ -8,7 +8,7 @@ import threading
 import unittest
 from typing import Callable, Iterable, Tuple
 
-from pipecache import NO_LIST, WATCH_COST, Server, Watch
+from pipecache import NULL_ARRAY, WATCH_COST, Server, Watch
 from tests.support import (
     DEADLINE,
     WINDOWS,
@@ -21,7 +21,7 @@ from tests.support import (
     wait_until,
 )
 from tests.support.cases import ClientCase
-from tests.support.internals import store_of, watched_keys
+from tests.support.internals import keyspace_of, watched_keys
 from tests.support.wire import (
     ABORTED,
     EMPTY,
@@ -497,8 +497,8 @@ class WatchTests(ClientCase):
         """Return True if EXEC is aborted; in any case the watch is ended."""
         self.assertEqual(self.ask(b"MULTI"), OK)
         reply = self.run_command(b"EXEC")
-        self.assertIn(reply, ([], NO_LIST))
-        return reply is NO_LIST
+        self.assertIn(reply, ([], NULL_ARRAY))
+        return reply is NULL_ARRAY
 
     def test_a_key_that_expires_unseen(self) -> None:
         self.ask(b"PSETEX k 100 v")
@@ -527,7 +527,7 @@ class WatchTests(ClientCase):
         self.ask(b"PSETEX k 100 v")
         self.ask(b"WATCH k")
         self.clock.now += 1
-        self.store.sweep(10)
+        self.keyspace.remove_expired(10)
         self.assertTrue(self.broken())
 
     def test_a_key_that_is_evicted(self) -> None:
@@ -535,21 +535,21 @@ class WatchTests(ClientCase):
             with self.subTest(policy=policy):
                 self.ask(b"SETEX k 100 v")
                 self.ask(b"WATCH k")
-                self.store.policy = policy
-                self.store.limit = WATCH_COST + 10
-                self.store.make_room()
+                self.keyspace.policy = policy
+                self.keyspace.memory_limit = WATCH_COST + 10
+                self.keyspace.free_memory()
                 self.assertTrue(self.broken())
-                self.store.limit = math.inf
+                self.keyspace.memory_limit = math.inf
 
     def test_a_transaction_evicts_what_it_watches(self) -> None:
         """As in Redis, EXEC evicts keys before it checks the watch."""
-        self.store.policy = "allkeys-lru"
+        self.keyspace.policy = "allkeys-lru"
         self.ask(b"SET k v")
         self.ask(b"WATCH k")
         self.ask(b"MULTI")
         self.ask(b"SET other v")
-        self.store.limit = self.store.used - 1
-        self.assertIs(self.run_command(b"EXEC"), NO_LIST)
+        self.keyspace.memory_limit = self.keyspace.used_memory - 1
+        self.assertIs(self.run_command(b"EXEC"), NULL_ARRAY)
 
     def test_a_watch_is_removed_completely(self) -> None:
         for number, end in enumerate((b"EXEC", b"DISCARD", b"UNWATCH", b"RESET", b"EXEC now")):
@@ -562,16 +562,16 @@ class WatchTests(ClientCase):
                 if end != b"UNWATCH":
                     self.ask(b"MULTI")
                 self.ask(end)
-                self.assertEqual(watched_keys(self.store), {b"b": 1})
+                self.assertEqual(watched_keys(self.keyspace), {b"b": 1})
                 self.ask(b"UNWATCH", self.other)
-                self.assertEqual(watched_keys(self.store), {})
+                self.assertEqual(watched_keys(self.keyspace), {})
 
     def test_a_client_that_leaves_ends_its_watches(self) -> None:
         self.ask(b"WATCH a b")
         self.ask(b"MULTI")
         self.ask(b"SET a v")
-        self.client.leave()
-        self.assertEqual(watched_keys(self.store), {})
+        self.state.disconnect(self.client)
+        self.assertEqual(watched_keys(self.keyspace), {})
 
     def test_two_that_watch_one_key(self) -> None:
         third = self.state.connect()
@@ -585,11 +585,11 @@ class WatchTests(ClientCase):
 
     def test_watches_of_the_store(self) -> None:
         watch = Watch()
-        self.store.watch(b"k", watch)
-        self.store.watch(b"k", watch)
-        self.store.unwatch(watch)
+        self.keyspace.watch(b"k", watch)
+        self.keyspace.watch(b"k", watch)
+        self.keyspace.unwatch(watch)
         self.assertFalse(watch.broken)
-        self.assertEqual(watched_keys(self.store), {})
+        self.assertEqual(watched_keys(self.keyspace), {})
 
 
 class LeavingTests(unittest.TestCase):
@@ -608,7 +608,7 @@ class LeavingTests(unittest.TestCase):
                 begin += command(b"SET", b"a", b"v")
                 raw.send(begin)
                 self.assertEqual(raw.read(len(OK + OK + QUEUED)), OK + OK + QUEUED)
-                self.assertEqual(watched_keys(store_of(self.server)).keys(), {b"a", b"b"})
+                self.assertEqual(watched_keys(keyspace_of(self.server)).keys(), {b"a", b"b"})
                 if last:
                     raw.send(last)
                     while raw.receive():
@@ -618,7 +618,7 @@ class LeavingTests(unittest.TestCase):
             for last in (b"", command(b"QUIT"), b"*1\r\nfoo\r\n"):
                 leave(last)
                 wait_until(
-                    lambda: not watched_keys(store_of(self.server)),
+                    lambda: not watched_keys(keyspace_of(self.server)),
                     "the watches of the client are gone",
                 )
         with new_client(self.name) as cache:

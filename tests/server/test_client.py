@@ -47,7 +47,7 @@ from tests.support import (
     unique_name,
     wait_until,
 )
-from tests.support.internals import store_locked
+from tests.support.internals import keyspace_locked
 
 
 def encoded(reply: Any) -> Any:
@@ -653,7 +653,7 @@ class VanishedServerTests(ServerCase):
     def test_the_other_idle_connections_are_dropped_too(self) -> None:
         server = self.serve()
         with new_client(self.name) as cache:
-            with store_locked(server):  # then each call needs its own connection
+            with keyspace_locked(server):  # then each call needs its own connection
                 calls = [Background(lambda: cache.set("k", "v")) for _ in range(3)]
             for call in calls:
                 call.wait()
@@ -666,7 +666,7 @@ class VanishedServerTests(ServerCase):
     def test_no_reply_in_time(self) -> None:
         server = self.serve()
         with Client(self.name, timeout=0.1) as cache:
-            with store_locked(server):
+            with keyspace_locked(server):
                 with self.assertRaisesRegex(CacheTimeout, "within 0.1 s"):
                     cache.get("k")
                 with self.assertRaises(TimeoutError):
@@ -683,7 +683,7 @@ class VanishedServerTests(ServerCase):
     def test_several_threads_lose_the_server_at_once(self) -> None:
         server = self.serve()
         with new_client(self.name) as cache:
-            with store_locked(server):
+            with keyspace_locked(server):
                 calls = [Background(lambda: cache.set("k", "v")) for _ in range(8)]
             for call in calls:
                 call.wait()

@@ -21,8 +21,8 @@ from pipecache import (
     Set,
     Settings,
     SortedSet,
+    compile_glob,
     execute,
-    glob,
 )
 from tests.support import (
     WINDOWS,
@@ -35,9 +35,10 @@ from tests.support.cases import ClientCase, PushCase
 from tests.support.internals import (
     ServedClient,
     client_count,
+    keyspace_of,
+    new_client_object,
     peak_size,
     set_last_command,
-    store_of,
 )
 from tests.support.wire import command
 
@@ -75,7 +76,7 @@ class ProcessorTests(ClientCase):
     def test_a_pattern_of_stars(self) -> None:
         started = time.process_time()
         for number in range(100):
-            test = glob(b"*" * (3900 + number))
+            test = compile_glob(b"*" * (3900 + number))
             self.assertTrue(test(b"anything"))
         self.assertLess(time.process_time() - started, 2)
 
@@ -105,7 +106,7 @@ class ProcessorTests(ClientCase):
             key = bytes(chance.choices(b"ab*", k=chance.randrange(8)))
             # A class of one character means the same, but is not matched as a literal.
             other = re.sub(rb"\\?[ab]", lambda match: b"[%b]" % match[0][-1:], pattern)
-            found, expected = (bool(glob(each)(key)) for each in (pattern, other))
+            found, expected = (bool(compile_glob(each)(key)) for each in (pattern, other))
             self.assertEqual(found, expected, (pattern, key))
 
 
@@ -126,11 +127,11 @@ class ReplyTests(ClientCase):
     def test_many_short_elements_are_measured(self) -> None:
         for reply in ([b""] * 20_000, [None] * 20_000, [1] * 20_000, [[b""]] * 10_000):
             encoded = len(pipecache.encode_resp(reply))
-            measured = pipecache.measure(reply)
+            measured = pipecache.reply_size(reply)
             self.assertGreater(measured, encoded / 2, reply[:1])
             self.assertGreater(measured, 100_000)
-        for kind in (pipecache.Several, pipecache.Verbatim):
-            self.assertIn(kind, pipecache._LONG)
+        for kind in (pipecache.MultipleReplies, pipecache.Verbatim):
+            self.assertIn(kind, pipecache._MEASURED_TYPES)
 
 
 class SubscriberTests(PushCase):
@@ -223,10 +224,10 @@ class ServedTests(ServerCase):
         self.assertEqual(short.ask(b"DEBUG SLEEP 0.001\n"), b"OK\n")
 
     def test_a_fault_while_sweeping(self) -> None:
-        with mock.patch.object(pipecache, "SWEEP_INTERVAL", 0.001):
+        with mock.patch.object(pipecache, "EXPIRE_INTERVAL", 0.001):
             server = self.serve()
         with self.assertLogs("pipecache", "ERROR") as logged:
-            with mock.patch.object(store_of(server), "sweep", side_effect=MemoryError):
+            with mock.patch.object(keyspace_of(server), "remove_expired", side_effect=MemoryError):
                 wait_until(lambda: logged.output, "the error is logged")
         with new_client(self.name) as cache:
             cache.set("short", "1", px=1)
@@ -256,9 +257,9 @@ class ServedTests(ServerCase):
             self.assertEqual(cache.info("limits")["maxmemory"], 1234567890123)
 
     def test_a_program_whose_name_has_lines(self) -> None:
-        peer = pipecache.Peer()
-        with mock.patch.object(peer, "process", lambda: (7, "/tmp/a\n2026 INFO forged")):
-            self.assertEqual(peer.describe(), "process 7, '/tmp/a\\n2026 INFO forged'")
+        client = new_client_object()
+        with mock.patch.object(client, "process", lambda: (7, "/tmp/a\n2026 INFO forged")):
+            self.assertEqual(client.describe(), "process 7, '/tmp/a\\n2026 INFO forged'")
 
 
 class KeptTests(PushCase):
@@ -266,7 +267,7 @@ class KeptTests(PushCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.free = mock.patch.object(pipecache, "FREE_INPUT", 10_000)
+        self.free = mock.patch.object(pipecache, "MEMORY_CHECK_THRESHOLD", 10_000)
         self.free.start()
         self.addCleanup(self.free.stop)
 
@@ -281,19 +282,19 @@ class KeptTests(PushCase):
         ):
             with self.subTest(command=begin[0]):
                 execute(self.client, begin)
-                self.assertGreater(self.store.used, least)
+                self.assertGreater(self.keyspace.used_memory, least)
                 execute(self.client, begin)  # a repetition takes no more memory
                 execute(self.client, end)
-                self.assertEqual(self.store.used, 0)
+                self.assertEqual(self.keyspace.used_memory, 0)
         for begin in ([b"BLPOP", *names, b"0"], [b"SUBSCRIBE", *names], [b"WATCH", *names]):
             joined, _ = self.join()
             execute(joined, begin)
-            self.assertGreater(self.store.used, least)
-            joined.leave()
-            self.assertEqual(self.store.used, 0)
+            self.assertGreater(self.keyspace.used_memory, least)
+            self.state.disconnect(joined)
+            self.assertEqual(self.keyspace.used_memory, 0)
 
     def test_memory_of_clients_is_limited(self) -> None:
-        self.store.limit = 50_000
+        self.keyspace.memory_limit = 50_000
         names = [b"name%d" % number for number in range(1000)]
         for words in (
             [b"SUBSCRIBE", *names], [b"PSUBSCRIBE", *names], [b"WATCH", *names],
@@ -301,19 +302,19 @@ class KeptTests(PushCase):
         ):  # fmt: skip
             with self.subTest(command=words[0]):
                 self.assertIn("OOM", str(execute(self.client, words)))
-                self.assertEqual(self.store.used, 0)
+                self.assertEqual(self.keyspace.used_memory, 0)
         # A small request is accepted even without memory, but not many of them.
-        self.store.limit = 0
+        self.keyspace.memory_limit = 0
         replies = [execute(self.client, [b"SUBSCRIBE", name]) for name in names]
         self.assertNotIn("OOM", str(replies[0]))
         self.assertIn("OOM", str(replies[-1]))
-        self.assertLess(self.store.used, 12_000)
+        self.assertLess(self.keyspace.used_memory, 12_000)
 
     def test_a_transaction_of_small_commands(self) -> None:
         execute(self.client, [b"MULTI"])
         for _ in range(100):
             execute(self.client, [b"PING"])
-        self.assertGreater(self.store.used, 100 * 200)
+        self.assertGreater(self.keyspace.used_memory, 100 * 200)
 
     def test_names(self) -> None:
         for words in (
@@ -363,7 +364,7 @@ class CollectionTests(ClientCase):
                 after, _ = tracemalloc.get_traced_memory()
                 tracemalloc.stop()
                 self.assertLess(after - before, 300_000)
-                self.assertEqual(len(self.store.peek(b"k")), 1)
+                self.assertEqual(len(self.keyspace.peek(b"k")), 1)
                 execute(self.client, [b"DEL", b"k"])
 
     def test_random_choices_do_not_hold_removed_members(self) -> None:
@@ -385,43 +386,43 @@ class CollectionTests(ClientCase):
             table = value if kind is Set else value.scores
             for number in range(1000):
                 value.put(b"%d" % number, b"" if kind is Set else 1.0)
-            value.slim()
+            value.shrink()
             staying = {b"%d" % number for number in range(0, 1000, 10)}
-            cursor, seen = table.walk(0, 100)
+            cursor, seen = table.scan(0, 100)
             for number in range(1000):
                 if b"%d" % number not in staying:
-                    value.take(b"%d" % number)
-                    value.slim()
+                    value.remove(b"%d" % number)
+                    value.shrink()
             found = set(seen)
             while cursor:
-                cursor, more = table.walk(cursor, 30)
+                cursor, more = table.scan(cursor, 30)
                 found.update(more)
             self.assertLessEqual(staying, found)
-        ListValue([b"a"]).slim()
+        ListValue([b"a"]).shrink()
 
     def test_deleted_keys(self) -> None:
         for number in range(1000):
-            self.store.replace(b"%d" % number, b"")
-        self.store.sweep(0)
+            self.keyspace.replace(b"%d" % number, b"")
+        self.keyspace.remove_expired(0)
         for number in range(1, 1000):
-            self.store.delete(b"%d" % number)
-        self.store.sweep(0)
-        self.assertEqual(peak_size(self.store), 1)
-        self.assertEqual(self.store.keys(), [b"0"])
+            self.keyspace.delete(b"%d" % number)
+        self.keyspace.remove_expired(0)
+        self.assertEqual(peak_size(self.keyspace), 1)
+        self.assertEqual(self.keyspace.keys(), [b"0"])
 
 
 class ParserTests(unittest.TestCase):
     def test_a_chunk_gives_a_thousand_requests_at_most(self) -> None:
         parser = RequestParser(False, Settings())
         requests = parser.feed(b"\n" * 32_768)
-        self.assertEqual(len(requests), pipecache.MANY_REQUESTS)
-        self.assertTrue(parser.more)
+        self.assertEqual(len(requests), pipecache.MAX_PARSED_REQUESTS)
+        self.assertTrue(parser.has_more)
         count = len(requests)
-        while parser.more:
+        while parser.has_more:
             requests = parser.feed(b"")
-            self.assertLessEqual(len(requests), pipecache.MANY_REQUESTS)
+            self.assertLessEqual(len(requests), pipecache.MAX_PARSED_REQUESTS)
             count += len(requests)
-        self.assertEqual((count, parser.held), (32_768, 0))
+        self.assertEqual((count, parser.buffered_bytes), (32_768, 0))
 
     def test_an_error_has_no_traceback(self) -> None:
         ((error, _),) = RequestParser(False, Settings()).feed(b'GET "x\n')
@@ -434,7 +435,7 @@ class TextErrorTests(ClientCase):
         error = CommandError("ERR Unbalanced quotes in the command")
         self.assertIs(execute(self.client, error), error)
         execute(self.client, [b"CLIENT", b"REPLY", b"OFF"])
-        self.assertIs(execute(self.client, error), pipecache.NOTHING)
+        self.assertIs(execute(self.client, error), pipecache.NO_REPLY)
         execute(self.client, [b"CLIENT", b"REPLY", b"ON"])
         self.assertIs(execute(self.client, error), error)
 
@@ -460,15 +461,15 @@ class NumberTests(ClientCase):
             self.assertAlmostEqual(magnitude, exponent)
 
     def test_a_value_that_grows_beyond_the_memory(self) -> None:
-        self.store.limit = 10_000_000
+        self.keyspace.memory_limit = 10_000_000
         for key, offset, expected in (
             (b"k", b"20000000", "OOM"), (b"k", b"5000000", "5000001"), (b"k", b"20000000", "OOM"),
             (b"l", b"9000000", "OOM"),
         ):  # fmt: skip
             self.assertIn(expected, str(execute(self.client, [b"SETRANGE", key, offset, b"x"])))
-        self.store.policy = "allkeys-lru"
+        self.keyspace.policy = "allkeys-lru"
         self.assertEqual(execute(self.client, [b"SETRANGE", b"l", b"9000000", b"x"]), 9_000_001)
-        self.assertEqual(self.store.evicted, 1)
+        self.assertEqual(self.keyspace.evicted, 1)
 
 
 if __name__ == "__main__":

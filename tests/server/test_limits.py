@@ -18,9 +18,9 @@ from tests.support.internals import (
     SilentClient,
     client_count,
     is_inbox_full,
+    keyspace_of,
     parse_options,
     settings_of,
-    store_of,
 )
 from tests.support.wire import command
 
@@ -83,14 +83,14 @@ class SettingTests(ServerCase):
 
     def test_values_that_are_too_small(self) -> None:
         for name, limit in LIMITS.items():
-            if limit.least:
+            if limit.minimum:
                 with self.subTest(limit=name), self.assertRaisesRegex(
                     ValueError, f"{name} must be"
                 ):
-                    Settings(**{name: limit.least / 2})  # type: ignore[arg-type]
+                    Settings(**{name: limit.minimum / 2})  # type: ignore[arg-type]
         with self.assertRaises(TypeError):
             Settings(max_nonsense=1)
-        with self.assertRaisesRegex(ValueError, "max_memory must be a number of bytes"):
+        with self.assertRaisesRegex(ValueError, "max_memory must be 0 bytes or more"):
             Settings(max_memory="10mb")  # type: ignore[arg-type]
 
 
@@ -141,7 +141,7 @@ class SizeTests(ServerCase):
         # A list of a million references to one value takes little memory until it is encoded.
         value = b"x" * 1_000_000
         for reply in ([value] * 1_000_000, {b"a": [value] * 999_999, b"b": (value, 1, None)}):
-            self.assertTrue(10**12 <= pipecache.measure(reply) < 1.0001 * 10**12)
+            self.assertTrue(10**12 <= pipecache.reply_size(reply) < 1.0001 * 10**12)
 
     def test_incomplete_commands_count_as_memory(self) -> None:
         server = self.serve(max_memory=10_000_000)
@@ -151,13 +151,14 @@ class SizeTests(ServerCase):
             with contextlib.suppress(OSError):  # the server disconnects some before the end
                 raw.send(beginning)
         wait_until(lambda: client_count(server) < 6, "some clients are disconnected")
-        self.assertTrue(4_000_000 < store_of(server).used < 10_200_000, store_of(server).used)
+        used = keyspace_of(server).used_memory
+        self.assertTrue(4_000_000 < used < 10_200_000, used)
         with new_client(self.name) as cache:
             self.assertTrue(cache.ping())
         for raw in senders:
             raw.close()
         wait_until(lambda: client_count(server) == 0, "all clients are gone")
-        self.assertEqual(store_of(server).used, 0)
+        self.assertEqual(keyspace_of(server).used_memory, 0)
 
     def test_input_that_is_not_processed_counts_as_memory(self) -> None:
         server = self.serve(max_memory=10_000_000)
@@ -165,7 +166,7 @@ class SizeTests(ServerCase):
         with new_client(self.name) as cache:
             cache.set("big", big)
         wait_until(lambda: client_count(server) == 0, "the client is gone")
-        before = store_of(server).used
+        before = keyspace_of(server).used_memory
         raw = self.raw()
         # The client does not read replies while it sends.
         count = 2000
@@ -173,13 +174,14 @@ class SizeTests(ServerCase):
             lambda: raw.send(command(b"GET", b"big") * 20 + command(b"ECHO", small) * count)
         )
         wait_until(lambda: is_inbox_full(server), "the server stops reading")
-        self.assertTrue(10_000_000 < store_of(server).used < 10_200_000, store_of(server).used)
+        used = keyspace_of(server).used_memory
+        self.assertTrue(10_000_000 < used < 10_200_000, used)
         expected = b"$%d\r\n%b\r\n" % (len(big), big) * 20
         expected += b"$%d\r\n%b\r\n" % (len(small), small) * count
         self.assertTrue(raw.read(len(expected)) == expected)
         sending.wait()
         raw.close()
-        wait_until(lambda: store_of(server).used == before, "all memory is released")
+        wait_until(lambda: keyspace_of(server).used_memory == before, "all memory is released")
 
     def test_a_blocked_client_that_sends_too_much(self) -> None:
         server = self.serve(max_memory=5_000_000)
@@ -190,7 +192,7 @@ class SizeTests(ServerCase):
                 raw.send(command(b"ECHO", b"y" * 10_000) * 2000)
             wait_until(lambda: client_count(server) == 0, "the client is gone")
         self.assertIn("it sent more than can be kept while it waited", "".join(logs.output))
-        self.assertEqual(store_of(server).used, 0)
+        self.assertEqual(keyspace_of(server).used_memory, 0)
 
     def test_an_incomplete_command_evicts_keys(self) -> None:
         self.serve(max_memory=5_000_000, policy="allkeys-random")
@@ -207,10 +209,12 @@ class SizeTests(ServerCase):
     def test_a_lower_limit_evicts_keys_without_commands(self) -> None:
         server = self.serve(policy="allkeys-lru")
         with new_client(self.name) as cache:
-            cache.mset({str(number): "x" for number in range(5 * pipecache.SWEEP_KEYS)})
+            cache.mset({str(number): "x" for number in range(5 * pipecache.KEYS_PER_CYCLE)})
             cache.config_set("maxmemory", "10kb")
-            wait_until(lambda: store_of(server).used <= 10240, "memory is below the limit")
-            self.assertTrue(0 < cache.dbsize() < pipecache.SWEEP_KEYS)
+            wait_until(
+                lambda: keyspace_of(server).used_memory <= 10240, "memory is below the limit"
+            )
+            self.assertTrue(0 < cache.dbsize() < pipecache.KEYS_PER_CYCLE)
 
 
 class OverdueTests(unittest.TestCase):
@@ -250,7 +254,7 @@ class OverdueTests(unittest.TestCase):
 
 class TimeTests(ServerCase):
     def serve(self, **options: Any) -> Server:
-        patched = mock.patch.object(pipecache, "OVERDUE_INTERVAL", 0.01)
+        patched = mock.patch.object(pipecache, "TIMEOUT_CHECK_INTERVAL", 0.01)
         patched.start()
         self.addCleanup(patched.stop)
         return super().serve(**options)

@@ -119,7 +119,7 @@ class WaitingTests(PushCase):
         self.ask(b"RPUSH k a")
         self.assertEqual(self.served(self.two), array(bulk(b"k"), bulk(b"a")))
         self.assertEqual(self.ask(b"EXISTS k"), b":0\r\n")
-        self.one.leave()
+        self.state.disconnect(self.one)
         self.assertEqual(self.state.leftovers(), [])
 
     def test_an_internal_error_is_the_reply_of_the_blocked_client(self) -> None:
@@ -168,7 +168,7 @@ class WaitingTests(PushCase):
 
     def test_memory_short(self) -> None:
         self.block(self.one, b"BLPOP k 0")
-        self.store.limit = self.store.used
+        self.keyspace.memory_limit = self.keyspace.used_memory
         self.ask(b"RPUSH k v")  # the last command that is accepted
         self.served(self.one)
         self.assertEqual(self.ask(b"BLMOVE a b LEFT LEFT 0", self.two)[:4], b"")
@@ -211,7 +211,7 @@ class ChannelTests(PushCase):
         self.ask(b"SUBSCRIBE a b", self.reader)
         self.ask(b"PSUBSCRIBE a*", self.reader)
         self.ask(b"MONITOR", self.reader)
-        self.reader.leave()
+        self.state.disconnect(self.reader)
         self.assertEqual(self.state.leftovers(), [])
         self.assertFalse(takes_slow_path(self.client))
 
@@ -237,8 +237,8 @@ class ChannelTests(PushCase):
 class EventTests(PushCase):
     def setUp(self) -> None:
         super().setUp()
-        self.observer, self.peer = self.join()
-        self.ask(b"PSUBSCRIBE __key*", self.observer)
+        self.notify, self.peer = self.join()
+        self.ask(b"PSUBSCRIBE __key*", self.notify)
 
     def events(self) -> list[tuple[bytes, ...]]:
         """Return the messages to the observer, as pairs of channel and message."""
@@ -277,7 +277,7 @@ class EventTests(PushCase):
         self.clock.now += 0.02
         self.ask(b"GET asked")
         self.assertEqual(self.events(), [(b"__keyevent@0__:expired", b"asked")])
-        self.store.sweep(10)
+        self.keyspace.remove_expired(10)
         self.state.flush()
         self.assertEqual(self.events(), [(b"__keyevent@0__:expired", b"swept")])
 
@@ -349,23 +349,23 @@ class OwnedTests(PushCase):
 
     def check_owned(self, *keys: bytes) -> None:
         """Check which keys the owner owns."""
-        self.assertEqual(owned_keys(self.store, self.owner), set(keys))
+        self.assertEqual(owned_keys(self.keyspace, self.owner), set(keys))
 
     def test_an_owned_key_is_deleted_with_its_owner(self) -> None:
-        observer, peer = self.join()
+        notify, peer = self.join()
         self.ask(b"CONFIG SET notify-keyspace-events Eg")
-        self.ask(b"PSUBSCRIBE __*", observer)
+        self.ask(b"PSUBSCRIBE __*", notify)
         self.ask(b"WATCH lock", self.client)
-        before = self.store.used
+        before = self.keyspace.used_memory
         self.assertEqual(self.ask(b"SET lock me OWNED", self.owner), OK)
         self.ask(b"SET other v")
         self.assertIn(b" owned=1 ", self.ask(b"CLIENT LIST ID %d" % self.owner.id))
-        self.owner.leave()
+        self.state.disconnect(self.owner)
         self.assertEqual(self.ask(b"EXISTS lock other"), b":1\r\n")
         self.assertEqual([b"del" in told and b"lock" in told for told in peer.take()], [True])
         self.assertTrue(is_watch_broken(self.client))
         self.ask(b"DEL other")
-        self.assertEqual(self.store.used, before)
+        self.assertEqual(self.keyspace.used_memory, before)
 
     def test_with_every_other_option(self) -> None:
         for line, reply in (
@@ -382,8 +382,8 @@ class OwnedTests(PushCase):
         self.assertEqual(self.ask(b"SET k v NX OWNED"), b"$-1\r\n")
         self.check_owned(b"k")
         self.assertEqual(self.ask(b"SET k v OWNED"), OK)  # now the other client owns the key
-        self.assertEqual(self.store.owned(self.owner), 0)
-        self.owner.leave()
+        self.assertEqual(self.keyspace.count_owned(self.owner), 0)
+        self.state.disconnect(self.owner)
         self.assertEqual(self.ask(b"GET k"), bulk(b"v"))
 
     def test_in_a_transaction(self) -> None:
@@ -423,17 +423,17 @@ class OwnedTests(PushCase):
                 self.ask(b"SET k 1 OWNED", self.owner)
                 self.ask(line)
                 self.check_owned(*owned)
-                self.assertEqual(self.store.used, recount(self.store))
+                self.assertEqual(self.keyspace.used_memory, recount(self.keyspace))
 
     def test_an_owned_key_can_expire(self) -> None:
         self.ask(b"SET k v PX 10 OWNED", self.owner)
         self.clock.now += 0.02
-        self.store.sweep(10)
+        self.keyspace.remove_expired(10)
         self.check_owned()
 
     def test_owned_is_only_an_option_of_set_in_resp(self) -> None:
         self.assertIsInstance(execute(self.owner, [b"GETEX", b"k", b"OWNED"]), CommandError)
-        self.assertEqual(pipecache.split_text(b"SET k v OWNED"), [b"SET", b"k", b"v OWNED"])
+        self.assertEqual(pipecache.parse_text_command(b"SET k v OWNED"), [b"SET", b"k", b"v OWNED"])
 
 
 class ServedTests(ServerCase):
@@ -597,9 +597,9 @@ class ServedTests(ServerCase):
             command(b"SET", b"a", b"1") + command(b"SUBSCRIBE", b"c") + command(b"GET", b"a")
             + command(b"PUBLISH", b"c", b"own") + command(b"GET", b"a")
         )  # fmt: skip
-        own = message(b"message", b"c", b"own", resp=b">")
+        set_owner = message(b"message", b"c", b"own", resp=b">")
         subscribed = message(b"subscribe", b"c", 1, resp=b">")
-        self.read(raw, OK + subscribed + bulk(b"1") + own + b":1\r\n" + bulk(b"1"))
+        self.read(raw, OK + subscribed + bulk(b"1") + set_owner + b":1\r\n" + bulk(b"1"))
         other.ask(command(b"PUBLISH", b"c", b"x"))
         self.read(raw, message(b"message", b"c", b"x", resp=b">"))
         raw.send(command(b"BLPOP", b"k", b"0"))

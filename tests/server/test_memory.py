@@ -10,8 +10,8 @@ import unittest
 from typing import Callable, Iterator, Sequence, Tuple
 
 from pipecache import (
+    KEYS_PER_CYCLE,
     POLICIES,
-    SWEEP_KEYS,
     CommandError,
     execute,
 )
@@ -23,7 +23,7 @@ from tests.support import (
     redis_address,
 )
 from tests.support.cases import ClientCase
-from tests.support.internals import new_client_object, new_store
+from tests.support.internals import new_client_object, new_keyspace
 from tests.support.wire import (
     ABORTED,
     NIL,
@@ -168,10 +168,10 @@ class RedisOutOfMemoryTests(OutOfMemoryTests):
 
 class MemoryCase(ClientCase):
     def limit(self, policy: str, size: float) -> None:
-        self.store.policy, self.store.limit = policy, size
+        self.keyspace.policy, self.keyspace.memory_limit = policy, size
 
     def keys(self) -> set[bytes]:
-        return set(self.store.keys())
+        return set(self.keyspace.keys())
 
     def fill(self, count: int, prefix: bytes = b"k", lifetime: int | None = None) -> None:
         """Set one key per second; each expires ten seconds after the one before."""
@@ -188,22 +188,22 @@ class EvictionTests(MemoryCase):
         for policy in POLICIES:
             with self.subTest(policy=policy):
                 self.limit(policy, math.inf)
-                self.store.clear()
+                self.keyspace.clear()
                 self.fill(100, lifetime=10_000)
-                self.limit(policy, self.store.used)
+                self.limit(policy, self.keyspace.used_memory)
                 self.assertEqual(self.ask(b"SET other v"), OK)
-                self.assertEqual((len(self.store), self.store.evicted), (101, 0))
+                self.assertEqual((len(self.keyspace), self.keyspace.evicted), (101, 0))
 
     def test_no_more_keys_are_evicted_than_necessary(self) -> None:
         for policy in POLICIES[1:]:
             with self.subTest(policy=policy):
                 self.limit(policy, math.inf)
-                self.store.clear()
-                self.store.evicted = 0
+                self.keyspace.clear()
+                self.keyspace.evicted = 0
                 self.fill(100, lifetime=10_000)
-                self.limit(policy, self.store.used - 1)
+                self.limit(policy, self.keyspace.used_memory - 1)
                 self.assertEqual(self.ask(b"SET other v"), OK)
-                self.assertEqual((len(self.store), self.store.evicted), (100, 1))
+                self.assertEqual((len(self.keyspace), self.keyspace.evicted), (100, 1))
                 self.assertIn(b"other", self.keys())
 
     def test_the_least_recently_used(self) -> None:
@@ -214,14 +214,14 @@ class EvictionTests(MemoryCase):
         )
         for use in uses:
             with self.subTest(use=use):
-                self.store.clear()
+                self.keyspace.clear()
                 self.limit("allkeys-lru", math.inf)
                 self.fill(1000)
                 used = {b"k%d" % number for number in range(0, 1000, 2)}
                 for key in used:
                     self.ask(use.replace(b"{}", key))
-                self.limit("allkeys-lru", self.store.used * 0.7)
-                self.store.make_room()
+                self.limit("allkeys-lru", self.keyspace.used_memory * 0.7)
+                self.keyspace.free_memory()
                 evicted = 1000 - len(self.keys() - {b"other"})
                 self.assertGreater(evicted, 200)
                 # A random choice would evict half of them.
@@ -246,8 +246,8 @@ class EvictionTests(MemoryCase):
         used = {b"k%d" % number for number in range(0, 1000, 2)}
         for key in used:
             self.ask(b"GET " + key)
-        self.limit("volatile-lru", self.store.used * 0.7)
-        self.store.make_room()
+        self.limit("volatile-lru", self.keyspace.used_memory * 0.7)
+        self.keyspace.free_memory()
         left = self.keys()
         self.assertEqual(sum(key.startswith(b"stays") for key in left), 200)
         evicted = 1200 - len(left)
@@ -268,20 +268,20 @@ class EvictionTests(MemoryCase):
         order = [b"k99", b"k2", *(b"k%d" % number for number in range(4, 99)), b"k1"]
         everything = self.keys()
         for number, key in enumerate(order):
-            self.limit("volatile-ttl", self.store.used - 1)
-            self.store.make_room()
+            self.limit("volatile-ttl", self.keyspace.used_memory - 1)
+            self.keyspace.free_memory()
             self.assertEqual(everything - self.keys(), {*order[:number], key})
-        self.limit("volatile-ttl", self.store.used - 1)
+        self.limit("volatile-ttl", self.keyspace.used_memory - 1)
         self.assertEqual(self.ask(b"SET other v"), OOM)
-        self.assertEqual(self.store.evicted, len(order))
+        self.assertEqual(self.keyspace.evicted, len(order))
 
     def test_random_keys(self) -> None:
         self.fill(1000)
         for key in range(500):
             self.ask(b"GET k%d" % key)
         self.limit("allkeys-random", math.inf)
-        self.limit("allkeys-random", self.store.used / 2)
-        self.store.make_room()
+        self.limit("allkeys-random", self.keyspace.used_memory / 2)
+        self.keyspace.free_memory()
         evicted = {b"k%d" % number for number in range(1000)} - self.keys()
         self.assertTrue(490 <= len(evicted) <= 510)
         for start in range(0, 1000, 250):
@@ -292,13 +292,13 @@ class EvictionTests(MemoryCase):
         """New keys are evicted as often as old ones."""
         self.fill(2000)
         self.limit("allkeys-random", math.inf)
-        self.limit("allkeys-random", self.store.used - 1)
-        self.store.make_room()
+        self.limit("allkeys-random", self.keyspace.used_memory - 1)
+        self.keyspace.free_memory()
         self.limit("allkeys-random", math.inf)
         self.fill(200, b"new")
         # Half of the new keys are left, as of the old ones.
-        self.limit("allkeys-random", self.store.used / 2)
-        self.store.make_room()
+        self.limit("allkeys-random", self.keyspace.used_memory / 2)
+        self.keyspace.free_memory()
         left = sum(key.startswith(b"new") for key in self.keys())
         self.assertTrue(60 < left < 140, left)
 
@@ -307,9 +307,9 @@ class EvictionTests(MemoryCase):
         for policy in ("volatile-lru", "volatile-ttl", "noeviction"):
             with self.subTest(policy=policy):
                 self.limit(policy, math.inf)
-                self.limit(policy, self.store.used - 1)
+                self.limit(policy, self.keyspace.used_memory - 1)
                 self.assertEqual(self.ask(b"SET other v"), OOM)
-                self.assertEqual(len(self.store), 10)
+                self.assertEqual(len(self.keyspace), 10)
                 # A key that no longer expires is not evicted.
                 self.check((b"EXPIRE k0 100", b":1\r\n"), (b"PERSIST k0", b":1\r\n"))
                 self.assertEqual(self.ask(b"SET other v"), OOM)
@@ -318,15 +318,15 @@ class EvictionTests(MemoryCase):
         """An expired key is removed first, so no other key is evicted for it."""
         for policy in POLICIES:
             with self.subTest(policy=policy):
-                self.store.clear()
-                self.store.evicted = 0
+                self.keyspace.clear()
+                self.keyspace.evicted = 0
                 self.limit(policy, math.inf)
                 self.fill(10, lifetime=10_000)
                 self.run_command(b"SET", b"big", b"x" * 10_000, b"PX", b"1")
-                self.limit(policy, self.store.used - 1)
+                self.limit(policy, self.keyspace.used_memory - 1)
                 self.clock.now += 1
                 self.assertEqual(self.ask(b"SET other v"), OK)
-                self.assertEqual((len(self.store), self.store.evicted), (11, 0))
+                self.assertEqual((len(self.keyspace), self.keyspace.evicted), (11, 0))
 
     def test_a_value_above_the_limit(self) -> None:
         """As in Redis, memory is checked before a command: the value is stored, then evicted."""
@@ -335,8 +335,8 @@ class EvictionTests(MemoryCase):
         self.run_command(b"SET", b"big", b"x" * 20_000)
         self.clock.now += 1
         self.assertEqual(self.ask(b"SET k v"), OK)
-        self.assertLess(self.store.used, 10_000)
-        self.assertNotIn(b"big", self.store)
+        self.assertLess(self.keyspace.used_memory, 10_000)
+        self.assertNotIn(b"big", self.keyspace)
 
     def test_every_type_of_value_is_evicted(self) -> None:
         for policy in ("allkeys-lru", "allkeys-random"):
@@ -348,16 +348,18 @@ class EvictionTests(MemoryCase):
                     )
                     self.ask(line % (random.randrange(10**9)))
                     self.clock.now += 0.01
-                    self.assertLess(self.store.used, 102_000)
-                self.assertGreater(self.store.used, 90_000)
-                self.assertLess(len(self.store), 1000)
+                    self.assertLess(self.keyspace.used_memory, 102_000)
+                self.assertGreater(self.keyspace.used_memory, 90_000)
+                self.assertLess(len(self.keyspace), 1000)
 
     def test_the_memory_of_a_time_to_live_is_released(self) -> None:
         self.limit("volatile-ttl", math.inf)
         self.fill(100, lifetime=1000)
         self.limit("volatile-ttl", 0)
-        self.store.make_room()
-        self.assertEqual((self.store.used, self.store.expiring, len(self.store)), (0, 0, 0))
+        self.keyspace.free_memory()
+        self.assertEqual(
+            (self.keyspace.used_memory, self.keyspace.expiring, len(self.keyspace)), (0, 0, 0)
+        )
 
 
 class SettingTests(MemoryCase):
@@ -375,7 +377,7 @@ class SettingTests(MemoryCase):
             reply = self.run_command(b"CONFIG", b"GET", b"maxmemory")
             self.assertEqual(reply, {b"maxmemory": expected})
         self.ask(b"CONFIG SET maxmemory 1000")
-        self.assertEqual(len(self.store), 100)
+        self.assertEqual(len(self.keyspace), 100)
         self.assertEqual(self.ask(b"SET k v"), OOM)
         self.ask(b"CONFIG SET maxmemory 0")
         self.assertEqual(self.ask(b"SET k v"), OK)
@@ -383,61 +385,63 @@ class SettingTests(MemoryCase):
     def test_a_lower_limit_evicts_at_once(self) -> None:
         self.fill(100)
         self.ask(b"CONFIG SET maxmemory-policy allkeys-lru")
-        self.ask(b"CONFIG SET maxmemory %d" % (self.store.used // 2))
-        self.assertTrue(45 <= len(self.store) <= 50)
+        self.ask(b"CONFIG SET maxmemory %d" % (self.keyspace.used_memory // 2))
+        self.assertTrue(45 <= len(self.keyspace) <= 50)
 
     def test_a_much_lower_limit_evicts_some_keys_at_a_time(self) -> None:
-        self.fill(3 * SWEEP_KEYS)
+        self.fill(3 * KEYS_PER_CYCLE)
         self.ask(b"CONFIG SET maxmemory-policy allkeys-random")
         self.assertEqual(self.ask(b"CONFIG SET maxmemory 1000"), OK)
-        self.assertEqual(self.store.evicted, SWEEP_KEYS)
+        self.assertEqual(self.keyspace.evicted, KEYS_PER_CYCLE)
         self.assertEqual(self.ask(b"SET k v"), OK)
-        self.assertEqual(self.store.evicted, 2 * SWEEP_KEYS)
-        self.assertTrue(self.store.evict(SWEEP_KEYS // 2))
-        self.assertFalse(self.store.evict(SWEEP_KEYS))
-        self.assertTrue(500 < self.store.used <= 1000)
+        self.assertEqual(self.keyspace.evicted, 2 * KEYS_PER_CYCLE)
+        self.assertTrue(self.keyspace.evict(KEYS_PER_CYCLE // 2))
+        self.assertFalse(self.keyspace.evict(KEYS_PER_CYCLE))
+        self.assertTrue(500 < self.keyspace.used_memory <= 1000)
         self.ask(b"CONFIG SET maxmemory-policy noeviction maxmemory 1")
-        self.assertFalse(self.store.evict(SWEEP_KEYS))
-        self.assertTrue(500 < self.store.used <= 1000)
+        self.assertFalse(self.keyspace.evict(KEYS_PER_CYCLE))
+        self.assertTrue(500 < self.keyspace.used_memory <= 1000)
 
     def test_another_policy(self) -> None:
         self.fill(100)
-        before = self.store.used
+        before = self.keyspace.used_memory
         for policy in (*POLICIES, *reversed(POLICIES)):
             with self.subTest(policy=policy):
                 words = (b"CONFIG", b"SET", b"maxmemory-policy", policy.encode())
                 self.assertEqual(self.run_command(*words), b"OK")
                 self.assertEqual(self.facts()["maxmemory_policy"], policy)
         # The times of use take memory while a policy needs them.
-        self.assertEqual(self.store.used, before)
+        self.assertEqual(self.keyspace.used_memory, before)
         self.ask(b"CONFIG SET maxmemory-policy allkeys-lru")
-        self.assertGreater(self.store.used, before + 100 * 40)
+        self.assertGreater(self.keyspace.used_memory, before + 100 * 40)
         self.ask(b"CONFIG SET maxmemory-policy volatile-ttl")
-        self.assertEqual(self.store.used, before)
+        self.assertEqual(self.keyspace.used_memory, before)
 
     def test_info(self) -> None:
         self.fill(10)
         self.limit("allkeys-lru", 1024**2)
         facts = self.facts()
-        self.assertEqual(facts["used_memory"], str(self.store.used))
+        self.assertEqual(facts["used_memory"], str(self.keyspace.used_memory))
         self.assertEqual(facts["maxmemory"], str(1024**2))
         self.assertEqual(facts["maxmemory_human"], "1.00M")
         self.assertEqual(facts["maxmemory_policy"], "allkeys-lru")
-        self.limit("allkeys-lru", self.store.used // 2)
+        self.limit("allkeys-lru", self.keyspace.used_memory // 2)
         self.ask(b"SET k v")
-        self.assertEqual(self.facts(b"stats")["evicted_keys"], str(self.store.evicted))
+        self.assertEqual(self.facts(b"stats")["evicted_keys"], str(self.keyspace.evicted))
 
     def test_memory_usage(self) -> None:
         """MEMORY USAGE returns the bytes that are counted for the key."""
         for line in (b"SET k v", b"RPUSH k a b", b"HSET k f v", b"SADD k m", b"ZADD k 1 m 2 n"):
             for policy in ("noeviction", "allkeys-lru"):
                 with self.subTest(line=line, policy=policy):
-                    self.store.clear()
-                    self.store.policy = policy
+                    self.keyspace.clear()
+                    self.keyspace.policy = policy
                     self.ask(line)
-                    self.assertEqual(self.ask(b"MEMORY USAGE k"), b":%d\r\n" % self.store.used)
+                    self.assertEqual(
+                        self.ask(b"MEMORY USAGE k"), b":%d\r\n" % self.keyspace.used_memory
+                    )
                     usage = self.ask(b"MEMORY USAGE k SAMPLES 0")
-                    self.assertEqual(usage, b":%d\r\n" % self.store.used)
+                    self.assertEqual(usage, b":%d\r\n" % self.keyspace.used_memory)
         self.check(
             (b"MEMORY USAGE none", NIL),
             (b"MEMORY USAGE k SAMPLES -1", SYNTAX),
@@ -487,16 +491,16 @@ class NothingLeftTests(MemoryCase):
                         self.ask(self.KINDS[number % 5] % number)
                         if number % 3:
                             self.ask(b"EXPIRE %d 100" % number)
-                    self.assertGreater(self.store.used, 50 * 50)
+                    self.assertGreater(self.keyspace.used_memory, 50 * 50)
                     empty()
-                    self.assertEqual((self.store.used, len(self.store)), (0, 0))
-                    self.assertEqual(self.store.expiring, 0)
+                    self.assertEqual((self.keyspace.used_memory, len(self.keyspace)), (0, 0))
+                    self.assertEqual(self.keyspace.expiring, 0)
 
     def expire(self) -> None:
         for key in self.keys():
             self.run_command(b"EXPIRE", key, b"50")
         self.clock.now += 51
-        self.store.sweep(1000)
+        self.keyspace.remove_expired(1000)
 
     def expire_and_look(self) -> None:
         keys = self.keys()
@@ -579,7 +583,7 @@ class HonestyTests(unittest.TestCase):
     def test_counted_and_measured_memory(self) -> None:
         for name, policy, filling in self.FILLINGS:
             with self.subTest(name):
-                counted, taken = map(sum, zip(*self.measure(policy, filling)))
+                counted, taken = map(sum, zip(*self.reply_size(policy, filling)))
                 message = f"{counted} bytes counted, {taken} taken: {counted / taken:.2f}"
                 self.assertLess(abs(counted / taken - 1), self.TOLERANCE, message)
 
@@ -592,33 +596,33 @@ class HonestyTests(unittest.TestCase):
         for policy in POLICIES[1:]:
             name = "expiring keys" if policy.startswith("volatile") else "short strings"
             with self.subTest(policy):
-                pairs = self.measure(policy, fillings[name], evicting=True)
+                pairs = self.reply_size(policy, fillings[name], evicting=True)
                 counted, taken = map(sum, zip(*pairs))
                 message = f"{counted} bytes counted, {taken} taken: {counted / taken:.2f}"
                 self.assertLess(taken, counted * 1.5, message)
                 self.assertGreater(taken, counted * 0.75, message)
 
-    def measure(
+    def reply_size(
         self, policy: str, filling: Filling, evicting: bool = False
     ) -> Iterator[tuple[int, int]]:
         for size in self.SIZES:
-            store = new_store()
-            store.policy = policy
-            client = new_client_object(store)
+            keyspace = new_keyspace()
+            keyspace.policy = policy
+            client = new_client_object(keyspace)
             gc.collect()
             tracemalloc.start()
             try:
                 before, _ = tracemalloc.get_traced_memory()
                 for number in range(size * 3 if evicting else size):
                     if number == size:
-                        store.limit = store.used
+                        keyspace.memory_limit = keyspace.used_memory
                     reply = execute(client, list(filling(number)))
                     self.assertNotIsInstance(reply, CommandError)
                 gc.collect()
                 after, _ = tracemalloc.get_traced_memory()
             finally:
                 tracemalloc.stop()
-            yield store.used, after - before
+            yield keyspace.used_memory, after - before
 
 
 class CommandLineTests(unittest.TestCase):

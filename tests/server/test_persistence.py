@@ -27,15 +27,15 @@ import client
 import pipecache
 from pipecache import (
     Hash,
+    Keyspace,
     ListValue,
     Persistence,
     PersistenceError,
     Set,
     SortedSet,
-    Store,
     execute,
-    pack,
-    unpack,
+    pack_parts,
+    unpack_value,
 )
 from tests.support import (
     DEADLINE,
@@ -59,7 +59,7 @@ from tests.support.internals import (
     load,
     log_to,
     new_client_object,
-    new_store,
+    new_keyspace,
     pauses_before_saves,
     persistence_of,
     refuse_changes,
@@ -70,15 +70,15 @@ from tests.support.internals import (
 )
 
 
-def contents(store: Store) -> dict[bytes, tuple[Any, int | None, bool]]:
+def contents(keyspace: Keyspace) -> dict[bytes, tuple[Any, int | None, bool]]:
     """Return what a store holds: for each key the value and the time at which it expires."""
     found = {}
-    keys = store.keys()
+    keys = keyspace.keys()
     for key in keys:
-        value, deadline = store.peek(key), store.deadline(key)
-        whole = value if isinstance(value, bytes) else (type(value).__name__, value.parts())
-        when = None if deadline is None else store.unix_time(deadline)
-        found[key] = whole, when, isinstance(deadline, pipecache.Moment)
+        value, deadline = keyspace.peek(key), keyspace.deadline(key)
+        whole = value if isinstance(value, bytes) else (type(value).__name__, value.to_parts())
+        when = None if deadline is None else keyspace.unix_time(deadline)
+        found[key] = whole, when, isinstance(deadline, pipecache.WallClockDeadline)
     return found
 
 
@@ -86,47 +86,52 @@ VALUES = (
     b"",
     b"\0text\xff",
     ListValue([b"a", b"", b"c" * 70_000]),
-    Hash.of([b"field", b"value", b"", b""]),
-    Set.of([b"m", b"n\r\n"]),
-    SortedSet.of([b"a", b"b", b"c", struct.pack("<3d", 1.5, -math.inf, 0.1)]),
+    Hash.from_parts([b"field", b"value", b"", b""]),
+    Set.from_parts([b"m", b"n\r\n"]),
+    SortedSet.from_parts([b"a", b"b", b"c", struct.pack("<3d", 1.5, -math.inf, 0.1)]),
 )
+
+
+def packed(value: Any) -> bytes:
+    """Return a collection as it stands in the file."""
+    return pipecache.pack_parts(value.to_parts())
 
 
 class PackTest(unittest.TestCase):
     def test_each_type_is_restored(self) -> None:
-        for value in VALUES:
+        for value in VALUES[2:]:
             with self.subTest(value=value):
-                letter = pipecache.letter_of(value)
-                again = unpack(letter, pack(value))
+                letter = pipecache.event_class(value)
+                again = unpack_value(letter, packed(value))
                 self.assertIs(type(again), type(value))
                 if not isinstance(value, bytes):
-                    self.assertEqual(again.parts(), value.parts())
-                    self.assertEqual(again.payload, value.payload)
-                    self.assertEqual(pipecache.cost_of(again), pipecache.cost_of(value))
+                    self.assertEqual(again.to_parts(), value.to_parts())
+                    self.assertEqual(again.data_bytes, value.data_bytes)
+                    self.assertEqual(pipecache.memory_cost(again), pipecache.memory_cost(value))
 
     def test_a_sorted_set_is_in_order_again(self) -> None:
         value = SortedSet()
         for number in range(5000):
             value.put(b"%d" % number, random.Random(number).random())
-        again = unpack("z", pack(value))
-        self.assertEqual(again.pairs(0, 5000), value.pairs(0, 5000))
+        again = unpack_value("z", packed(value))
+        self.assertEqual(again.slice(0, 5000), value.slice(0, 5000))
         again.put(b"17", 2.0)
         self.assertEqual(again.rank((2.0, b"17")), 4999)
 
     def test_damaged_values(self) -> None:
         for value in VALUES[2:]:
-            letter, data = pipecache.letter_of(value), pack(value)
+            letter, data = pipecache.event_class(value), packed(value)
             for wrong in (
                 b"", data[:3], data[:-1], data + b"x", b"\xff" * 4 + data[4:],
                 (0).to_bytes(4, "little"),
             ):  # fmt: skip
                 with self.subTest(kind=letter, wrong=wrong[:20]), self.assertRaises(ValueError):
-                    unpack(letter, wrong)
+                    unpack_value(letter, wrong)
         twice = ListValue([b"m", b"m"])
         nan = ListValue([b"m", struct.pack("<d", math.nan)])
         for letter, value in (("s", twice), ("h", ListValue([b"f"])), ("z", nan), ("?", twice)):
             with self.subTest(kind=letter), self.assertRaises(ValueError):
-                unpack(letter, pack(value))
+                unpack_value(letter, packed(value))
 
 
 class FileCase(unittest.TestCase):
@@ -137,33 +142,34 @@ class FileCase(unittest.TestCase):
         self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
         self.path = self.folder / "pipecache.db"
         self.clock, self.wall = Clock(1000.0), Clock(1_600_000_000.0)
-        patched = mock.patch.object(pipecache, "HANDOVER", 0.0)  # do not wait for a file in use
+        # Tests do not wait for a file in use.
+        patched = mock.patch.object(pipecache, "FILE_LOCK_TIMEOUT", 0.0)
         patched.start()
         self.addCleanup(patched.stop)
 
-    def open(self, store: Store | None = None) -> tuple[Store, Persistence]:
-        store = new_store(self.clock, self.wall) if store is None else store
-        persistence = Persistence(str(self.path), store)
+    def open(self, keyspace: Keyspace | None = None) -> tuple[Keyspace, Persistence]:
+        keyspace = new_keyspace(self.clock, self.wall) if keyspace is None else keyspace
+        persistence = Persistence(str(self.path), keyspace)
         with mock.patch("time.time", self.wall):
             persistence.open()
         self.addCleanup(close_file, persistence)
-        return store, persistence
+        return keyspace, persistence
 
     def reopened(self) -> dict[bytes, tuple[Any, int | None, bool]]:
         """Load the file into a new store with another clock, and return its contents."""
-        store, persistence = self.open(new_store(Clock(5.0), self.wall))
+        keyspace, persistence = self.open(new_keyspace(Clock(5.0), self.wall))
         persistence.stop(DEADLINE)
-        return contents(store)
+        return contents(keyspace)
 
 
 class KeepingTest(FileCase):
     def test_all_keys_are_restored(self) -> None:
-        store, persistence = self.open()
+        keyspace, persistence = self.open()
         for number, value in enumerate(VALUES):
-            store.replace(b"key%d" % number, value)
-        store.replace(b"\xff\0", b"1", store.now() + 60_000)
-        store.replace(b"moment", b"1", pipecache.Moment(store.now() + 60_000))
-        kept = contents(store)
+            keyspace.replace(b"key%d" % number, value)
+        keyspace.replace(b"\xff\0", b"1", keyspace.now() + 60_000)
+        keyspace.replace(b"moment", b"1", pipecache.WallClockDeadline(keyspace.now() + 60_000))
+        kept = contents(keyspace)
         save(persistence)
         persistence.stop(DEADLINE)
         self.assertEqual(self.reopened(), kept)
@@ -176,31 +182,31 @@ class KeepingTest(FileCase):
             self.assertEqual(stat.S_IMODE(self.path.stat().st_mode), 0o600)
 
     def test_expired_keys_are_not_loaded(self) -> None:
-        store, persistence = self.open()
-        store.replace(b"short", b"1", store.now() + 1000)
-        store.replace(b"long", b"1", store.now() + 3000)
+        keyspace, persistence = self.open()
+        keyspace.replace(b"short", b"1", keyspace.now() + 1000)
+        keyspace.replace(b"long", b"1", keyspace.now() + 3000)
         save(persistence)
         persistence.stop(DEADLINE)
         self.wall.now += 2
-        store, persistence = self.open(new_store(Clock(5.0), self.wall))
-        self.assertEqual(store.keys(), [b"long"])
-        self.assertEqual(store.deadline(b"long"), 6000)
+        keyspace, persistence = self.open(new_keyspace(Clock(5.0), self.wall))
+        self.assertEqual(keyspace.keys(), [b"long"])
+        self.assertEqual(keyspace.deadline(b"long"), 6000)
         self.assertEqual((persistence.loaded, persistence.expired), (1, 1))
         persistence.stop(DEADLINE)
         with contextlib.closing(sqlite3.connect(self.path)) as database:
             self.assertEqual(database.execute("SELECT key FROM keys").fetchall(), [(b"long",)])
 
     def test_owned_keys_are_not_saved(self) -> None:
-        store, persistence = self.open()
+        keyspace, persistence = self.open()
         for key in (b"plain", b"taken", b"later"):
-            store.replace(key, b"1")
-        store.own(b"taken", "owner")
+            keyspace.replace(key, b"1")
+        keyspace.set_owner(b"taken", "owner")
         save(persistence)
-        store.replace(b"later", b"2")
-        store.own(b"later", "owner")
-        store.rename(b"taken", b"renamed")
+        keyspace.replace(b"later", b"2")
+        keyspace.set_owner(b"later", "owner")
+        keyspace.rename(b"taken", b"renamed")
         save(persistence)
-        store.replace(b"taken", b"3")
+        keyspace.replace(b"taken", b"3")
         save(persistence)
         persistence.stop(DEADLINE)
         self.assertEqual(set(self.reopened()), {b"plain", b"taken"})
@@ -219,8 +225,8 @@ class KeepingTest(FileCase):
             b"FLUSHALL", b"SWEEP",
         )  # fmt: skip
         weights = [10] * (len(commands) - 2) + [1, 5]
-        store, persistence = self.open()
-        client = new_client_object(store)
+        keyspace, persistence = self.open()
+        client = new_client_object(keyspace)
         for turn in range(30):
             for _ in range(chance.randrange(60)):
                 line = chance.choices(commands, weights)[0]
@@ -229,33 +235,33 @@ class KeepingTest(FileCase):
                 if line == b"SWEEP":
                     self.clock.now += 20
                     self.wall.now += 20
-                    store.sweep(100)
+                    keyspace.remove_expired(100)
                 else:
                     execute(client, line.split())
             save(persistence)
             self.assertFalse(persistence.error)
             persistence.stop(DEADLINE)
-            kept = contents(store)
+            kept = contents(keyspace)
             self.assertEqual(self.reopened(), kept, turn)
             # Continue with a store that was loaded from the file.
             self.clock = Clock(chance.randrange(10_000))
-            store, persistence = self.open()
-            client = new_client_object(store)
-            self.assertEqual(contents(store), kept)
+            keyspace, persistence = self.open()
+            client = new_client_object(keyspace)
+            self.assertEqual(contents(keyspace), kept)
 
     def test_a_key_the_file_cannot_take(self) -> None:
-        store, persistence = self.open()
-        store.replace(b"key", b"small")
+        keyspace, persistence = self.open()
+        keyspace.replace(b"key", b"small")
         save(persistence)
         with mock.patch.multiple(pipecache, MAX_ROW=100, SHORT_VALUE=10):
-            store.replace(b"key", b"x" * 98)
-            store.replace(b"other", b"1")
+            keyspace.replace(b"key", b"x" * 98)
+            keyspace.replace(b"other", b"1")
             with self.assertLogs("pipecache", "ERROR") as logged:
                 save(persistence)
             self.assertRegex(logged.output[0], "b'key' takes 101 bytes, more than the file can")
             self.assertEqual(persistence.refused, {b"key": 101})
             # The old value in the file is removed.
-            store.replace(b"key", b"small again")
+            keyspace.replace(b"key", b"small again")
             save(persistence)
         self.assertEqual(persistence.refused, {})
         persistence.stop(DEADLINE)
@@ -263,10 +269,10 @@ class KeepingTest(FileCase):
 
     @unittest.skipUnless(sys.platform == "linux", "only Linux has /proc")
     def test_nothing_is_written_elsewhere(self) -> None:
-        store, persistence = self.open()
+        keyspace, persistence = self.open()
         for turn in range(2):
             for number in range(300):
-                store.replace(b"%d" % number, b"%d" % turn * 3000)
+                keyspace.replace(b"%d" % number, b"%d" % turn * 3000)
             save(persistence)
         files = (os.path.realpath(f"/proc/self/fd/{each}") for each in os.listdir("/proc/self/fd"))
         opened = [file for file in files if "/" in file and str(self.folder) not in file]
@@ -295,20 +301,20 @@ class KeepingTest(FileCase):
         self.assertLess(int(done.stdout), 60_000_000)
 
     def test_long_values(self) -> None:
-        store, persistence = self.open()
+        keyspace, persistence = self.open()
         for number in range(40):
-            store.replace(b"%d" % number, os.urandom(100_000))
-        store.replace(b"short", b"1")
-        kept = contents(store)
+            keyspace.replace(b"%d" % number, os.urandom(100_000))
+        keyspace.replace(b"short", b"1")
+        kept = contents(keyspace)
         save(persistence)
         persistence.stop(DEADLINE)
         self.assertEqual(self.reopened(), kept)
 
     def test_progress(self) -> None:
-        store, persistence = self.open()
+        keyspace, persistence = self.open()
         for number in range(2500):
-            store.replace(b"%04d" % number, b"")
-        store.replace(b"long", b"x" * 10_000)
+            keyspace.replace(b"%04d" % number, b"")
+        keyspace.replace(b"long", b"x" * 10_000)
         save(persistence)
         persistence.stop(DEADLINE)
         with mock.patch.object(pipecache, "PROGRESS_INTERVAL", -1):
@@ -320,17 +326,17 @@ class KeepingTest(FileCase):
         self.assertRegex(told[-1], "^2501 keys loaded in")
 
     def test_saving_and_loading_take_little_memory(self) -> None:
-        store, persistence = self.open()
+        keyspace, persistence = self.open()
         for number in range(30):
             members = [b"%d %d " % (number, n) + b"x" * 1000 for n in range(1000)]
-            store.replace(b"%d" % number, Set.of(members))
+            keyspace.replace(b"%d" % number, Set.from_parts(members))
         tracemalloc.start()
         self.addCleanup(tracemalloc.stop)
-        whole = sum(len(pack(store.peek(key))) for key in [*store.keys()])
+        whole = sum(len(pack_parts(keyspace.peek(key))) for key in [*keyspace.keys()])
         for take in (save, load):
             with self.subTest(take=take.__name__):
                 if take == load:
-                    store.clear()
+                    keyspace.clear()
                 tracemalloc.clear_traces()
                 take(persistence)
                 rest, peak = tracemalloc.get_traced_memory()
@@ -338,45 +344,47 @@ class KeepingTest(FileCase):
         self.assertEqual(persistence.loaded, 30)
 
     def test_a_deadline_beyond_what_the_file_can_have(self) -> None:
-        store, persistence = self.open()
-        store.replace(b"far", b"1", pipecache.INTEGER_MAX - store.unix_time(0))
+        keyspace, persistence = self.open()
+        keyspace.replace(b"far", b"1", pipecache.INTEGER_MAX - keyspace.unix_time(0))
         self.wall.now += 3600
-        store.sweep(1)
+        keyspace.remove_expired(1)
         save(persistence)
         self.assertEqual(persistence.error, "")
         persistence.stop(DEADLINE)
         self.assertEqual(set(self.reopened()), {b"far"})
 
     def test_changes_that_are_being_written_are_not_saved_yet(self) -> None:
-        store, persistence = self.open()
+        keyspace, persistence = self.open()
         told: list[int] = []
-        store.replace(b"key", b"1")
-        while_writing(persistence, lambda: told.append(persistence.unsaved))
+        keyspace.replace(b"key", b"1")
+        while_writing(persistence, lambda: told.append(persistence.unsaved_changes))
         save(persistence)
         self.assertEqual(told, sorted(told, reverse=True))  # the number falls until all is written
-        self.assertEqual((told[0], persistence.unsaved), (1, 0))
+        self.assertEqual((told[0], persistence.unsaved_changes), (1, 0))
 
     def test_many_changes_are_written_sooner(self) -> None:
-        store, persistence = self.open()
+        keyspace, persistence = self.open()
         for many in (False, True):
-            with mock.patch.object(pipecache, "MANY_KEYS", 3 if many else 4):
+            with mock.patch.object(pipecache, "SAVE_AT_DIRTY_KEYS", 3 if many else 4):
                 for key in (b"a", b"b", b"c"):
-                    store.replace(key, b"1")
+                    keyspace.replace(key, b"1")
                 began = time.monotonic()
-                wait_for_changes(persistence, began + 2 * pipecache.LOOK_INTERVAL + many * DEADLINE)
+                wait_for_changes(
+                    persistence, began + 2 * pipecache.DIRTY_CHECK_INTERVAL + many * DEADLINE
+                )
                 self.assertLess(time.monotonic() - began, DEADLINE)
 
     def test_a_failure_is_tried_again_less_often(self) -> None:
-        store, persistence = self.open()
-        store.replace(b"key", b"1")
+        keyspace, persistence = self.open()
+        keyspace.replace(b"key", b"1")
         pauses = pauses_before_saves(persistence, [*["full"] * 7, "", "full", "full"])
-        least, most = pipecache.SAVE_INTERVAL, pipecache.MAX_PAUSE
+        least, most = pipecache.SAVE_INTERVAL, pipecache.MAX_RETRY_DELAY
         for found, expected in zip(pauses, [least, 2 * least, 4 * least, 8 * least, *[most] * 4]):
             self.assertAlmostEqual(found, expected, delta=least / 2)
         self.assertAlmostEqual(pauses[8], least, delta=least / 2)
 
     def test_commands_do_not_wait_for_the_disk(self) -> None:
-        store, persistence = self.open()
+        keyspace, persistence = self.open()
         writing, go_on = threading.Event(), threading.Event()
         self.addCleanup(go_on.set)
 
@@ -384,15 +392,15 @@ class KeepingTest(FileCase):
             writing.set()
             go_on.wait(DEADLINE)
 
-        store.replace(b"key", b"1")
+        keyspace.replace(b"key", b"1")
         while_writing(persistence, pause)
         persistence.start()
-        with store.lock:
+        with keyspace.lock:
             persistence.request(lambda error: None)
         self.assertTrue(writing.wait(DEADLINE))
-        self.assertTrue(store.lock.acquire(timeout=DEADLINE))
-        store.replace(b"key", b"2")
-        store.lock.release()
+        self.assertTrue(keyspace.lock.acquire(timeout=DEADLINE))
+        keyspace.replace(b"key", b"2")
+        keyspace.lock.release()
         go_on.set()
         self.assertTrue(persistence.stop(DEADLINE))
         self.assertEqual(self.reopened()[b"key"][0], b"2")
@@ -421,9 +429,9 @@ class TroubleTest(FileCase):
 
     def kept(self, count: int = 1000) -> None:
         """Create a file with keys."""
-        store, persistence = self.open()
+        keyspace, persistence = self.open()
         for number in range(count):
-            store.replace(b"key%d" % number, b"x" * 100)
+            keyspace.replace(b"key%d" % number, b"x" * 100)
         save(persistence)
         persistence.stop(DEADLINE)
 
@@ -528,13 +536,13 @@ class TroubleTest(FileCase):
             os.seteuid(0)
 
     def test_the_disk_is_full_and_then_is_not(self) -> None:
-        store, persistence = self.open()
-        store.replace(b"before", b"1")
+        keyspace, persistence = self.open()
+        keyspace.replace(b"before", b"1")
         save(persistence)
         fill_disk(persistence, free=2)
         for number in range(1000):
-            store.replace(b"key%d" % number, b"x" * 100)
-        store.delete(b"before")
+            keyspace.replace(b"key%d" % number, b"x" * 100)
+        keyspace.delete(b"before")
         outcomes: list[str] = []
         for _ in range(3):
             persistence.request(outcomes.append)
@@ -546,59 +554,59 @@ class TroubleTest(FileCase):
             self.assertRegex(outcomes[-1], reason)
             if not outcomes[1:]:
                 self.assertRegex(logged.output[1], f"{reason}.*{said}")
-            self.assertEqual(store.untaken, 1001)
-            store.replace(b"key0", b"changed meanwhile")
+            self.assertEqual(keyspace.dirty_keys, 1001)
+            keyspace.replace(b"key0", b"changed meanwhile")
         self.assertEqual((persistence.error, persistence.saves), (outcomes[-1], 1))
         empty_disk(persistence)
-        kept = contents(store)
+        kept = contents(keyspace)
         with self.assertLogs("pipecache", "INFO") as logged:
             save(persistence)
         self.assertIn("works again", logged.output[0])
-        self.assertEqual((persistence.error, store.untaken), ("", 0))
+        self.assertEqual((persistence.error, keyspace.dirty_keys), ("", 0))
         persistence.stop(DEADLINE)
         self.assertEqual(self.reopened(), kept)
 
     def test_a_fault_while_saving_ends_nothing(self) -> None:
-        store, persistence = self.open()
-        store.replace(b"key", ListValue([b"element"]))
-        with mock.patch.object(pipecache, "_pack", side_effect=TypeError("a fault")):
+        keyspace, persistence = self.open()
+        keyspace.replace(b"key", ListValue([b"element"]))
+        with mock.patch.object(pipecache, "pack_parts", side_effect=TypeError("a fault")):
             with self.assertLogs("pipecache", "ERROR") as logged:
                 save(persistence)
         self.assertIn("Traceback", logged.output[0])
         self.assertIn("a fault", persistence.error)
         save(persistence)
-        self.assertEqual((persistence.error, store.untaken), ("", 0))
+        self.assertEqual((persistence.error, keyspace.dirty_keys), ("", 0))
         persistence.stop(DEADLINE)
         self.assertEqual(set(self.reopened()), {b"key"})
 
     def test_the_changes_of_a_full_disk_do_not_pile_up(self) -> None:
-        store, persistence = self.open()
-        store.replace(b"stays", b"x" * 1_000_000)
+        keyspace, persistence = self.open()
+        keyspace.replace(b"stays", b"x" * 1_000_000)
         fill_disk(persistence)
         for turn in range(3):
             for number in range(60_000):
-                store.replace(b"%d %d" % (turn, number), b"")
-                store.delete(b"%d %d" % (turn, number))
+                keyspace.replace(b"%d %d" % (turn, number), b"")
+                keyspace.delete(b"%d %d" % (turn, number))
             with contextlib.suppress(AssertionError), self.assertLogs("pipecache"):
                 save(persistence)
         self.assertTrue(persistence.error)
-        self.assertLess(store.untaken, 100_000)
+        self.assertLess(keyspace.dirty_keys, 100_000)
         empty_disk(persistence)
         save(persistence)
         persistence.stop(DEADLINE)
         self.assertEqual(set(self.reopened()), {b"stays"})
 
     def test_everything_was_deleted_while_the_disk_was_full(self) -> None:
-        store, persistence = self.open()
+        keyspace, persistence = self.open()
         for number in range(100):
-            store.replace(b"key%d" % number, b"x" * 1000)
+            keyspace.replace(b"key%d" % number, b"x" * 1000)
         save(persistence)
         fill_disk(persistence)
-        store.replace(b"big", b"x" * 1_000_000)
+        keyspace.replace(b"big", b"x" * 1_000_000)
         save(persistence)
         self.assertTrue(persistence.error)
-        store.clear()
-        store.replace(b"after", b"1")
+        keyspace.clear()
+        keyspace.replace(b"after", b"1")
         empty_disk(persistence)
         save(persistence)
         self.assertEqual(persistence.error, "")
@@ -611,13 +619,13 @@ class TroubleTest(FileCase):
             (self.path, Path(f"{self.path}-wal")), (True, False)
         ):
             with self.subTest(path=path.name, changed=changed):
-                store, persistence = self.open()
-                store.clear()
-                store.replace(b"old", b"1")
+                keyspace, persistence = self.open()
+                keyspace.clear()
+                keyspace.replace(b"old", b"1")
                 save(persistence)
                 path.unlink()
                 if changed:
-                    store.replace(b"new", b"1")
+                    keyspace.replace(b"new", b"1")
                 with self.assertLogs("pipecache", "WARNING") as logged:
                     save(persistence)
                 self.assertIn("was taken away, and is begun anew", logged.output[0])
@@ -635,8 +643,8 @@ class TroubleTest(FileCase):
     def test_a_new_file_cannot_be_created_at_first(self) -> None:
         for path in (self.path, Path(f"{self.path}-wal")):
             with self.subTest(path=path.name):
-                store, persistence = self.open()
-                store.replace(b"key", b"1")
+                keyspace, persistence = self.open()
+                keyspace.replace(b"key", b"1")
                 save(persistence)
                 path.unlink()
                 full = sqlite3.OperationalError("database or disk is full")
@@ -651,13 +659,13 @@ class TroubleTest(FileCase):
 
     @unittest.skipIf(WINDOWS, "Windows does not delete an open file")
     def test_another_pipecache_file_was_put_in_its_place(self) -> None:
-        store, persistence = self.open()
-        store.replace(b"theirs", b"1")
+        keyspace, persistence = self.open()
+        keyspace.replace(b"theirs", b"1")
         save(persistence)
         persistence.stop(DEADLINE)
         shutil.copy(self.path, self.folder / "backup.db")
-        store, persistence = self.open()
-        store.replace(b"ours", b"1")
+        keyspace, persistence = self.open()
+        keyspace.replace(b"ours", b"1")
         self.path.unlink()
         full = sqlite3.OperationalError("database or disk is full")
         with mock.patch.object(persistence, "_make_ready", side_effect=full):
@@ -670,25 +678,25 @@ class TroubleTest(FileCase):
         self.assertEqual(set(self.reopened()), {b"theirs"})
 
     def test_memory_is_short_while_changes_are_put_back(self) -> None:
-        store, persistence = self.open()
-        store.replace(b"key", b"1")
+        keyspace, persistence = self.open()
+        keyspace.replace(b"key", b"1")
 
         fill_disk(persistence)
-        store.replace(b"big", b"x" * 1_000_000)
-        taken = store.take_changes()
-        refuse_changes(store)
-        store.put_back(taken)
-        self.assertEqual(store.untaken, 3)
+        keyspace.replace(b"big", b"x" * 1_000_000)
+        taken = keyspace.take_changes()
+        refuse_changes(keyspace)
+        keyspace.restore_changes(taken)
+        self.assertEqual(keyspace.dirty_keys, 3)
         empty_disk(persistence)
         save(persistence)
         persistence.stop(DEADLINE)
         self.assertEqual(set(self.reopened()), {b"key", b"big"})
 
     def test_a_file_that_is_given_up(self) -> None:
-        store, persistence = self.open()
-        store.replace(b"key", b"1")
+        keyspace, persistence = self.open()
+        keyspace.replace(b"key", b"1")
         save(persistence)
-        with mock.patch.object(pipecache, "HANDOVER", DEADLINE):
+        with mock.patch.object(pipecache, "FILE_LOCK_TIMEOUT", DEADLINE):
             with self.assertLogs("pipecache", "INFO") as logged:
                 second = Background(self.reopened)
                 wait_until(lambda: logged.output, "the second server waits")
@@ -717,10 +725,10 @@ class TroubleTest(FileCase):
         self.kept()
         with self.database() as database:
             database.execute("UPDATE keys SET kind='?' WHERE key=x'6b6579393939'")
-        store = new_store(self.clock, self.wall)
+        keyspace = new_keyspace(self.clock, self.wall)
         with self.assertRaisesRegex(PersistenceError, "malformed"):
-            self.open(store)
-        self.assertEqual((len(store), store.used), (0, 0))
+            self.open(keyspace)
+        self.assertEqual((len(keyspace), keyspace.used_memory), (0, 0))
 
     def test_the_stop_waits_while_something_is_written(self) -> None:
         _, persistence = self.open()
@@ -770,10 +778,10 @@ class TroubleTest(FileCase):
 
     @unittest.skipIf(WINDOWS, "Windows does not delete an open file")
     def test_another_file_was_put_in_its_place(self) -> None:
-        store, persistence = self.open()
+        keyspace, persistence = self.open()
         self.path.unlink()
         self.path.write_bytes(b"somebody's work")
-        store.replace(b"new", b"1")
+        keyspace.replace(b"new", b"1")
         with self.assertLogs("pipecache", "ERROR") as logged:
             save(persistence)
         self.assertIn("another file was put in its place: move that away", logged.output[0])
@@ -1017,51 +1025,51 @@ class ClockTest(FileCase):
     def test_the_wall_clock_is_set_while_a_file_is_kept(self) -> None:
         for step in (3600, -3600):
             with self.subTest(step=step):
-                store, persistence = self.open()
-                store.clear()
-                store.replace(b"elapsed", b"1", store.now() + 1_800_000)
-                moment = store.now() + 7_200_000
-                store.replace(b"moment", b"1", pipecache.Moment(moment))
+                keyspace, persistence = self.open()
+                keyspace.clear()
+                keyspace.replace(b"elapsed", b"1", keyspace.now() + 1_800_000)
+                moment = keyspace.now() + 7_200_000
+                keyspace.replace(b"moment", b"1", pipecache.WallClockDeadline(moment))
                 save(persistence)
                 self.wall.now += step
-                store.sweep(10)
+                keyspace.remove_expired(10)
                 save(persistence)
-                kept = contents(store)
+                kept = contents(keyspace)
                 persistence.stop(DEADLINE)
                 self.assertEqual(self.reopened(), kept)
-                store, persistence = self.open(new_store(Clock(5.0), self.wall))
-                self.assertEqual(store.deadline(b"elapsed"), 5000 + 1_800_000)
-                self.assertEqual(store.deadline(b"moment"), 5000 + 7_200_000 - 1000 * step)
+                keyspace, persistence = self.open(new_keyspace(Clock(5.0), self.wall))
+                self.assertEqual(keyspace.deadline(b"elapsed"), 5000 + 1_800_000)
+                self.assertEqual(keyspace.deadline(b"moment"), 5000 + 7_200_000 - 1000 * step)
                 persistence.stop(DEADLINE)
                 self.wall.now -= step
 
     def test_the_wall_clock_is_set(self) -> None:
         clock, wall = Clock(100.0), Clock(1_600_000_000.0)
-        store = new_store(clock, wall)
-        client = new_client_object(store)
+        keyspace = new_keyspace(clock, wall)
+        client = new_client_object(keyspace)
         for line in (
             b"SET elapsed 1 EX 60", b"SET moment 1 EXAT 1600000060", b"SET later 1",
             b"EXPIREAT later 1600007200",
         ):  # fmt: skip
             self.assertEqual(execute(client, line.split()) or b"OK", b"OK" if b"SET" in line else 1)
         wall.now += 3600  # forward
-        store.sweep(10)
-        self.assertEqual(store.keys(), [b"elapsed", b"later"])
+        keyspace.remove_expired(10)
+        self.assertEqual(keyspace.keys(), [b"elapsed", b"later"])
         self.assertEqual(execute(client, [b"TTL", b"elapsed"]), 60)
         self.assertEqual(execute(client, [b"TTL", b"later"]), 3600)
         wall.now -= 7200  # back
-        store.sweep(10)
+        keyspace.remove_expired(10)
         self.assertEqual(execute(client, [b"TTL", b"elapsed"]), 60)
         self.assertEqual(execute(client, [b"TTL", b"later"]), 10800)
         self.assertEqual(execute(client, [b"EXPIRETIME", b"later"]), 1600007200)
         clock.now += 60
         wall.now += 60
-        store.sweep(10)
-        self.assertEqual(store.keys(), [b"later"])
+        keyspace.remove_expired(10)
+        self.assertEqual(keyspace.keys(), [b"later"])
         clock.now += 10740
         wall.now += 10740
-        store.sweep(10)
-        self.assertEqual(store.keys(), [])
+        keyspace.remove_expired(10)
+        self.assertEqual(keyspace.keys(), [])
 
 
 if __name__ == "__main__":

@@ -30,9 +30,9 @@ from tests.support.internals import (
     connection_count,
     is_quiet,
     is_stopping,
+    keyspace_locked,
     listener_of,
     settings_of,
-    store_locked,
     thread_count,
 )
 from tests.support.wire import command
@@ -409,7 +409,7 @@ class LifeTests(ServerCase):
     def test_a_command_under_way_is_answered(self) -> None:
         server = self.serve()
         raw = self.raw()
-        with store_locked(server):
+        with keyspace_locked(server):
             raw.send(b"SET k v\n")
             wait_until(lambda: client_count(server), "the client is served")
             stopping = threading.Thread(target=server.stop)

@@ -17,12 +17,12 @@ from tests.support.internals import (
 
 
 class ClientCase(unittest.TestCase):
-    """A store with one client; a test can connect more."""
+    """A keyspace with one client; a test can connect more."""
 
     def setUp(self) -> None:
         random.seed(self.id())
         self.state = SharedState()
-        self.clock, self.store = self.state.clock, self.state.store
+        self.clock, self.keyspace = self.state.clock, self.state.keyspace
         self.client = self.state.connect()
 
     def run_command(self, *arguments: bytes) -> Reply:
@@ -44,8 +44,8 @@ class PushCase(ClientCase):
 
     def join(self) -> tuple[ServedClient, Recorder]:
         """Return a new client and its connection."""
-        recorder = Recorder()
-        return self.state.connect(recorder), recorder
+        recorder = self.state.connect_recorder()
+        return recorder, recorder
 
     def ask(self, line: bytes, client: ServedClient | None = None) -> bytes:
         """Return the reply to a command, after which blocked clients are served."""

@@ -18,43 +18,42 @@ import pipecache
 from pipecache import (
     DEADLINE_COST,
     OWNER_COST,
-    Context,
+    Client,
+    Keyspace,
     ListValue,
-    Live,
-    Peer,
     Persistence,
     Reply,
     Server,
     Session,
     Settings,
     SortedSet,
-    Statistics,
-    Store,
+    State,
     encode_resp,
     execute,
 )
 from tests.support.basics import Clock
 
 #: The class of a client as commands see it.
-ServedClient = Context
+ServedClient = Client
 
 
-def new_store(
-    clock: Callable[[], float] | None = None, wall: Callable[[], float] | None = None
-) -> Store:
-    """Return an empty store.
+def new_keyspace(
+    clock: Callable[[], float] | None = None, wall_clock: Callable[[], float] | None = None
+) -> Keyspace:
+    """Return an empty keyspace.
 
-    :param clock: returns seconds, instead of the system's clock for time that has passed.
-    :param wall: returns seconds since 1970, instead of the system's clock.
+    :param clock: returns seconds, instead of the system's clock for elapsed time.
+    :param wall_clock: returns seconds since 1970, instead of the system's clock.
     """
-    clocks = {"clock": clock, "wall": wall}
-    return Store(**{name: each for name, each in clocks.items() if each is not None})
+    clocks = {"clock": clock, "wall_clock": wall_clock}
+    return Keyspace(**{name: each for name, each in clocks.items() if each is not None})
 
 
-class Recorder(Peer):
-    """A connection that records the messages pushed to its client."""
+class Recorder(Client):
+    """A client without a connection that records the messages pushed to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, state: State) -> None:
+        super().__init__(state)
         #: Pushed bytes that :meth:`take` has not returned.
         self.pushed: list[bytes] = []
         #: False once the client's end of the connection is closed.
@@ -62,13 +61,13 @@ class Recorder(Peer):
         #: How often the thread that serves the client was woken.
         self.woken = 0
 
-    def push(self, data: bytes, line: bool) -> None:
+    def push(self, data: bytes, whole: bool) -> None:
         self.pushed.append(data)
 
     def wake(self) -> None:
         self.woken += 1
 
-    def alive(self) -> bool:
+    def is_connected(self) -> bool:
         return self.connected
 
     def take(self) -> list[bytes]:
@@ -78,81 +77,89 @@ class Recorder(Peer):
 
 
 class SharedState:
-    """A store, and what else its clients share, without a server.
+    """The state that clients share, without a server.
 
-    :param store: the store; without it, an empty one on a clock that stands still.
+    :param keyspace: the keyspace; without it, an empty one on a clock that stands still.
     """
 
-    def __init__(self, store: Store | None = None) -> None:
-        #: The clock of a store that was not given.
+    def __init__(self, keyspace: Keyspace | None = None, settings: Settings | None = None) -> None:
+        #: The clock of a keyspace that was not given.
         self.clock = Clock()
-        self.store = new_store(self.clock) if store is None else store
-        self._statistics = Statistics("address")
-        self._live = Live(self.store)
+        self.keyspace = new_keyspace(self.clock) if keyspace is None else keyspace
+        self.state = State(settings or Settings(), "address", self.keyspace)
 
-    def connect(self, peer: Peer | None = None) -> ServedClient:
+    def connect(self) -> ServedClient:
         """Return a new client, which CLIENT LIST shows."""
-        client = self.new_client(peer)
-        client.register()
+        return self.register(self.new_client())
+
+    def connect_recorder(self) -> Recorder:
+        """Return a new client that records messages, and which CLIENT LIST shows."""
+        recorder = Recorder(self.state)
+        self.register(recorder)
+        return recorder
+
+    def register(self, client: ServedClient) -> ServedClient:
+        """Let CLIENT LIST show a client."""
+        self.state.add_client(client)
         return client
 
-    def new_client(
-        self,
-        peer: Peer | None = None,
-        settings: Settings | None = None,
-        password: bytes | None = None,
-    ) -> ServedClient:
-        """Return a client that CLIENT LIST does not show before its register() is called."""
-        settings = settings or Settings()
-        return Context(self.store, settings, self._statistics, self._live, peer, password)
+    def disconnect(self, client: ServedClient) -> None:
+        """Remove a client as its session does at its end."""
+        self.state.remove_client(client)
+
+    def new_client(self, password: bytes | None = None) -> ServedClient:
+        """Return a client that CLIENT LIST does not show."""
+        return Client(self.state, password)
 
     def flush(self) -> None:
         """Serve blocked clients and write pushed messages, as a session does after a command."""
-        self._live.waiting.serve()
-        self._live.channels.deliver()
+        self.state.blocked.serve_ready_keys()
+        self.state.pubsub.flush()
 
     def messages(self) -> list[Any]:
         """Return what is to be written to subscribers by :meth:`flush`."""
-        return list(self._live.channels.told)
+        return list(self.state.pubsub.pending_clients)
 
     def leftovers(self) -> list[object]:
         """Return the shared tables that still hold something of a client."""
-        channels, waiting = self._live.channels, self._live.waiting
+        pubsub, blocked = self.state.pubsub, self.state.blocked
         tables: list[dict[Any, Any]] = [
-            *(self.store._watches, self.store._owners, self.store._owned),
-            *(waiting.waiters, waiting.ready),
-            *(channels.channels, channels.patterns, channels.monitors),
+            *(self.keyspace._watches, self.keyspace._owners, self.keyspace._owned),
+            *(blocked.clients, blocked.ready_keys),
+            *(pubsub.channels, pubsub.patterns, pubsub.monitors),
         ]
         return [table for table in tables if table]
 
     def end_block(self, client: ServedClient) -> None:
         """End the block of a client as its time limit does."""
-        assert client.waiter is not None
-        self._live.waiting.end(client.waiter, client.waiter.reply)
+        assert client.blocked is not None
+        self.state.blocked.unblock(client.blocked, client.blocked.reply)
 
     def count_pushes(self, count: Callable[[int], None]) -> None:
         """Call ``count`` with the number of subscribers whenever a message goes to some."""
-        tell = self._live.channels.tell
+        queue = self.state.pubsub.queue
 
-        def tell_and_count(reply: Reply, subscribers: Any) -> None:
-            count(len(subscribers))
-            tell(reply, subscribers)
+        def queue_and_count(reply: Reply, clients: Any) -> None:
+            count(len(clients))
+            queue(reply, clients)
 
-        self._live.channels.tell = tell_and_count  # type: ignore[method-assign]
+        self.state.pubsub.queue = queue_and_count  # type: ignore[method-assign]
 
     def ready_keys(self) -> list[bytes]:
         """Return the keys whose blocked clients are still to be served."""
-        return list(self._live.waiting.ready)
+        return list(self.state.blocked.ready_keys)
 
     def blocked_keys(self) -> list[tuple[bytes, ...]]:
         """Return the keys of each blocked client."""
-        return [tuple(waiter.keys) for waiter in self._live.waiting.waiters]
+        return [tuple(blocked.keys) for blocked in self.state.blocked.clients]
 
 
-def new_client_object(store: Store | None = None, settings: Settings | None = None) -> ServedClient:
+def new_client_object(
+    keyspace: Keyspace | None = None, settings: Settings | None = None
+) -> ServedClient:
     """Return a client without a connection, for which commands can be run."""
-    store = new_store() if store is None else store
-    return SharedState(store).new_client(settings=settings)
+    keyspace = new_keyspace() if keyspace is None else keyspace
+    return SharedState(keyspace, settings).new_client()
 
 
 def run_line(client: ServedClient, line: bytes) -> bytes:
@@ -164,27 +171,26 @@ class SilentClient:
     """A client that is connected and sends only what a test makes it send."""
 
     def __init__(self, settings: Settings) -> None:
-        self._session = Session(pipecache.Connection("peer"), settings, "address", False)
-        self.object = SharedState().new_client(self._session, settings)
-        self._start = self.object.active
+        state = SharedState(settings=settings).state
+        self.object = Session(state, pipecache.Connection("peer"))
+        self._start = self.object.last_command_at
 
     def timeout_reason(self, seconds: float) -> str:
-        """Return why the server drops the client after so many seconds, or "" if it does not."""
-        return self._session.overdue(self.object, self._start + seconds)
+        """Return why the server disconnects the client after so many seconds, or ""."""
+        return self.object.timeout_reason(self._start + seconds)
 
     def sends_command(self, seconds: float) -> None:
         """Note that the client sends a command after so many seconds."""
-        self.object.active = self._start + seconds
+        self.object.last_command_at = self._start + seconds
 
     def begins_command(self, seconds: float) -> None:
         """Note that the client sends the beginning of a command after so many seconds."""
-        self._session.owing = self._start + seconds
+        self.object.command_started = self._start + seconds
 
 
 def run_session(connection: pipecache.Connection) -> None:
-    """Serve a client on this connection until it leaves."""
-    session = Session(connection, Settings(), "address", False)
-    session.run(SharedState().new_client(session))
+    """Serve a client on this connection until it disconnects."""
+    Session(SharedState().state, connection).run()
 
 
 # ---------------------------------------------------------------------------
@@ -194,7 +200,7 @@ def run_session(connection: pipecache.Connection) -> None:
 
 def is_blocked(client: ServedClient) -> bool:
     """Return True while the client waits for a key."""
-    return client.waiter is not None and not client.waiter.done
+    return client.blocked is not None and not client.blocked.done
 
 
 def take_blocked_reply(client: ServedClient) -> Reply:
@@ -202,48 +208,48 @@ def take_blocked_reply(client: ServedClient) -> Reply:
 
     :raises AssertionError: if the command was not served.
     """
-    waiter = client.waiter
-    assert waiter is not None and waiter.done, "the client is still blocked"
-    client.waiter, client.halted = None, False
-    return waiter.reply
+    blocked = client.blocked
+    assert blocked is not None and blocked.done, "the client is still blocked"
+    client.blocked = None
+    return blocked.reply
 
 
 def is_closing(client: ServedClient) -> bool:
     """Return True if the server closes the connection after the current reply."""
-    return client.closing
+    return bool(client.close_reason)
 
 
 def set_last_command(client: ServedClient, name: bytes) -> None:
     """Note that this command is the last that the client has sent."""
-    client.command = name
+    client.last_command = name
 
 
 def seconds_left(client: ServedClient) -> float:
     """Return the seconds until the block of a client ends by itself."""
-    assert client.waiter is not None
-    seconds = client.waiter.left()
+    assert client.blocked is not None
+    seconds = client.blocked.remaining()
     assert seconds is not None
     return seconds
 
 
 def expects_reply(client: ServedClient) -> bool:
     """Return True while the client is blocked and wants the reply."""
-    return client.waiter is not None and not client.waiter.muted
+    return client.blocked is not None and not client.blocked.suppress_reply
 
 
 def read_as_text(client: ServedClient) -> None:
     """Encode messages to this subscriber as text."""
-    client.subscriber.form = b"\r\n"
+    client.terminator = b"\r\n"
 
 
 def takes_slow_path(client: ServedClient) -> bool:
     """Return True if commands of the client need more checks than usual."""
-    return client.guarded
+    return client.slow_path
 
 
-def watched_keys(store: Store) -> dict[bytes, int]:
+def watched_keys(keyspace: Keyspace) -> dict[bytes, int]:
     """Return the watched keys, each with the number of its watches."""
-    return {key: len(watches) for key, watches in store._watches.items()}
+    return {key: len(watches) for key, watches in keyspace._watches.items()}
 
 
 def is_watch_broken(client: ServedClient) -> bool:
@@ -252,11 +258,11 @@ def is_watch_broken(client: ServedClient) -> bool:
     return client.watch.broken
 
 
-def owned_keys(store: Store, client: ServedClient) -> set[bytes]:
+def owned_keys(keyspace: Keyspace, client: ServedClient) -> set[bytes]:
     """Return the keys that the client owns; check that all tables agree on them."""
-    owned = set(store._owned.get(client, ()))
-    assert store.owned(client) == len(owned)
-    assert {key for key, owner in store._owners.items() if owner is client} == owned
+    owned = set(keyspace._owned.get(client, ()))
+    assert keyspace.count_owned(client) == len(owned)
+    assert {key for key, owner in keyspace._owners.items() if owner is client} == owned
     return owned
 
 
@@ -274,68 +280,88 @@ def payload(value: Any) -> int:
     return sum(len(field) + len(content) for field, content in value.items())
 
 
-def recount(store: Store) -> int:
+def recount(keyspace: Keyspace) -> int:
     """Return the bytes of memory that the keys take, by looking at each value.
 
     :raises AssertionError: if a value is inconsistent.
     """
-    for key, value in store._values.items():
+    for key, value in keyspace._values.items():
         if isinstance(value, bytes):
             continue
         if not len(value):
             raise AssertionError(f"{key!r} is empty but still stored")
-        if value.payload != payload(value):
-            raise AssertionError(f"{key!r} counts {value.payload}, holds {payload(value)} bytes")
+        if value.data_bytes != payload(value):
+            raise AssertionError(f"{key!r} counts {value.data_bytes}, holds {payload(value)} bytes")
         if isinstance(value, SortedSet):
             ranked = sorted((score, member) for member, score in value.scores.items())
-            if value.pairs(0, len(value)) != ranked:
+            if value.slice(0, len(value)) != ranked:
                 raise AssertionError(f"{key!r} is out of order")
-    owned = len(store._owners) * OWNER_COST
-    return sum(map(store.cost, store._values)) + store.expiring * DEADLINE_COST + owned
+    owned = len(keyspace._owners) * OWNER_COST
+    return (
+        sum(map(keyspace.memory_usage, keyspace._values))
+        + keyspace.expiring * DEADLINE_COST
+        + owned
+    )
 
 
-def check_store(store: Store, reserved: int = 0) -> None:
-    """Check that the store is consistent, and that its memory is counted right.
+def unpacked(value: Any) -> Any:
+    """Return a copy of a collection as it comes back from the file."""
+    packed = pipecache.pack_parts(value.to_parts())
+    return pipecache.unpack_value(pipecache.event_class(value), packed)
+
+
+def check_keyspace(keyspace: Keyspace, reserved: int = 0) -> None:
+    """Check that the keyspace is consistent, and that its memory is counted right.
 
     :param reserved: the bytes that transactions, watches and unfinished commands take.
 
     :raises AssertionError: if something is wrong.
     """
-    used = recount(store) + reserved
-    assert used == store.used, f"{used} bytes are used, {store.used} are counted"
-    for key, value in store._values.items():
+    used = recount(keyspace) + reserved
+    assert used == keyspace.used_memory, (
+        f"{used} bytes are used, {keyspace.used_memory} are counted"
+    )
+    for key, value in keyspace._values.items():
         if not isinstance(value, bytes):
-            again = pipecache.unpack(pipecache.letter_of(value), pipecache.pack(value))
-            assert again.parts() == value.parts() and again.payload == value.payload, key
-    keys = set(store._values)
-    assert set(store._deadlines) <= keys, "a time to live without a key"
-    assert {(end, key) for key, end in store._deadlines.items()} <= set(store._queue)
-    assert store._uses is None or set(store._uses) == keys, "uses of keys that are not stored"
+            again = unpacked(value)
+            assert again.to_parts() == value.to_parts() and again.data_bytes == value.data_bytes, (
+                key
+            )
+    keys = set(keyspace._values)
+    assert set(keyspace._deadlines) <= keys, "a time to live without a key"
+    assert {(end, key) for key, end in keyspace._deadlines.items()} <= set(keyspace._deadline_heap)
+    assert keyspace._access_times is None or set(keyspace._access_times) == keys, (
+        "uses of keys that are not stored"
+    )
 
 
 def reserved(clients: Sequence[ServedClient], blocked: Iterable[tuple[bytes, ...]] = ()) -> int:
     """Return the bytes of memory that transactions, watches and blocked clients take."""
-    queued = [words for client in clients for _, words in client.queue or []]
-    size = sum(pipecache.cost_of(word) for words in queued for word in words)
+    queued = [
+        words
+        for client in clients
+        for _, words in (client.transaction.commands if client.transaction else ())
+    ]
+    size = sum(pipecache.memory_cost(word) for words in queued for word in words)
     size += len(queued) * pipecache.QUEUED_COST
     watched = [client.watch.keys for client in clients if client.watch is not None]
     keys = [key for each in [*watched, *blocked] for key in each]
     return size + sum(pipecache.WATCH_COST + len(key) for key in keys)
 
 
-def queued_deadlines(store: Store) -> int:
+def queued_deadlines(keyspace: Keyspace) -> int:
     """Return the length of the queue of deadlines, stale ones included."""
-    return len(store._queue)
+    return len(keyspace._deadline_heap)
 
 
-def peak_size(store: Store) -> int:
-    """Return the largest number of keys in the store since its dict was last shrunk."""
-    return store._values._peak
+def peak_size(keyspace: Keyspace) -> int:
+    """Return the largest number of keys in the keyspace since its dict was last shrunk."""
+    return keyspace._values._peak_size
 
 
 def parts_of(value: SortedSet) -> list[list[Any]]:
     """Return the sorted parts that a sorted set consists of."""
-    return value._parts
+    return value._chunks
 
 
 # ---------------------------------------------------------------------------
@@ -343,15 +369,15 @@ def parts_of(value: SortedSet) -> list[list[Any]]:
 # ---------------------------------------------------------------------------
 
 
-def store_of(server: Server) -> Store:
-    """Return the store of a server."""
-    return server._store
+def keyspace_of(server: Server) -> Keyspace:
+    """Return the keyspace of a server."""
+    return server._state.keyspace
 
 
 @contextlib.contextmanager
-def store_locked(server: Server) -> Iterator[None]:
-    """Hold the lock of the store, so that every command waits."""
-    with server._store.lock:
+def keyspace_locked(server: Server) -> Iterator[None]:
+    """Hold the lock of the keyspace, so that every command waits."""
+    with server._state.keyspace.lock:
         yield
 
 
@@ -367,27 +393,27 @@ def thread_count(server: Server) -> int:
 
 def connection_count(server: Server) -> int:
     """Return the number of connections that the server has accepted since its start."""
-    return server._statistics.connections
+    return server._state.connections
 
 
 def command_count(server: Server) -> int:
     """Return the number of commands that the server has run since its start."""
-    return server._statistics.commands
+    return server._state.commands
 
 
 def listener_of(server: Server) -> pipecache.Listener:
     """Return the listener of the pipe or Unix socket."""
-    return server._desks[0].listener
+    return server._endpoints[0].listener
 
 
 def is_quiet(server: Server) -> bool:
     """Return True if each thread waits for a client to accept."""
-    return not server._sessions and server._desks[0].spare == server._workers
+    return not server._sessions and server._endpoints[0].spare_workers == server._workers
 
 
 def is_inbox_full(server: Server) -> bool:
     """Return True if the server does not read on, because a client has sent too much ahead."""
-    return any(session.connection.full for session in list(server._sessions))
+    return any(session.connection.inbox_full for session in list(server._sessions))
 
 
 def is_stopping(server: Server) -> bool:
@@ -396,7 +422,7 @@ def is_stopping(server: Server) -> bool:
 
 
 #: The name of the method with which a server looks for clients to drop.
-DROP_OVERDUE = "_drop_overdue"
+DROP_OVERDUE = "_disconnect_timed_out"
 
 
 def settings_of(server: Server) -> Settings:
@@ -406,8 +432,8 @@ def settings_of(server: Server) -> Settings:
 
 def persistence_of(server: Server) -> Persistence:
     """Return the persistence of a server that was started with a file."""
-    assert server._persistence is not None
-    return server._persistence
+    assert server._state.persistence is not None
+    return server._state.persistence
 
 
 # ---------------------------------------------------------------------------
@@ -421,7 +447,7 @@ def save(persistence: Persistence) -> None:
 
 
 def load(persistence: Persistence) -> None:
-    """Read all keys of the file into the store."""
+    """Read all keys of the file into the keyspace."""
     persistence._load()
 
 
@@ -483,11 +509,11 @@ def count_written_key(persistence: Persistence) -> None:
     persistence._written += 1
 
 
-def refuse_changes(store: Store) -> None:
-    """Raise MemoryError whenever the store notes that a key was changed."""
+def refuse_changes(keyspace: Keyspace) -> None:
+    """Raise MemoryError whenever the keyspace notes that a key was changed."""
     changed = mock.Mock(wraps=set(), update=mock.Mock(side_effect=MemoryError))
     changed.__len__ = lambda _: 0
-    store._changed = changed
+    keyspace._changed = changed
 
 
 def log_to(file: str | None) -> None:
@@ -507,11 +533,11 @@ def parse_options(arguments: Sequence[str]) -> dict[str, Any]:
 
 def every_command() -> Iterable[pipecache.Command]:
     """Return the commands and subcommands."""
-    return pipecache._every_command()
+    return pipecache.all_commands()
 
 
 if sys.platform == "win32":
 
     def idle_instances(listener: pipecache.PipeListener) -> list[Any]:
         """Return the instances of the pipe to which no client is connected."""
-        return listener._idle
+        return listener._idle_instances

@@ -42,10 +42,10 @@ from pipecache import Connection, RequestParser, Session, Settings
 from tests.support.internals import (
     ServedClient,
     SharedState,
-    check_store,
+    check_keyspace,
     every_command,
     expects_reply,
-    new_store,
+    new_keyspace,
 )
 from tests.tools import provision
 
@@ -94,7 +94,7 @@ class Memory(Connection):
 
     def __init__(self, framed: bool, chunks: list[tuple[bytes, bool]], clock: Clock) -> None:
         super().__init__("memory:0")
-        self.framed = framed
+        self.message_mode = framed
         #: Ends the blocking command that the client has sent.
         self.end_block: Callable[[], object] | None = None
         self._clock = clock
@@ -105,10 +105,10 @@ class Memory(Connection):
     def receive(self) -> bytes | None:
         chunk, end_of_message = next(self._chunks, (None, True))
         # A stream has no messages, so each chunk counts as complete.
-        self.end_of_message = end_of_message or not self.framed
+        self.end_of_message = end_of_message or not self.message_mode
         return None if self._gone else chunk
 
-    def watch(self, timeout: float | None) -> bool:
+    def wait_for_input(self, timeout: float | None, may_buffer: Callable[[int], bool]) -> bool:
         assert self.end_block
         if timeout is None or timeout > pipecache.MAX_WAIT:
             self.end_block()
@@ -116,15 +116,17 @@ class Memory(Connection):
             self._clock.sleep(timeout)
         return not self._gone
 
-    def send(self, data: bytes, whole: bool = True) -> None:
+    def send(self, data: bytes, whole: bool = True) -> bool:
+        self.output += data
+        return True
+
+    def push(self, data: bytes, whole: bool = True) -> None:
         self.output += data
 
-    push = send
-
-    def alive(self) -> bool:
+    def is_connected(self) -> bool:
         return not self._gone
 
-    def flush(self) -> None:
+    def flush(self, timeout: float, may_buffer: Callable[[int], bool]) -> None:
         pass
 
     def wake(self) -> None:
@@ -182,41 +184,42 @@ class Talk:
         #: The number of replies to commands, and of messages to subscribers.
         self.replies = 0
         clock = Clock()
-        store = new_store(clock.monotonic, clock.time)
-        if kind & SHORT:
-            store.limit = 2048
-            store.policy = pipecache.POLICIES[(kind >> 5) % len(pipecache.POLICIES)]
-        state = SharedState(store)
-        state.count_pushes(self.count)
+        keyspace = new_keyspace(clock.monotonic, clock.time)
         settings = limits()
+        state = SharedState(keyspace, settings)
+        if kind & SHORT:
+            keyspace.memory_limit = 2048
+            keyspace.policy = pipecache.POLICIES[(kind >> 5) % len(pipecache.POLICIES)]
+        state.count_pushes(self.count)
         connection = Memory(bool(kind & FRAMED), chunks, clock)
         complaints = Complaints()
         pipecache.log.addHandler(complaints)
         random.seed(0)
         # The server takes the time from this clock.
         with mock.patch.multiple(pipecache, time=clock, execute=self.execute):
-            session = Session(connection, settings, "memory", bool(kind & SUSPICIOUS))
-            client = state.new_client(session, settings, PASSWORD if kind & LOCKED else None)
-            connection.end_block = lambda: state.end_block(client)
+            password = PASSWORD if kind & LOCKED else None
+            reject_http = bool(kind & SUSPICIOUS)
+            session = Session(state.state, connection, "memory", password, reject_http)
+            connection.end_block = lambda: state.end_block(session)
             try:
-                client.register()
+                state.register(session)
                 with contextlib.suppress(pipecache.ConnectionLost):
-                    session.run(client)
-                session.end(client)
-                client.leave()
+                    session.run()
+                session.release_input()
+                state.disconnect(session)
             finally:
                 pipecache.log.removeHandler(complaints)
         complaints.check()
         self.output = bytes(connection.output)
         assert not state.leftovers(), "the client has left something behind"
-        check_store(store)
-        self.keys = len(store)
+        check_keyspace(keyspace)
+        self.keys = len(keyspace)
 
     def execute(self, client: ServedClient, arguments: Any) -> pipecache.Reply:
         """Run a command, and count its replies."""
         reply = EXECUTE(client, arguments)
-        if reply is not pipecache.NOTHING or expects_reply(client):
-            self.replies += len(reply) if isinstance(reply, pipecache.Several) else 1
+        if reply is not pipecache.NO_REPLY or expects_reply(client):
+            self.replies += len(reply) if isinstance(reply, pipecache.MultipleReplies) else 1
         return reply
 
     def count(self, messages: int) -> None:
@@ -283,7 +286,7 @@ def parse(
     """Yield the requests that a parser returns; check that it keeps no more than it was fed."""
     settings = limits()
     parser = RequestParser(framed, settings)
-    parser.restricted = restricted
+    parser.unauthenticated = restricted
     fed = 0
     for chunk, end_of_message in chunks:
         fed += len(chunk)
@@ -298,16 +301,15 @@ def parse(
                 else:
                     yield (type(arguments), str(arguments)), terminator
                 if isinstance(arguments, pipecache.ProtocolError):
-                    assert not parser.held, "memory is counted after the end"
+                    assert not parser.buffered_bytes, "memory is counted after the end"
                     return
             requests = parser.feed(b"") if restricted else []
-        kept = len(parser._buffer) + sum(map(len, parser._arguments)) * (parser._missing > 0)
+        kept = len(parser._buffer) + sum(map(len, parser._arguments)) * (parser._arguments_left > 0)
+        counted = parser.buffered_bytes
         # An argument takes at least five bytes of the stream.
-        assert kept <= fed and parser.held <= fed + fed // 5 * pipecache.ARGUMENT_OVERHEAD + 1
-        assert kept <= parser.held, f"{kept} bytes are kept, {parser.held} are counted"
-        assert sys.getsizeof(parser._buffer) <= 2 * fed + 1024, (
-            "the buffer is larger than the input"
-        )
+        assert kept <= fed and counted <= fed + fed // 5 * pipecache.ARGUMENT_OVERHEAD + 1
+        assert kept <= counted, f"{kept} bytes are kept, {counted} are counted"
+        assert sys.getsizeof(parser._buffer) <= 2 * fed + 1024, "the buffer is too large"
 
 
 def check_parser(kind: int, stream: bytes, chunks: list[tuple[bytes, bool]]) -> None:
@@ -422,7 +424,7 @@ def run(python: Path, arguments: list[str], folder: Path) -> tuple[int, list[str
         process.wait()
         ended.set()
         sampler.join()
-    return status, list(lines), [level for level in levels if level]
+    return status, list(lines), [synced_at for synced_at in levels if synced_at]
 
 
 def fuzz(python: Path, seconds: int, kept: str | None, folders: list[str]) -> bool:

@@ -14,9 +14,9 @@ from pipecache import (
     encode_resp,
     encode_text,
     execute,
-    split_text,
+    parse_text_command,
 )
-from tests.support.internals import SharedState, is_closing, new_client_object, new_store
+from tests.support.internals import SharedState, is_closing, new_client_object, new_keyspace
 
 ARITY = "ERROR: wrong number of arguments for '{}' command"
 NOT_AN_INTEGER = "ERROR: value is not an integer or out of range"
@@ -30,7 +30,7 @@ class CommandTests(unittest.TestCase):
         self.client = self.state.new_client()
 
     def run_text(self, line: str) -> str:
-        reply = execute(self.client, split_text(line.encode()))
+        reply = execute(self.client, parse_text_command(line.encode()))
         return encode_text(reply, b"").decode()
 
     def run_resp(self, *arguments: bytes) -> bytes:
@@ -148,7 +148,7 @@ class CommandTests(unittest.TestCase):
 
     def test_a_short_time_to_live_and_a_slow_clock(self) -> None:
         now = itertools.count(1000)
-        client = new_client_object(new_store(lambda: float(next(now))))
+        client = new_client_object(new_keyspace(lambda: float(next(now))))
         self.assertIs(execute(client, [b"SET", b"k", b"v", b"PX", b"1"]), OK)
         self.assertIs(execute(client, [b"PSETEX", b"k", b"1", b"v"]), OK)
 
@@ -245,12 +245,14 @@ class CommandTests(unittest.TestCase):
         for line in lines:
             with self.subTest(line=line):
                 self.assertRegex(line, r"^[A-Z]+.* - [A-Z1-].{3,}\.$")
-        self.assertEqual(self.run_text("HELP get"), "GET key - The value of a key.")
+        self.assertEqual(self.run_text("HELP get"), "GET key - Return the value of a key.")
         self.assertEqual(len(self.run_text("HELP client").split("\n")), 10)
-        self.assertTrue(self.run_text("HELP nothing").startswith("ERROR: no command 'NOTHING'"))
+        self.assertTrue(
+            self.run_text("HELP nothing").startswith("ERROR: unknown command 'NOTHING'")
+        )
 
     def test_an_internal_error_is_replied_and_logged(self) -> None:
-        self.state.store.read = None  # type: ignore[method-assign, assignment]
+        self.state.keyspace.read = None  # type: ignore[method-assign, assignment]
         with self.assertLogs("pipecache", "ERROR") as logged:
             self.assertEqual(self.run_text("GET k"), "ERROR: internal error, see the server's log")
         self.assertIn("Traceback", logged.output[0])

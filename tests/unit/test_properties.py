@@ -18,15 +18,15 @@ from unittest import mock
 from pipecache import (
     POLICIES,
     CommandError,
-    Store,
+    Keyspace,
     execute,
 )
 from tests.support import required, running_under_wine
 from tests.support.internals import (
     ServedClient,
     SharedState,
-    check_store,
-    new_store,
+    check_keyspace,
+    new_keyspace,
     reserved,
     watched_keys,
 )
@@ -54,14 +54,14 @@ class CorpusTests(unittest.TestCase):
     def test_the_fuzzer_sees_what_is_wrong(self) -> None:
         data = (fuzz_wire.CORPUS / "lists").read_bytes()
         fuzz_wire.check(data)
-        whole = Store._remove
+        whole = Keyspace._remove
 
-        def forgetful(store: Store, key: bytes) -> None:
-            used = store.used
-            whole(store, key)
-            store.used = used
+        def forgetful(keyspace: Keyspace, key: bytes) -> None:
+            used = keyspace.used_memory
+            whole(keyspace, key)
+            keyspace.used_memory = used
 
-        with mock.patch.object(Store, "_remove", forgetful):
+        with mock.patch.object(Keyspace, "_remove", forgetful):
             with self.assertRaises(AssertionError):
                 fuzz_wire.check(data + b"\nDEL l m")
 
@@ -504,18 +504,20 @@ class Both:
 
     def __init__(self, limit: int | None = None, policy: str = POLICIES[0]) -> None:
         self.model = Model()
-        self.store = store = new_store(lambda: self.model.now / 1000, lambda: 1_700_000_000.0)
+        self.keyspace = keyspace = new_keyspace(
+            lambda: self.model.now / 1000, lambda: 1_700_000_000.0
+        )
         if limit:
-            store.limit = limit
+            keyspace.memory_limit = limit
         self.limit, self.policy = limit, policy
-        store.policy = policy
-        store.track()
-        store.observer = self.observe
+        keyspace.policy = policy
+        keyspace.track_changes()
+        keyspace.notify = self.observe
         self.evicted: list[bytes] = []
-        state = SharedState(store)
+        state = SharedState(keyspace)
         self.clients = [Client(state.new_client()) for _ in range(2)]
 
-    def observe(self, letter: str, event: bytes, key: bytes) -> None:
+    def observe(self, event: bytes, key: bytes, value: Any) -> None:
         if event == b"evicted":
             self.evicted.append(key)
 
@@ -550,7 +552,7 @@ class Both:
             word if isinstance(word, bytes) else str(word).encode()
             for word in (name, *arguments) if word != b""or name != "copy"
         ]  # fmt: skip
-        full = self.store.used > self.store.limit
+        full = self.keyspace.used_memory > self.keyspace.memory_limit
         found = plain(execute(client.real, words))
         for key in self.evicted:
             self.lose(key)
@@ -613,8 +615,8 @@ class Both:
             raise AssertionError("a command was refused although memory is left")
 
     def check(self) -> None:
-        check_store(self.store, reserved([client.real for client in self.clients]))
-        found, expected = set(self.store.keys()), set(self.model.values)
+        check_keyspace(self.keyspace, reserved([client.real for client in self.clients]))
+        found, expected = set(self.keyspace.keys()), set(self.model.values)
         if found != expected:
             raise AssertionError(f"expected the keys {expected}, found {found}")
 
@@ -624,7 +626,7 @@ class Both:
             client.real.end_transaction()
             client.end()
         self.check()
-        if watched_keys(self.store):
+        if watched_keys(self.keyspace):
             raise AssertionError("a watch is left")
         for key in KEYS:
             self.run(0, "pttl", key)
@@ -637,10 +639,10 @@ class Both:
         # Memory is brought below the limit, unless no key is left that may be evicted.
         if self.limit:
             with contextlib.suppress(CommandError):
-                self.store.make_room()
+                self.keyspace.free_memory()
             for key in self.evicted:
                 self.lose(key)
-            if self.store.used > self.limit:
+            if self.keyspace.used_memory > self.limit:
                 self.refused(True)
             self.check()
 

@@ -5,111 +5,113 @@ from __future__ import annotations
 import unittest
 from typing import Callable
 
-from pipecache import CommandError, ListValue, glob
+from pipecache import CommandError, ListValue, compile_glob
 from tests.support import Clock
-from tests.support.internals import new_store, queued_deadlines
+from tests.support.internals import new_keyspace, queued_deadlines
 
 
 class StoreTests(unittest.TestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.store = new_store(self.clock)
+        self.keyspace = new_keyspace(self.clock)
 
     def expiring(self, key: bytes, milliseconds: int) -> None:
-        self.store.replace(key, b"value", self.store.now() + milliseconds)
+        self.keyspace.replace(key, b"value", self.keyspace.now() + milliseconds)
 
     def test_a_value_is_there_until_its_deadline(self) -> None:
         self.expiring(b"k", 1500)
         self.clock.now += 1.499
-        self.assertEqual(self.store.read(b"k", bytes), b"value")
-        self.assertIn(b"k", self.store)
+        self.assertEqual(self.keyspace.read(b"k", bytes), b"value")
+        self.assertIn(b"k", self.keyspace)
         self.clock.now += 0.001
-        self.assertNotIn(b"k", self.store)
-        self.assertIsNone(self.store.read(b"k", bytes))
-        self.assertEqual((len(self.store), self.store.expiring, self.store.expired), (0, 0, 1))
+        self.assertNotIn(b"k", self.keyspace)
+        self.assertIsNone(self.keyspace.read(b"k", bytes))
+        self.assertEqual(
+            (len(self.keyspace), self.keyspace.expiring, self.keyspace.expired), (0, 0, 1)
+        )
 
     def test_every_method_sees_an_expired_key(self) -> None:
         looks: tuple[Callable[[], object], ...] = (
-            lambda: self.store.read(b"k", bytes),
-            lambda: b"k" in self.store,
-            lambda: self.store.strings([b"k"])[0],
-            self.store.keys,
-            lambda: self.store.delete(b"k"),
-            lambda: self.store.persist(b"k"),
+            lambda: self.keyspace.read(b"k", bytes),
+            lambda: b"k" in self.keyspace,
+            lambda: self.keyspace.read_strings([b"k"])[0],
+            self.keyspace.keys,
+            lambda: self.keyspace.delete(b"k"),
+            lambda: self.keyspace.persist(b"k"),
         )
         for number, look in enumerate(looks):
             with self.subTest(number=number):
                 self.expiring(b"k", 10)
                 self.clock.now += 1
                 self.assertFalse(look())
-                self.assertEqual(len(self.store), 0)
+                self.assertEqual(len(self.keyspace), 0)
 
     def test_replace_removes_the_deadline_and_write_keeps_it(self) -> None:
         self.expiring(b"k", 1000)
-        self.store.write(b"k", b"other", b"append")
-        self.assertIsNotNone(self.store.deadline(b"k"))
-        self.store.replace(b"k", b"third")
-        self.assertIsNone(self.store.deadline(b"k"))
+        self.keyspace.write(b"k", b"other", b"append")
+        self.assertIsNotNone(self.keyspace.deadline(b"k"))
+        self.keyspace.replace(b"k", b"third")
+        self.assertIsNone(self.keyspace.deadline(b"k"))
         self.clock.now += 2
-        self.assertFalse(self.store.sweep(10))
-        self.assertEqual(self.store.read(b"k", bytes), b"third")
+        self.assertFalse(self.keyspace.remove_expired(10))
+        self.assertEqual(self.keyspace.read(b"k", bytes), b"third")
 
     def test_persist(self) -> None:
         self.expiring(b"k", 1000)
-        self.assertTrue(self.store.persist(b"k"))
-        self.assertFalse(self.store.persist(b"k"))
-        self.assertFalse(self.store.persist(b"missing"))
+        self.assertTrue(self.keyspace.persist(b"k"))
+        self.assertFalse(self.keyspace.persist(b"k"))
+        self.assertFalse(self.keyspace.persist(b"missing"))
         self.clock.now += 2
-        self.assertIn(b"k", self.store)
+        self.assertIn(b"k", self.keyspace)
 
     def test_sweep_removes_expired_keys_in_order(self) -> None:
         for number in range(10):
             self.expiring(b"%d" % number, 100 * (10 - number))
         self.clock.now += 0.5
-        self.assertTrue(self.store.sweep(3))
-        self.assertEqual(len(self.store), 7)
-        self.assertFalse(self.store.sweep(100))
-        self.assertEqual(sorted(self.store.keys()), [b"0", b"1", b"2", b"3", b"4"])
-        self.assertEqual(self.store.expired, 5)
+        self.assertTrue(self.keyspace.remove_expired(3))
+        self.assertEqual(len(self.keyspace), 7)
+        self.assertFalse(self.keyspace.remove_expired(100))
+        self.assertEqual(sorted(self.keyspace.keys()), [b"0", b"1", b"2", b"3", b"4"])
+        self.assertEqual(self.keyspace.expired, 5)
 
     def test_sweep_ignores_a_deadline_that_was_changed(self) -> None:
         self.expiring(b"k", 100)
-        self.store.set_deadline(b"k", self.store.now() + 5000)
+        self.keyspace.set_deadline(b"k", self.keyspace.now() + 5000)
         self.clock.now += 1
-        self.store.sweep(10)
-        self.assertIn(b"k", self.store)
+        self.keyspace.remove_expired(10)
+        self.assertIn(b"k", self.keyspace)
         self.clock.now += 5
-        self.store.sweep(10)
-        self.assertEqual(len(self.store), 0)
+        self.keyspace.remove_expired(10)
+        self.assertEqual(len(self.keyspace), 0)
 
     def test_changed_deadlines_do_not_accumulate(self) -> None:
         self.expiring(b"other", 50)
         for number in range(10_000):
             self.expiring(b"k", 1000 + number)
-        self.assertLess(queued_deadlines(self.store), 100)
+        self.assertLess(queued_deadlines(self.keyspace), 100)
         self.clock.now += 0.1
-        self.store.sweep(1000)
-        self.assertEqual(self.store.keys(), [b"k"])
+        self.keyspace.remove_expired(1000)
+        self.assertEqual(self.keyspace.keys(), [b"k"])
 
     def test_a_value_of_another_type_is_an_error(self) -> None:
-        self.store.replace(b"list", ListValue([b"a"]))
+        self.keyspace.replace(b"list", ListValue([b"a"]))
         with self.assertRaisesRegex(CommandError, "^WRONGTYPE "):
-            self.store.read(b"list", bytes)
-        self.assertEqual(self.store.strings([b"list", b"none"]), [None, None])
+            self.keyspace.read(b"list", bytes)
+        self.assertEqual(self.keyspace.read_strings([b"list", b"none"]), [None, None])
 
     def test_clear(self) -> None:
         self.expiring(b"k", 100)
-        self.store.clear()
-        self.assertEqual((len(self.store), self.store.expiring), (0, 0))
-        self.store.replace(b"k", b"value")
+        self.keyspace.clear()
+        self.assertEqual((len(self.keyspace), self.keyspace.expiring), (0, 0))
+        self.keyspace.replace(b"k", b"value")
         self.clock.now += 1
-        self.store.sweep(10)
-        self.assertIn(b"k", self.store)
+        self.keyspace.remove_expired(10)
+        self.assertIn(b"k", self.keyspace)
 
     def test_the_real_clock_goes_forward(self) -> None:
-        store = new_store()
-        store.replace(b"k", b"value", store.now())
-        self.assertNotIn(b"k", store)
+        keyspace = new_keyspace()
+        keyspace.replace(b"k", b"value", keyspace.now())
+        self.assertNotIn(b"k", keyspace)
 
 
 class GlobTests(unittest.TestCase):
@@ -156,17 +158,17 @@ class GlobTests(unittest.TestCase):
     def test_match(self) -> None:
         for pattern, key in self.MATCH:
             with self.subTest(pattern=pattern, key=key):
-                self.assertTrue(glob(pattern)(key))
+                self.assertTrue(compile_glob(pattern)(key))
 
     def test_no_match(self) -> None:
         for pattern, key in self.NO_MATCH:
             with self.subTest(pattern=pattern, key=key):
-                self.assertFalse(glob(pattern)(key))
+                self.assertFalse(compile_glob(pattern)(key))
 
     def test_a_pattern_made_to_be_slow(self) -> None:
         # A matcher that tries every division of the key would not end here.
-        self.assertFalse(glob(b"a*" * 30 + b"b")(b"a" * 10_000))
-        self.assertTrue(glob(b"*" * 200 + b"b")(b"a" * 1000 + b"b"))
+        self.assertFalse(compile_glob(b"a*" * 30 + b"b")(b"a" * 10_000))
+        self.assertTrue(compile_glob(b"*" * 200 + b"b")(b"a" * 1000 + b"b"))
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ import pipecache
 from pipecache import (
     MAX_SCAN,
     POLICIES,
-    SCAN_WHOLE,
+    SCAN_ALL_BELOW,
     CommandError,
     Hash,
     ListValue,
+    ScannableDict,
     Set,
     SortedSet,
-    Table,
     execute,
 )
 from tests.support.cases import ClientCase
@@ -41,7 +41,7 @@ class AccountingTests(ClientCase):
     def setUp(self) -> None:
         super().setUp()
         # Then a sorted set of a few members has several parts.
-        small = mock.patch.object(SortedSet, "PART", 3)
+        small = mock.patch.object(SortedSet, "MAX_CHUNK", 3)
         small.start()
         self.addCleanup(small.stop)
 
@@ -53,21 +53,21 @@ class AccountingTests(ClientCase):
     def check_sequence(self, seed: int) -> None:
         random.seed(seed)
         self.state = SharedState()
-        self.clock, self.store = self.state.clock, self.state.store
-        self.store.policy = random.choice(POLICIES)
-        self.store.limit = random.choice([1000, 5000, math.inf, math.inf])
+        self.clock, self.keyspace = self.state.clock, self.state.keyspace
+        self.keyspace.policy = random.choice(POLICIES)
+        self.keyspace.memory_limit = random.choice([1000, 5000, math.inf, math.inf])
         clients = [self.state.connect() for _ in range(3)]
         for step in Generator(seed).steps:
             self.clock.now += random.choice([0] * 20 + [0.001, 1, 1000])
             reply = execute(clients[step.connection], list(step.arguments))
             self.assertNotIn("internal error", str(reply), step)
-            expected = recount(self.store) + reserved(clients, self.state.blocked_keys())
-            self.assertEqual(self.store.used, expected, step)
+            expected = recount(self.keyspace) + reserved(clients, self.state.blocked_keys())
+            self.assertEqual(self.keyspace.used_memory, expected, step)
         for client in clients:
-            client.leave()
+            self.state.disconnect(client)
         self.assertEqual(self.state.leftovers(), [])
-        self.store.clear()
-        self.assertEqual(self.store.used, 0)
+        self.keyspace.clear()
+        self.assertEqual(self.keyspace.used_memory, 0)
 
     def test_a_member_without_bytes(self) -> None:
         for name, put, take in (
@@ -78,14 +78,14 @@ class AccountingTests(ClientCase):
             (b"hash", b"HSET", (b"HDEL", b"")),
         ):
             with self.subTest(name=name, take=take):
-                self.store.clear()
+                self.keyspace.clear()
                 command, *score = put.split()
                 value = [b""] if name == b"hash" else []
                 self.run_command(command, b"k", *score, b"", *value)
-                self.assertEqual(self.store.used, recount(self.store))
+                self.assertEqual(self.keyspace.used_memory, recount(self.keyspace))
                 self.run_command(take[0], b"k", *take[1:])
                 self.assertEqual(self.run_command(b"EXISTS", b"k"), 0)
-                self.assertEqual(self.store.used, 0)
+                self.assertEqual(self.keyspace.used_memory, 0)
 
 
 class ListTests(ClientCase):
@@ -93,7 +93,7 @@ class ListTests(ClientCase):
         self.assertIsInstance(ListValue(), collections.deque)
         self.run_command(b"RPUSH", b"k", *[b"element"] * 10_000)
         with mock.patch.object(
-            ListValue, "take", autospec=True, side_effect=ListValue.take
+            ListValue, "pop_end", autospec=True, side_effect=ListValue.pop_end
         ) as take:
             for line in (b"RPUSH k new", b"LTRIM k 1 -1", b"LPUSH k new", b"LTRIM k 0 9999"):
                 self.ask(line)
@@ -126,7 +126,7 @@ class ListTests(ClientCase):
                     model[index] = element
             self.run_command(*line)
             self.assertEqual(self.run_command(b"LRANGE", b"k", b"0", b"-1"), model, line)
-            self.assertEqual(self.store.used, recount(self.store), line)
+            self.assertEqual(self.keyspace.used_memory, recount(self.keyspace), line)
 
 
 class HashTests(unittest.TestCase):
@@ -139,8 +139,8 @@ class HashTests(unittest.TestCase):
                 self.assertEqual(value.put(field, content), field not in model)
                 model[field] = content
             else:
-                self.assertEqual(value.take(field), model.pop(field, None) is not None)
-            self.assertEqual(value.payload, payload(value))
+                self.assertEqual(value.remove(field), model.pop(field, None) is not None)
+            self.assertEqual(value.data_bytes, payload(value))
         self.assertEqual(value, model)
 
     def test_a_copy_is_another(self) -> None:
@@ -151,35 +151,35 @@ class HashTests(unittest.TestCase):
             twin.put(b"b", b"")
             self.assertIs(type(twin), kind)
             self.assertEqual((list(value), list(twin)), ([b"a"], [b"a", b"b"]))
-            self.assertEqual((value.payload, twin.payload), (1, 2))
+            self.assertEqual((value.data_bytes, twin.data_bytes), (1, 2))
 
 
 class SortedSetTests(unittest.TestCase):
     """Comparisons with a dict that is sorted for each check."""
 
     #: Members in one part, and in all: parts are split, become empty and are removed.
-    SIZES = ((4, 300), (SortedSet.PART, 5000))
+    SIZES = ((4, 300), (SortedSet.MAX_CHUNK, 5000))
 
     def check(self, value: SortedSet, model: Mapping[bytes, float]) -> None:
         pairs = sorted((score, member) for member, score in model.items())
-        self.assertEqual(value.pairs(0, len(pairs)), pairs)
-        self.assertEqual((len(value), value.payload), (len(model), sum(map(len, model))))
+        self.assertEqual(value.slice(0, len(pairs)), pairs)
+        self.assertEqual((len(value), value.data_bytes), (len(model), sum(map(len, model))))
         for part in parts_of(value)[: -1 if len(parts_of(value)) == 1 else None]:
-            self.assertTrue(0 < len(part) <= value.PART)
+            self.assertTrue(0 < len(part) <= value.MAX_CHUNK)
         for _ in range(20):
             start, stop = random.randrange(-5, len(pairs) + 5), random.randrange(len(pairs) + 5)
-            self.assertEqual(value.pairs(start, stop), pairs[max(start, 0) : stop])
+            self.assertEqual(value.slice(start, stop), pairs[max(start, 0) : stop])
         for rank, pair in random.sample(list(enumerate(pairs)), min(20, len(pairs))):
             self.assertEqual(value.rank(pair), rank)
             below = sum(score < pair[0] for score, _ in pairs)
             self.assertEqual(value.rank(pair[:1]), below)
             up_to = sum(score <= pair[0] for score, _ in pairs)
-            self.assertEqual(value.rank((pair[0], pipecache.LAST)), up_to)
+            self.assertEqual(value.rank((pair[0], pipecache.LAST_MEMBER)), up_to)
 
     def test_against_a_dict(self) -> None:
         for part, members in self.SIZES:
             random.seed(part)
-            with mock.patch.object(SortedSet, "PART", part), self.subTest(part=part):
+            with mock.patch.object(SortedSet, "MAX_CHUNK", part), self.subTest(part=part):
                 self.stir(members)
 
     def stir(self, members: int) -> None:
@@ -195,10 +195,10 @@ class SortedSetTests(unittest.TestCase):
                     value.put(member, score)
                     model[member] = score
                 else:
-                    self.assertEqual(value.take(member), model.pop(member, None) is not None)
+                    self.assertEqual(value.remove(member), model.pop(member, None) is not None)
             self.check(value, model)
         for member in model:
-            value.take(member)
+            value.remove(member)
         self.check(value, {})
         self.assertEqual(parts_of(value), [[]])
         value.put(b"again", 1.0)
@@ -208,7 +208,9 @@ class SortedSetTests(unittest.TestCase):
         """Insertions at the ends of the parts are the critical ones."""
         for part, members in self.SIZES:
             for scores in (range(members), range(members, 0, -1), [0] * members):
-                with mock.patch.object(SortedSet, "PART", part), self.subTest(part, scores=scores):
+                with mock.patch.object(SortedSet, "MAX_CHUNK", part), self.subTest(
+                    part, scores=scores
+                ):
                     model = {b"%06d" % number: float(score) for number, score in enumerate(scores)}
                     value = SortedSet()
                     for member, score in model.items():
@@ -228,17 +230,17 @@ class SortedSetTests(unittest.TestCase):
 class DrawTests(ClientCase):
     """A random choice reaches every member, each about as often as the others."""
 
-    def table(self, keys: Iterable[bytes]) -> Table:
-        table = Table()
+    def table(self, keys: Iterable[bytes]) -> ScannableDict:
+        table = ScannableDict()
         table.update(dict.fromkeys(keys))
         return table
 
-    def add(self, table: Table, keys: Iterable[bytes]) -> None:
+    def add(self, table: ScannableDict, keys: Iterable[bytes]) -> None:
         for key in keys:
             table[key] = None
 
-    def drawn(self, table: Table, times: int) -> collections.Counter[bytes]:
-        return collections.Counter(table.draw() for _ in range(times))
+    def drawn(self, table: ScannableDict, times: int) -> collections.Counter[bytes]:
+        return collections.Counter(table.random_key() for _ in range(times))
 
     def test_each_of_ten_members(self) -> None:
         table = self.table(map(str.encode, "abcdefghij"))
@@ -302,7 +304,7 @@ class DrawTests(ClientCase):
         table = self.table(b"%d" % number for number in range(5000))
         for first in (5000, 5001, 5050, 5500):
             with self.subTest(first=first):
-                table.draw()
+                table.random_key()
                 self.add(table, (b"%d" % number for number in range(5000, first + 50)))
                 missed = table.keys() - self.drawn(table, 100_000).keys()
                 self.assertEqual(missed, set())
@@ -365,21 +367,21 @@ class WalkTests(ClientCase):
     ) -> None:
         """Run several scans at the same time, with changes before each page."""
         cursors = dict.fromkeys(range(self.WALKS), 0)
-        found: dict[int, set[bytes]] = {walk: set() for walk in cursors}
+        found: dict[int, set[bytes]] = {scan: set() for scan in cursors}
         pages = 0
         while cursors:
             for _ in range(random.randrange(5)):
                 change()
-            walk = random.choice(list(cursors))
+            scan = random.choice(list(cursors))
             # Some scans have small pages, others have large ones.
-            cursors[walk], some = page(cursors[walk], random.choice([1, 1 + walk * 10, 30]))
-            found[walk].update(some)
+            cursors[scan], some = page(cursors[scan], random.choice([1, 1 + scan * 10, 30]))
+            found[scan].update(some)
             pages += 1
             self.assertLessEqual(pages, self.WALKS * len(stays | passing))
-            if not cursors[walk]:
-                del cursors[walk]
-                self.assertEqual(stays - found[walk], set())
-                self.assertLessEqual(found[walk], stays | passing)
+            if not cursors[scan]:
+                del cursors[scan]
+                self.assertEqual(stays - found[scan], set())
+                self.assertLessEqual(found[scan], stays | passing)
 
     def test_keys(self) -> None:
         """A command that changes a value does not move its key to where a scan misses it."""
@@ -421,7 +423,7 @@ class WalkTests(ClientCase):
         for seed in range(self.ROUNDS):
             with self.subTest(seed=seed):
                 random.seed(seed)
-                self.store.clear()
+                self.keyspace.clear()
                 for key in random.sample(keys, len(keys)):
                     name, *value = self.FILLS[key.partition(b":")[0]]
                     self.run_command(name, key, *value)
@@ -429,7 +431,7 @@ class WalkTests(ClientCase):
 
     def test_members(self) -> None:
         """A scan of a value with more members than one page returns."""
-        stays = [b"stays:%d" % number for number in range(2 * SCAN_WHOLE)]
+        stays = [b"stays:%d" % number for number in range(2 * SCAN_ALL_BELOW)]
         passing = [b"passing:%d" % number for number in range(200)]
         for scan, step, changes in (
             (b"HSCAN", 2, ("HSET k {goes} v", "HDEL k {goes}", "HSET k {stays} {number}")),
@@ -448,7 +450,7 @@ class WalkTests(ClientCase):
             for seed in range(self.ROUNDS):
                 with self.subTest(scan=scan, seed=seed):
                     random.seed(seed)
-                    self.store.clear()
+                    self.keyspace.clear()
                     for key in random.sample(stays, len(stays)):
                         line = changes[0].format(goes=key.decode()).encode()
                         self.run_command(*line.split())
@@ -456,7 +458,7 @@ class WalkTests(ClientCase):
                     self.check_walks(page, change, set(stays), set(passing))
 
     def test_a_short_value_is_one_page(self) -> None:
-        fields = [b"%d" % number for number in range(SCAN_WHOLE)]
+        fields = [b"%d" % number for number in range(SCAN_ALL_BELOW)]
         self.run_command(b"SADD", b"k", *fields)
         for cursor in (0, 5, 2**64 - 1):
             following, found = self.page(b"SSCAN", b"k")(cursor, 1)

@@ -17,7 +17,7 @@ from pipecache import (
     UnknownCommand,
     encode_resp,
     encode_text,
-    split_text,
+    parse_text_command,
     wrong_arity,
 )
 from tests.support.wire import PROTOCOL_ERRORS, command
@@ -93,13 +93,13 @@ class SplitTextTests(unittest.TestCase):
     def test_good(self) -> None:
         for line, expected in self.GOOD:
             with self.subTest(line=line):
-                self.assertEqual(split_text(line), expected)
+                self.assertEqual(parse_text_command(line), expected)
 
     def test_bad(self) -> None:
         for line, expected in self.BAD:
             with self.subTest(line=line):
                 with self.assertRaises(CommandError) as caught:
-                    split_text(line)
+                    parse_text_command(line)
                 self.assertEqual(str(caught.exception), expected)
 
 
