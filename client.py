@@ -1,17 +1,36 @@
 #!/usr/bin/env python3
-r"""The client of pipecache, in one file of the standard library.
+r"""Client of pipecache, a key-value server on Windows named pipes (elsewhere: Unix sockets).
 
     from client import Client
 
     cache = Client()                        # \\.\pipe\KeyValuePipe
-    cache.set("city", "dubai", ex=60)
-    cache.get("city")                       # 'dubai'
+    cache.set("city", "dubai", ex=60)       # the key expires after 60 seconds
+    print(cache.get("city"))                # dubai
 
-Methods and arguments are named as in redis-py, so that a script that outgrows
-one machine changes its import. From a shell:
+Methods and arguments have the names that redis-py gives them, so that a script that
+outgrows one machine changes only its import. From a shell:
 
-    python client.py GET city
-    python client.py                        # a prompt
+    python client.py GET city               # send one command
+    python client.py                        # prompt for commands
+    python client.py doctor                 # check the server
+
+The file needs only the standard library of Python 3.8 or newer. It has these sections;
+each uses only the sections above it:
+
+    Limits and defaults
+    Exceptions
+    Wire protocol: RESP commands and replies
+    Win32 API
+    Transports: named pipes on Windows, Unix sockets elsewhere
+    Reply conversion: from RESP types to the types that redis-py returns
+    Commands as methods
+    Connections of a client
+    Pipelines and transactions
+    Locks
+    Publish/subscribe and MONITOR
+    Client
+    Doctor: check a server, explain Windows error numbers
+    Command line
 
 SPDX-License-Identifier: MIT
 """
@@ -20,6 +39,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import errno
 import functools
 import json
@@ -75,34 +95,35 @@ __version__ = "1.0.0"
 # Limits and defaults
 # ----------------------------------------------------------------------------
 
-#: The name of the pipe when none is given.
+#: The name of the pipe that a client opens if none is given.
 DEFAULT_PIPE = "KeyValuePipe"
 
-#: Seconds to wait for a pipe all of whose instances are busy.
+#: Seconds to wait for a free instance of the pipe.
 CONNECT_TIMEOUT = 5.0
 
 #: Seconds to wait for a reply.
 TIMEOUT = 30.0
 
-#: Bytes asked of the system at a time.
+#: Bytes to read per system call.
 CHUNK_SIZE = 65536
 
-#: Bytes written at once to a pipe, which Windows keeps in memory it has little of.
-PIECE_SIZE = 1024 * 1024
+#: Bytes to write to a pipe per call. Windows charges pending writes to nonpaged pool, which is
+#: small, so longer data is written in pieces.
+MAX_WRITE = 1024 * 1024
 
-#: The longest wait, in seconds, in which Windows does not see Ctrl+C.
-SLICE = 0.25
+#: Seconds of the longest single wait. Python on Windows sees Ctrl+C only between two waits.
+WAIT_INTERVAL = 0.25
 
-#: Bytes of a pipeline sent before its replies are read.
+#: Bytes of a pipeline that are sent before its replies are read.
 PIPELINE_BYTES = 256 * 1024
 
-#: What a key or a value can be given as; numbers are sent in decimal.
+#: The types that a key or a value may have. Numbers are sent in decimal.
 Argument = Union[str, bytes, bytearray, memoryview, int, float]
 
-#: One of them, or several.
+#: One key or value, or several.
 Arguments = Union[Argument, Iterable[Argument]]
 
-#: How a reply is given to the caller.
+#: A function that converts a reply to the result that a method returns.
 Converter = Callable[[Any], Any]
 
 
@@ -112,76 +133,77 @@ Converter = Callable[[Any], Any]
 
 
 class CacheError(Exception):
-    """The base of every exception this module raises of its own."""
+    """The base class of all exceptions that this module defines."""
 
 
 class ServerNotRunning(CacheError, ConnectionError):
-    """Nobody serves the pipe, or it may not be opened; the message says which."""
+    """No server serves the pipe, or this user may not open it; the message says which."""
 
 
 class UntrustedServer(CacheError, ConnectionError):
-    """Somebody else's program serves the pipe; nothing was sent to it."""
+    """A program of another user serves the pipe. The client sent nothing to it."""
 
 
 class ConnectionLost(CacheError, ConnectionError):
-    """The server ended the connection. The command may have run; the next call reconnects."""
+    """The server ended the connection. The command may have run. The next command reconnects."""
 
 
 class CacheTimeout(CacheError, TimeoutError):
-    """No free instance of the pipe, or no reply, within the time limit."""
+    """No instance of the pipe became free, or no reply arrived, within the time limit."""
 
 
 class ProtocolError(CacheError):
-    """What came back is not RESP: another program serves the pipe."""
+    """The reply is not RESP, so the program that serves the pipe is not pipecache."""
 
 
 class DataError(CacheError, TypeError):
-    """An argument that cannot be sent."""
+    """An argument has a type that cannot be sent."""
 
 
 class ResponseError(CacheError):
-    """The server answered with an error.
+    """The server answered the command with an error.
 
-    :ivar status_code: the word it began with, such as ERR. As in redis-py, that word is no part
-        of the message if it is ERR or has an exception of its own there.
+    :ivar status_code: the first word of the server's error, such as ``ERR``. As in redis-py, the
+        message leaves this word out if it is ``ERR`` or if the error has its own class.
     """
 
     status_code = "ERR"
 
 
 class WrongTypeError(ResponseError):
-    """The key holds another type of value than the command is for."""
+    """The key holds a value of another type than the command needs."""
 
 
 class OutOfMemoryError(ResponseError):
-    """The server holds as much as it may, and the command would add to it."""
+    """The server has reached its memory limit, and the command would need more memory."""
 
 
 class AuthenticationError(ResponseError):
-    """The server asks for a password, or this is not it."""
+    """The server requires a password, or the password is wrong."""
 
 
 class ExecAbortError(ResponseError):
-    """A transaction was discarded, as one of its commands could not be queued."""
+    """The server discarded the transaction, because one of its commands could not be queued."""
 
 
 class WatchError(CacheError):
-    """A watched key has changed, or can be watched no longer: the transaction has not run."""
+    """The transaction did not run: a watched key changed, or the watching connection was lost."""
 
 
 class LockError(CacheError, ValueError):
-    """A lock was not got in time, or is not held."""
+    """The lock could not be acquired in time, or this thread does not hold it."""
 
 
 class LockNotOwnedError(LockError):
-    """A lock that was held has run out, and may be held by somebody else."""
+    """The lock was held, but has expired since. Another client may hold it now."""
 
 
 class PubSubError(CacheError):
-    """A channel has no handler, and nobody would get its messages."""
+    """A channel or a pattern has no handler, so its messages would be lost."""
 
 
-_ERRORS = {
+#: The class of an error by its first word. As in redis-py, the message leaves this word out.
+_ERROR_CLASSES = {
     "ERR": ResponseError,
     "OOM": OutOfMemoryError,
     "NOAUTH": AuthenticationError,
@@ -192,8 +214,8 @@ _ERRORS = {
 
 def _response_error(line: str) -> ResponseError:
     code, _, message = line.partition(" ")
-    if code in _ERRORS:
-        error = _ERRORS[code](message)
+    if code in _ERROR_CLASSES:
+        error = _ERROR_CLASSES[code](message)
     else:
         error = (WrongTypeError if code == "WRONGTYPE" else ResponseError)(line)
     error.status_code = code
@@ -205,42 +227,43 @@ def _response_error(line: str) -> ResponseError:
 # ----------------------------------------------------------------------------
 
 
-class _Headers(Dict[int, str]):
-    # What stands before an array of so many elements ("*2") or a string of so many bytes ("$3"):
-    # looked up, not formatted, for the small ones that nearly everything is made of.
-    def __init__(self, kind: str, limit: int) -> None:
-        super().__init__((size, f"{kind}{size}") for size in range(limit))
-        self._kind = kind
+class _HeaderCache(Dict[int, str]):
+    # The RESP header for each length or count, such as "$3" or "*2". Nearly all strings and arrays
+    # are short, and a dictionary lookup is faster than formatting.
+    def __init__(self, prefix: str, limit: int) -> None:
+        super().__init__((size, f"{prefix}{size}") for size in range(limit))
+        self._prefix = prefix
 
     def __missing__(self, size: int) -> str:
-        return f"{self._kind}{size}"
+        return f"{self._prefix}{size}"
 
 
-_ARRAY_OF = _Headers("*", 129)
-_STRING_OF = _Headers("$", 1025)
+_ARRAY_HEADER = _HeaderCache("*", 129)
+_STRING_HEADER = _HeaderCache("$", 1025)
 
 
 def encode_commands(commands: Iterable[Sequence[Argument]]) -> bytes:
-    """Commands as the server reads them; str is sent as UTF-8.
+    """Return commands as RESP; str is encoded as UTF-8.
 
-    :raises DataError: for an argument of another type; None and bool among them.
+    :raises DataError: for an argument of another type, such as None or bool.
     """
-    # Put together as text whose characters are the bytes (latin-1), which takes half as long as
-    # bytes do, since nearly every argument is text; but for long data, to copy it no more.
+    # The commands are joined as latin-1 text, in which each character is one byte. That takes half
+    # the time of joining bytes, because most arguments are text. Long data is joined as bytes, so
+    # that it is copied only once.
     parts: list[bytes] = []
     lines: list[str] = []
     for arguments in commands:
-        lines.append(_ARRAY_OF[len(arguments)])
+        lines.append(_ARRAY_HEADER[len(arguments)])
         for argument in arguments:
             if type(argument) is not str or not argument.isascii():
                 data = _encode_argument(argument)
                 if len(data) > CHUNK_SIZE:
-                    lines += (_STRING_OF[len(data)], "")
+                    lines += (_STRING_HEADER[len(data)], "")
                     parts += ("\r\n".join(lines).encode("latin-1"), data)
                     lines = [""]
                     continue
                 argument = data.decode("latin-1")  # noqa: PLW2901
-            lines.append(_STRING_OF[len(argument)])
+            lines.append(_STRING_HEADER[len(argument)])
             lines.append(argument)
     lines.append("")
     parts.append("\r\n".join(lines).encode("latin-1"))
@@ -259,110 +282,124 @@ def _encode_argument(argument: Argument) -> bytes:
     )
 
 
-PLUS, MINUS, COLON, DOLLAR, ASTERISK = b"+-:$*"
+#: The first byte of each type of reply.
+SIMPLE_STRING, SIMPLE_ERROR, INTEGER, BULK_STRING, ARRAY = b"+-:$*"
 
 
 class ReplyReader:
-    """Reads replies off one connection.
+    """A parser for the replies that arrive on one connection.
 
-    :param receive: gives the next chunk, never an empty one.
+    :param receive: a function that returns the next chunk of bytes, which is never empty.
     """
 
     def __init__(self, receive: Callable[[], bytes]) -> None:
         self._receive = receive
         self._buffer = b""
         self._position = 0
-        self._exact = False  # whether _split() has met something in the buffer that is not for it
+        # True once _read_fast() has met a reply in the buffer that only read() can parse.
+        self._needs_exact = False
 
     def feed(self, chunk: bytes) -> None:
-        """Take the first chunk of the next replies, when those before are all read."""
+        """Replace the buffer by the next chunk. All replies in the old buffer have been read."""
         self._buffer = chunk
         self._position = 0
-        self._exact = False
+        self._needs_exact = False
+
+    def read_first(self, chunk: bytes, decode: bool) -> Any:
+        """Return the reply that begins with this chunk; see :meth:`read`."""
+        header, _, data = chunk.partition(b"\r\n")
+        if header == b"$%d" % (len(data) - 2):  # The usual case: one complete string.
+            return data[:-2].decode() if decode else data[:-2]
+        self.feed(chunk)
+        return self.read(decode)
 
     def read(self, decode: bool) -> Any:
-        """One reply: bytes (str if decode), int, list, None or a ResponseError, which is returned.
+        """Return the next reply.
 
-        :raises ProtocolError: if it is not RESP.
+        :param decode: if true, strings are returned as str (decoded from UTF-8), else as bytes.
+        :returns: a string, int, list or None. An error reply is returned, not raised, as a
+            :class:`ResponseError`.
+        :raises ProtocolError: if the data is not RESP.
         """
         buffer, start = self._buffer, self._position
         end = buffer.find(b"\r\n", start)
         if end < 0:
-            buffer, start, end = self._wait_for_line()
+            buffer, start, end = self._receive_line()
         self._position = end + 2
         kind = buffer[start]
-        if kind == PLUS:
+        if kind == SIMPLE_STRING:
             line = buffer[start + 1 : end]
             return line.decode() if decode else line
-        if kind == MINUS:
+        if kind == SIMPLE_ERROR:
             return _response_error(buffer[start + 1 : end].decode("utf-8", "replace"))
+        if kind not in (INTEGER, BULK_STRING, ARRAY):
+            raise _protocol_error(buffer[start:end])
         try:
             number = int(buffer[start + 1 : end])
         except ValueError:
-            kind = 0
-        if kind == DOLLAR:
+            raise _protocol_error(buffer[start:end]) from None
+        if kind == BULK_STRING:
             if number < 0:
                 return None
             stop = end + 2 + number
-            data = buffer[end + 2 : stop] if stop + 2 <= len(buffer) else self._wait_for(number)
+            complete = stop + 2 <= len(buffer)
+            data = buffer[end + 2 : stop] if complete else self._receive_string(number)
             self._position += number + 2
             return data.decode() if decode else data
-        if kind == COLON:
+        if kind == INTEGER:
             return number
-        if kind == ASTERISK:
-            return None if number < 0 else self.read_all(number, decode)
-        raise ProtocolError(
-            f"the reply {buffer[start : start + 64]!r} is not RESP; is this a pipecache server?"
-        )
+        return None if number < 0 else self.read_many(number, decode)
 
     @property
     def empty(self) -> bool:
-        """Whether everything received has been read."""
+        """True if everything that was received has been read."""
         return self._position == len(self._buffer)
 
-    def read_some(self) -> list[Any]:
-        """The replies that are there, as bytes, or else the next one."""
+    def read_available(self) -> list[Any]:
+        """Return all received replies, strings as bytes. If there is none, wait for the next."""
         if self.empty:
             self.feed(self._receive())
-        replies = [] if self._exact else self._split(len(self._buffer), False)
+        replies = [] if self._needs_exact else self._read_fast(len(self._buffer), False)
         return replies or [self.read(False)]
 
-    def read_all(self, count: int, decode: bool) -> list[Any]:
-        """So many replies, each as :meth:`read` gives it."""
+    def read_many(self, count: int, decode: bool) -> list[Any]:
+        """Return this number of replies, each as :meth:`read` returns it."""
         replies: list[Any] = []
         while len(replies) < count:
             buffer, start = self._buffer, self._position
-            # A string of four digits' length, which splitting would have to search.
+            # read() does not search a string of 1000 or more bytes for CRLF; _read_fast() would.
             long = buffer.startswith(b"$", start) and buffer.find(b"\r\n", start, start + 6) < 0
-            if long or self._exact:
+            if long or self._needs_exact:
                 replies.append(self.read(decode))
             else:
-                replies += self._split(count - len(replies), decode)
+                replies += self._read_fast(count - len(replies), decode)
         return replies
 
-    def _split(self, count: int, decode: bool) -> list[Any]:
-        # The quick way, for whole replies without line breaks in their strings: one split at CRLF,
-        # then each string's length is compared with the one stated before it. At the first that
-        # does not fit, the rest is left to read().
+    def _read_fast(self, count: int, decode: bool) -> list[Any]:
+        # Return up to `count` replies. This parser splits the buffer at CRLF once and compares the
+        # length of each string with its header. A reply that is incomplete, is an error, or has a
+        # string with CRLF in it does not fit, and read() parses the rest of the buffer.
         rest = self._buffer[self._position :] if self._position else self._buffer
         tokens = rest.decode("latin-1").split("\r\n")
-        text = _as_bytes if not decode else None if rest.isascii() else _as_text
+        convert = _token_to_bytes if not decode else None if rest.isascii() else _token_to_str
         try:
-            replies, used = _parse(tokens, 0, count, text)
-        except ValueError:  # no number, or no UTF-8, of which read() makes the right exception
+            replies, used = _parse_tokens(tokens, 0, count, convert)
+        except ValueError:  # A wrong number or wrong UTF-8: read() raises the right exception.
             replies, used = [], 0
-        self._exact = len(replies) < count
+        self._needs_exact = len(replies) < count
         self._position += sum(map(len, tokens[:used])) + 2 * used
         return replies
 
-    def _wait_for_line(self) -> tuple[bytes, int, int]:
+    def _receive_line(self) -> tuple[bytes, int, int]:
+        # Return the buffer with a complete first line, its start (0) and its end.
         while True:
             self.feed(self._buffer[self._position :] + self._receive())
             end = self._buffer.find(b"\r\n")
             if end >= 0:
                 return self._buffer, 0, end
 
-    def _wait_for(self, size: int) -> bytes:
+    def _receive_string(self, size: int) -> bytes:
+        # Return the next `size` bytes. The buffer then begins with them and the CRLF after them.
         chunks = [self._buffer[self._position :]]
         missing = size + 2 - len(chunks[0])
         while missing > 0:
@@ -372,40 +409,47 @@ class ReplyReader:
         return self._buffer[:size]
 
 
-def _as_bytes(token: str) -> bytes:
+def _protocol_error(line: bytes) -> ProtocolError:
+    return ProtocolError(
+        f"the reply {line[:64]!r} is not RESP; check that pipecache serves the pipe"
+    )
+
+
+def _token_to_bytes(token: str) -> bytes:
     return token.encode("latin-1")
 
 
-def _as_text(token: str) -> str:
+def _token_to_str(token: str) -> str:
     return token.encode("latin-1").decode()
 
 
-def _parse(
-    tokens: list[str], position: int, count: int, text: Converter | None
+def _parse_tokens(
+    tokens: list[str], position: int, count: int, convert: Converter | None
 ) -> tuple[list[Any], int]:
-    # So many replies, or those before the first that is cut short or an error; and what is next.
+    # Return up to `count` replies and the position of the next token. Parsing stops before the
+    # first reply that is incomplete or is an error. `convert` converts each string; None keeps it.
     end, last = position + 2 * count, len(tokens) - 1
     if end <= last and tokens[position][:1] == "$":
         strings = tokens[position + 1 : end : 2]
-        if [_STRING_OF[len(string)] for string in strings] == tokens[position:end:2]:
-            return strings if text is None else list(map(text, strings)), end
+        if [_STRING_HEADER[len(string)] for string in strings] == tokens[position:end:2]:
+            return strings if convert is None else list(map(convert, strings)), end
     replies: list[Any] = []
     while len(replies) < count and position < last:
         header = tokens[position]
         position += 1
         kind = header[:1]
-        if kind == "$" and position < last and header == _STRING_OF[len(tokens[position])]:
-            replies.append(tokens[position] if text is None else text(tokens[position]))
+        if kind == "$" and position < last and header == _STRING_HEADER[len(tokens[position])]:
+            replies.append(tokens[position] if convert is None else convert(tokens[position]))
             position += 1
         elif header in ("$-1", "*-1"):
             replies.append(None)
         elif kind == ":":
             replies.append(int(header[1:]))
         elif kind == "+":
-            replies.append(header[1:] if text is None else text(header[1:]))
+            replies.append(header[1:] if convert is None else convert(header[1:]))
         elif kind == "*":
             size = int(header[1:])
-            elements, after = _parse(tokens, position, size, text)
+            elements, after = _parse_tokens(tokens, position, size, convert)
             if len(elements) != size:
                 return replies, position - 1
             replies.append(elements)
@@ -416,105 +460,8 @@ def _parse(
 
 
 # ----------------------------------------------------------------------------
-# Transports: named pipes on Windows, Unix domain sockets elsewhere
+# Win32 API
 # ----------------------------------------------------------------------------
-
-
-def pipe_address(name: str) -> str:
-    r"""Where a pipe of this name is: ``\\.\pipe\NAME``, or .NET's socket of the same name.
-
-    The name may be given with ``\\.\pipe\`` before it. Outside Windows one that
-    holds a ``/`` is the path itself.
-    """
-    prefix = "\\\\.\\pipe\\"
-    name = name[len(prefix) :] if name.startswith(prefix) else name
-    if sys.platform == "win32":
-        return prefix + name
-    if "/" in name:
-        return name
-    return os.path.join(os.environ.get("TMPDIR") or "/tmp", "CoreFxPipe_" + name)
-
-
-class Transport:
-    """An open connection to the server, for one thread at a time.
-
-    Every method raises :class:`ConnectionLost` if the server is gone and
-    :class:`CacheTimeout` when the time limit passes; after either the
-    connection can only be closed.
-    """
-
-    _address: str
-
-    def exchange(self, data: bytes) -> bytes:
-        """Send one message and return the first chunk of what comes back."""
-        raise NotImplementedError
-
-    def exchange_within(self, limit: float | None, data: bytes) -> bytes:
-        """As :meth:`exchange`, with another time limit for what comes back; None is none."""
-        with contextlib.suppress(ConnectionLost):  # what the server said before it hung up
-            self.send(data)
-        if not self.wait(limit):
-            raise _too_slow(self._address, limit)
-        return self.receive()
-
-    def send(self, data: bytes) -> None:
-        """Send one message; another thread may be waiting or receiving meanwhile."""
-        raise NotImplementedError
-
-    def receive(self) -> bytes:
-        """The next chunk."""
-        raise NotImplementedError
-
-    def wait(self, timeout: float | None) -> bool:
-        """Whether there is something to receive within so many seconds; None is no limit.
-
-        Ctrl+C ends the wait, and so does the end of the connection, which receive() then finds.
-        """
-        raise NotImplementedError
-
-    def interrupt(self) -> None:
-        """Have another thread that waits or receives find the connection lost."""
-        raise NotImplementedError
-
-    def ask(self, text: bytes) -> bytes:
-        """Send one text command and return its whole reply. Nothing may follow it."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        raise NotImplementedError
-
-    def owner(self) -> str:
-        """Whose the server's end is: a SID on Windows, elsewhere the number of a user.
-
-        :raises OSError: if the system does not tell.
-        """
-        raise NotImplementedError
-
-    def process(self) -> tuple[int, str]:
-        """The server's process id and the path of its program; 0 and "" where it is not told."""
-        return 0, ""
-
-    def access(self) -> str:
-        """Who may connect, as the system has it: SDDL on Windows, elsewhere the socket's mode.
-
-        :raises OSError: if the system does not tell.
-        """
-        raise NotImplementedError
-
-
-def _lost(address: str) -> ConnectionLost:
-    return ConnectionLost(f"The server at {address} ended the connection")
-
-
-def _too_slow(address: str, timeout: float | None) -> CacheTimeout:
-    return CacheTimeout(f"No reply from {address} within {timeout:g} s")
-
-
-def _not_running(address: str) -> ServerNotRunning:
-    how = "" if address == pipe_address(DEFAULT_PIPE) else " with that --pipe"
-    what = f"nobody serves {address}; start pipecache.py{how}"
-    return ServerNotRunning(f"Cache server not running: {what}")
-
 
 if sys.platform == "win32":
     ERROR_FILE_NOT_FOUND = 2
@@ -531,8 +478,8 @@ if sys.platform == "win32":
     OWNER_SECURITY_INFORMATION = 0x00000001
     DACL_SECURITY_INFORMATION = 0x00000004
     PROCESS_QUERY_LIMITED_INFORMATION = 0x1000
-    #: Whose programs could do what this user's can anyway: SYSTEM and Administrators.
-    POWERFUL = ("S-1-5-18", "S-1-5-32-544")
+    #: SYSTEM and Administrators: programs with these SIDs have full control of the machine anyway.
+    TRUSTED_SIDS = ("S-1-5-18", "S-1-5-32-544")
 
     GENERIC_READ = 0x80000000
     GENERIC_WRITE = 0x40000000
@@ -563,84 +510,60 @@ if sys.platform == "win32":
         function.argtypes = argtypes
         return function
 
-    def _true(result: int, function: Any, arguments: Any) -> int:
+    def _nonzero(result: int, function: Any, arguments: Any) -> int:
         if not result:
             raise ctypes.WinError(ctypes.get_last_error())
         return result
 
-    # A library object of one's own: prototypes set on ctypes.windll are everybody's.
+    # Private library objects, because prototypes set on ctypes.windll apply to the whole process.
     _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
     _advapi32 = ctypes.WinDLL("advapi32", use_last_error=True)
     HANDLE, DWORD, BOOL, LPVOID = wintypes.HANDLE, wintypes.DWORD, wintypes.BOOL, wintypes.LPVOID
     LPDWORD, LPOVERLAPPED = wintypes.LPDWORD, ctypes.POINTER(OVERLAPPED)
 
+    # The first line of a prototype has its result and its errcheck, the second one its arguments.
     # fmt: off
-    CreateFileW = _bind(
-        _kernel32, "CreateFileW", HANDLE, None,
-        wintypes.LPCWSTR,  # lpFileName
-        DWORD,  # dwDesiredAccess
-        DWORD,  # dwShareMode
-        LPVOID,  # lpSecurityAttributes
-        DWORD,  # dwCreationDisposition
-        DWORD,  # dwFlagsAndAttributes
-        HANDLE,  # hTemplateFile
-    )
-    SetNamedPipeHandleState = _bind(
-        _kernel32, "SetNamedPipeHandleState", BOOL, _true, HANDLE, LPDWORD, LPDWORD, LPDWORD
-    )
-    CreateEventW = _bind(
-        _kernel32, "CreateEventW", HANDLE, _true, LPVOID, BOOL, BOOL, wintypes.LPCWSTR
-    )
-    CloseHandle = _bind(_kernel32, "CloseHandle", BOOL, _true, HANDLE)
+    CreateFileW = _bind(_kernel32, "CreateFileW", HANDLE, None,
+        wintypes.LPCWSTR, DWORD, DWORD, LPVOID, DWORD, DWORD, HANDLE)
+    SetNamedPipeHandleState = _bind(_kernel32, "SetNamedPipeHandleState", BOOL, _nonzero,
+        HANDLE, LPDWORD, LPDWORD, LPDWORD)
+    CreateEventW = _bind(_kernel32, "CreateEventW", HANDLE, _nonzero,
+        LPVOID, BOOL, BOOL, wintypes.LPCWSTR)
+    CloseHandle = _bind(_kernel32, "CloseHandle", BOOL, _nonzero, HANDLE)
     LocalFree = _bind(_kernel32, "LocalFree", wintypes.HLOCAL, None, wintypes.HLOCAL)
     GetCurrentProcess = _bind(_kernel32, "GetCurrentProcess", HANDLE, None)
-    OpenProcessToken = _bind(
-        _advapi32, "OpenProcessToken", BOOL, _true, HANDLE, DWORD, ctypes.POINTER(HANDLE)
-    )
-    GetTokenInformation = _bind(
-        _advapi32, "GetTokenInformation", BOOL, _true, HANDLE, ctypes.c_int, LPVOID, DWORD, LPDWORD
-    )
-    ConvertSidToStringSidW = _bind(
-        _advapi32, "ConvertSidToStringSidW", BOOL, _true, LPVOID, ctypes.POINTER(LPVOID)
-    )
-    ConvertStringSidToSidW = _bind(
-        _advapi32, "ConvertStringSidToSidW", BOOL, _true, wintypes.LPCWSTR, ctypes.POINTER(LPVOID)
-    )
+    OpenProcessToken = _bind(_advapi32, "OpenProcessToken", BOOL, _nonzero,
+        HANDLE, DWORD, ctypes.POINTER(HANDLE))
+    GetTokenInformation = _bind(_advapi32, "GetTokenInformation", BOOL, _nonzero,
+        HANDLE, ctypes.c_int, LPVOID, DWORD, LPDWORD)
+    ConvertSidToStringSidW = _bind(_advapi32, "ConvertSidToStringSidW", BOOL, _nonzero,
+        LPVOID, ctypes.POINTER(LPVOID))
+    ConvertStringSidToSidW = _bind(_advapi32, "ConvertStringSidToSidW", BOOL, _nonzero,
+        wintypes.LPCWSTR, ctypes.POINTER(LPVOID))
     ConvertSecurityDescriptorToStringSecurityDescriptorW = _bind(
-        _advapi32, "ConvertSecurityDescriptorToStringSecurityDescriptorW", BOOL, _true,
-        LPVOID, DWORD, DWORD, ctypes.POINTER(LPVOID), LPDWORD,
-    )
-    GetSecurityInfo = _bind(
-        _advapi32, "GetSecurityInfo", DWORD, None,
-        HANDLE, ctypes.c_int, DWORD, LPVOID, LPVOID, LPVOID, LPVOID, ctypes.POINTER(LPVOID),
-    )
-    LookupAccountSidW = _bind(
-        _advapi32, "LookupAccountSidW", BOOL, _true,
-        wintypes.LPCWSTR, LPVOID, wintypes.LPWSTR, LPDWORD, wintypes.LPWSTR, LPDWORD, LPDWORD,
-    )
-
-    GetNamedPipeServerProcessId = _bind(
-        _kernel32, "GetNamedPipeServerProcessId", BOOL, None, HANDLE, wintypes.PULONG
-    )
+        _advapi32, "ConvertSecurityDescriptorToStringSecurityDescriptorW", BOOL, _nonzero,
+        LPVOID, DWORD, DWORD, ctypes.POINTER(LPVOID), LPDWORD)
+    GetSecurityInfo = _bind(_advapi32, "GetSecurityInfo", DWORD, None,
+        HANDLE, ctypes.c_int, DWORD, LPVOID, LPVOID, LPVOID, LPVOID, ctypes.POINTER(LPVOID))
+    LookupAccountSidW = _bind(_advapi32, "LookupAccountSidW", BOOL, _nonzero,
+        wintypes.LPCWSTR, LPVOID, wintypes.LPWSTR, LPDWORD, wintypes.LPWSTR, LPDWORD, LPDWORD)
+    GetNamedPipeServerProcessId = _bind(_kernel32, "GetNamedPipeServerProcessId", BOOL, None,
+        HANDLE, wintypes.PULONG)
     OpenProcess = _bind(_kernel32, "OpenProcess", HANDLE, None, DWORD, BOOL, DWORD)
-    QueryFullProcessImageNameW = _bind(
-        _kernel32, "QueryFullProcessImageNameW", BOOL, None, HANDLE, DWORD, wintypes.LPWSTR, LPDWORD
-    )
+    QueryFullProcessImageNameW = _bind(_kernel32, "QueryFullProcessImageNameW", BOOL, None,
+        HANDLE, DWORD, wintypes.LPWSTR, LPDWORD)
     WaitNamedPipeW = _bind(_kernel32, "WaitNamedPipeW", BOOL, None, wintypes.LPCWSTR, DWORD)
-    ReadFile = _bind(
-        _kernel32, "ReadFile", BOOL, None, HANDLE, LPVOID, DWORD, LPDWORD, LPOVERLAPPED
-    )
-    WriteFile = _bind(
-        _kernel32, "WriteFile", BOOL, None, HANDLE, wintypes.LPCVOID, DWORD, LPDWORD, LPOVERLAPPED
-    )
-    GetOverlappedResult = _bind(
-        _kernel32, "GetOverlappedResult", BOOL, None, HANDLE, LPOVERLAPPED, LPDWORD, BOOL
-    )
+    ReadFile = _bind(_kernel32, "ReadFile", BOOL, None,
+        HANDLE, LPVOID, DWORD, LPDWORD, LPOVERLAPPED)
+    WriteFile = _bind(_kernel32, "WriteFile", BOOL, None,
+        HANDLE, wintypes.LPCVOID, DWORD, LPDWORD, LPOVERLAPPED)
+    GetOverlappedResult = _bind(_kernel32, "GetOverlappedResult", BOOL, None,
+        HANDLE, LPOVERLAPPED, LPDWORD, BOOL)
     CancelIoEx = _bind(_kernel32, "CancelIoEx", BOOL, None, HANDLE, LPOVERLAPPED)
     WaitForSingleObject = _bind(_kernel32, "WaitForSingleObject", DWORD, None, HANDLE, DWORD)
     # fmt: on
 
-    def _string_of(sid: Any) -> str:
+    def _sid_to_string(sid: Any) -> str:
         text = LPVOID()
         ConvertSidToStringSidW(sid, ctypes.byref(text))
         try:
@@ -649,23 +572,23 @@ if sys.platform == "win32":
             LocalFree(text)
 
     @functools.lru_cache(maxsize=None)
-    def this_account() -> str:
-        """The SID of the account this process runs as; OSError if Windows does not tell."""
+    def current_user() -> str:
+        """Return the SID of the account that this process runs as."""
         token = HANDLE()
         OpenProcessToken(GetCurrentProcess(), TOKEN_QUERY, ctypes.byref(token))
         try:
-            # TOKEN_USER: a pointer to the SID, then the SID, which has 68 bytes at most.
+            # The buffer receives TOKEN_USER: a pointer to the SID, then the SID (up to 68 bytes).
             user = (ctypes.c_void_p * 32)()
             size = DWORD()
             GetTokenInformation(
                 token, TOKEN_USER_CLASS, user, ctypes.sizeof(user), ctypes.byref(size)
             )
-            return _string_of(user[0])
+            return _sid_to_string(user[0])
         finally:
             CloseHandle(token)
 
     def account_name(account: str) -> str:
-        """What people call the account with this SID; the SID itself if nobody knows it."""
+        r"""Return the name (DOMAIN\user) of the account with this SID, or the SID if unknown."""
         sid = LPVOID()
         name, domain = (ctypes.create_unicode_buffer(256) for _ in range(2))
         try:
@@ -679,17 +602,77 @@ if sys.platform == "win32":
             LocalFree(sid)
         return f"{domain.value}\\{name.value}" if domain.value else name.value
 
-    class PipeTransport(Transport):
-        """A connection to a named pipe, in message mode."""
+
+# ----------------------------------------------------------------------------
+# Transports: named pipes on Windows, Unix sockets elsewhere
+# ----------------------------------------------------------------------------
+
+
+def pipe_address(name: str) -> str:
+    r"""Return the address of a pipe: ``\\.\pipe\NAME``, or outside Windows the path of a socket.
+
+    The socket has the name that .NET gives it: ``CoreFxPipe_NAME`` in the directory for
+    temporary files. The name may include the prefix ``\\.\pipe\``. Outside Windows a name that
+    contains a ``/`` is used as the path.
+    """
+    prefix = "\\\\.\\pipe\\"
+    name = name[len(prefix) :] if name.startswith(prefix) else name
+    if sys.platform == "win32":
+        return prefix + name
+    if "/" in name:
+        return name
+    return os.path.join(os.environ.get("TMPDIR") or "/tmp", "CoreFxPipe_" + name)
+
+
+def _connection_lost(address: str) -> ConnectionLost:
+    return ConnectionLost(
+        f"The server at {address} ended the connection; read its log for the reason"
+    )
+
+
+def _timed_out(address: str, timeout: float | None) -> CacheTimeout:
+    return CacheTimeout(
+        f"No reply from {address} within {timeout:g} s; try again, or set a longer timeout"
+    )
+
+
+def _server_not_running(address: str) -> ServerNotRunning:
+    option = "" if address == pipe_address(DEFAULT_PIPE) else " with the same --pipe"
+    return ServerNotRunning(
+        f"Cache server not running: no program serves {address}; start pipecache.py{option}"
+    )
+
+
+# A transport is an open connection to the server. Both classes have these methods:
+#   exchange(data)          send data and return the first chunk of the reply
+#   send(data)              send data; another thread may wait or receive at the same time
+#   receive()               wait for the next chunk of bytes and return it
+#   wait(timeout)           return True as soon as receive() would not block, and False after
+#                           this number of seconds (None: no limit); Ctrl+C interrupts the wait
+#   interrupt()             make wait() and receive() in another thread raise ConnectionLost
+#   exchange_text(command)  send one text command, return its whole reply; then only close()
+#   close()                 close the connection, if it is open
+#   owner()                 return the server's owner: a SID, outside Windows a user id
+#   process()               return the server's process id and program, or 0 and ""
+#   access()                return the access list: SDDL, outside Windows the socket's octal mode
+# Methods raise ConnectionLost if the server has ended the connection, and CacheTimeout after the
+# time limit; then only close() may be called. owner() and access() raise OSError if the system
+# does not report them.
+
+if sys.platform == "win32":
+
+    class PipeTransport:
+        """A connection to a named pipe in message mode, with overlapped I/O."""
 
         def __init__(self, address: str, connect_timeout: float, timeout: float | None) -> None:
-            self._address = address
+            self.address = address
             self._timeout = timeout
             self._handle: int | None = None
             self._events: list[int] = []
             self._interrupted = False
-            self._pending = False  # whether wait() has begun to read
-            self._chunk: bytes | None = None  # what wait() has read
+            self._read_pending = False  # True while a read that wait() began is not finished.
+            self._received: bytes | None = None  # The chunk that wait() has read.
+            self._message_incomplete = False
             self._open(time.monotonic() + connect_timeout, connect_timeout)
             try:
                 mode = DWORD(PIPE_READMODE_MESSAGE)
@@ -698,176 +681,148 @@ if sys.platform == "win32":
                     self._events.append(CreateEventW(None, True, False, None))
             except OSError as error:
                 self.close()
-                raise ServerNotRunning(f"Cannot use {address}: {error}") from error
-            # One for each direction, for a message may be sent while another is awaited.
-            self._reading, self._writing = (OVERLAPPED(hEvent=each) for each in self._events)
-            self._read_overlapped = ctypes.byref(self._reading)
-            self._write_overlapped = ctypes.byref(self._writing)
+                raise ServerNotRunning(f"Cannot use {address}: {error}; try again") from error
+            # One OVERLAPPED for each direction: one thread may send while another one receives.
+            self._read, self._write = (OVERLAPPED(hEvent=event) for event in self._events)
+            self._read_ref, self._write_ref = ctypes.byref(self._read), ctypes.byref(self._write)
             self._buffer = ctypes.create_string_buffer(CHUNK_SIZE)
             self._view = memoryview(self._buffer)
-            self._count = DWORD()
-            self._counted = ctypes.byref(self._count)
-            self._written = DWORD()
-            self._more = False
+            self._read_count, self._write_count = DWORD(), DWORD()
+            self._read_count_ref = ctypes.byref(self._read_count)
 
         def _open(self, deadline: float, timeout: float) -> None:
+            # At the identification level a false server cannot impersonate this user.
+            flags = FILE_FLAG_OVERLAPPED | SECURITY_SQOS_PRESENT | SECURITY_IDENTIFICATION
             while True:
-                # At the identification level a false server cannot act as this user.
                 handle: int = CreateFileW(
-                    self._address,
-                    GENERIC_READ | GENERIC_WRITE,
-                    0,
-                    None,
-                    OPEN_EXISTING,
-                    FILE_FLAG_OVERLAPPED | SECURITY_SQOS_PRESENT | SECURITY_IDENTIFICATION,
-                    None,
+                    self.address, GENERIC_READ | GENERIC_WRITE, 0, None, OPEN_EXISTING, flags, None
                 )
                 if handle != INVALID_HANDLE_VALUE:
                     self._handle = handle
                     return
                 error = ctypes.get_last_error()
-                left = deadline - time.monotonic()
-                if error == ERROR_PIPE_BUSY and left > 0:
-                    # Only a hint, even when it succeeds: another client may be quicker.
-                    WaitNamedPipeW(self._address, math.ceil(min(left, SLICE) * 1000))
+                remaining = deadline - time.monotonic()
+                if error == ERROR_PIPE_BUSY and remaining > 0:
+                    # Even if the wait succeeds, another client may open the free instance first.
+                    WaitNamedPipeW(self.address, math.ceil(min(remaining, WAIT_INTERVAL) * 1000))
                     continue
-                raise self._refused(error, timeout) from ctypes.WinError(error)
+                raise self._open_error(error, timeout) from ctypes.WinError(error)
 
-        def _refused(self, error: int, timeout: float) -> CacheError:
+        def _open_error(self, error: int, timeout: float) -> CacheError:
             if error == ERROR_FILE_NOT_FOUND:
-                return _not_running(self._address)
+                return _server_not_running(self.address)
             if error == ERROR_PIPE_BUSY:
                 return CacheTimeout(
-                    f"Every instance of {self._address} was busy for {timeout:g} s;"
+                    f"Every instance of {self.address} was busy for {timeout:g} s;"
                     " start the server with a higher --max-clients"
                 )
             if error == ERROR_ACCESS_DENIED:
                 return ServerNotRunning(
-                    f"{self._address} belongs to another account, and does not let this one connect"
+                    f"Cannot open {self.address}: the pipe belongs to another account, which does"
+                    " not allow this one to connect; start the server with --access users"
                 )
-            return ServerNotRunning(f"Cannot open {self._address}: {ctypes.WinError(error)}")
+            return ServerNotRunning(f"Cannot open {self.address}: {ctypes.WinError(error)}")
 
         def exchange(self, data: bytes) -> bytes:
-            # Not TransactNamedPipe, which would do both at once: under Wine it is slower, and it
-            # fails when something is left to read.
-            try:
-                if len(data) <= PIECE_SIZE:
-                    self._write(data)
-                else:
-                    self.send(data)
-            except ConnectionLost:
-                return self.receive()  # what the server said before it hung up
+            # TransactNamedPipe does both in one call, but is slower under Wine.
+            with contextlib.suppress(ConnectionLost):  # The server's last reply is still readable.
+                self.send(data)
             return self.receive()
 
         def send(self, data: bytes) -> None:
-            for start in range(0, len(data), PIECE_SIZE):
-                self._write(data[start : start + PIECE_SIZE])
+            for start in range(0, len(data), MAX_WRITE):
+                self._write_message(data[start : start + MAX_WRITE])
 
-        def _write(self, data: bytes) -> None:
-            if not WriteFile(self._handle, data, len(data), None, self._write_overlapped):
-                error = ctypes.get_last_error()
-                if error == ERROR_IO_PENDING:
-                    error = self._outcome(self._writing, self._written)
-                if error:
-                    raise _lost(self._address) from ctypes.WinError(error)
+        def _write_message(self, data: bytes) -> None:
+            if WriteFile(self._handle, data, len(data), None, self._write_ref):
+                return
+            error = ctypes.get_last_error()
+            if error == ERROR_IO_PENDING:
+                timeout = math.inf if self._timeout is None else self._timeout
+                try:
+                    if not self._wait_for_event(self._write, time.monotonic() + timeout):
+                        raise _timed_out(self.address, self._timeout)
+                except BaseException:
+                    self._cancel(self._write, self._write_count)
+                    raise
+                error = self._get_result(self._write, self._write_count)
+            if error:
+                raise _connection_lost(self.address) from ctypes.WinError(error)
 
         def receive(self) -> bytes:
-            if self._pending or self._chunk is not None:
-                if not self.wait(self._timeout):
-                    raise _too_slow(self._address, self._timeout)
-                chunk, self._chunk = self._chunk, None
-                return chunk or b""
-            if ReadFile(
-                self._handle, self._buffer, CHUNK_SIZE, self._counted, self._read_overlapped
-            ):
-                self._more = False
-            else:
-                error = ctypes.get_last_error()
-                if error == ERROR_IO_PENDING:
-                    error = self._outcome(self._reading, self._count)
-                self._check(error)
-            return self._view[: self._count.value].tobytes()
+            if not self.wait(self._timeout):
+                raise _timed_out(self.address, self._timeout)
+            chunk, self._received = self._received, None
+            return chunk or b""
 
         def wait(self, timeout: float | None) -> bool:
-            # By a read that is left to go on when the time is up: what it takes is not lost.
+            # wait() begins a read. When the time is up, the read stays pending, so that no bytes
+            # are lost; the next wait() or receive() continues it, or close() cancels it.
             deadline = math.inf if timeout is None else time.monotonic() + timeout
-            while self._chunk is None:
+            while self._received is None:
                 error = 0
-                if not self._pending and not ReadFile(
-                    self._handle, self._buffer, CHUNK_SIZE, self._counted, self._read_overlapped
+                if not self._read_pending and not ReadFile(
+                    self._handle, self._buffer, CHUNK_SIZE, self._read_count_ref, self._read_ref
                 ):
                     error = ctypes.get_last_error()
-                    self._pending = error == ERROR_IO_PENDING
-                if self._pending:
-                    if not self._signalled(self._reading, deadline):
+                    self._read_pending = error == ERROR_IO_PENDING
+                if self._read_pending:
+                    if not self._wait_for_event(self._read, deadline):
                         return False
-                    self._pending = False
-                    error = self._result(self._reading, self._count)
+                    self._read_pending = False
+                    error = self._get_result(self._read, self._read_count)
                     if error == ERROR_OPERATION_ABORTED and not self._interrupted:
-                        continue  # Windows cancels what a thread has begun when that ends
-                self._check(error)
-                self._chunk = self._view[: self._count.value].tobytes()
+                        continue  # Windows cancels a pending read if the thread that began it ends.
+                self._message_incomplete = error == ERROR_MORE_DATA
+                if error == ERROR_MORE_DATA:
+                    self._read_count.value = CHUNK_SIZE
+                elif error:
+                    raise _connection_lost(self.address) from ctypes.WinError(error)
+                self._received = self._view[: self._read_count.value].tobytes()
             return True
 
-        def ask(self, text: bytes) -> bytes:
-            self._write(text)
+        def exchange_text(self, command: bytes) -> bytes:
+            self._write_message(command)
             chunks = [self.receive()]
-            while self._more:
+            while self._message_incomplete:
                 chunks.append(self.receive())
             return b"".join(chunks)
 
-        def _check(self, error: int) -> None:
-            if error == ERROR_MORE_DATA:
-                self._count.value = CHUNK_SIZE
-            elif error:
-                raise _lost(self._address) from ctypes.WinError(error)
-            self._more = error == ERROR_MORE_DATA
-
-        def _outcome(self, operation: OVERLAPPED, count: wintypes.DWORD) -> int:
-            # The error, or 0, of an operation that goes on.
-            timeout = math.inf if self._timeout is None else self._timeout
-            try:
-                if not self._signalled(operation, time.monotonic() + timeout):
-                    raise _too_slow(self._address, self._timeout)
-            except BaseException:
-                self._cancel(operation, count)
-                raise
-            return self._result(operation, count)
-
-        def _result(self, operation: OVERLAPPED, count: wintypes.DWORD) -> int:
+        def _get_result(self, operation: OVERLAPPED, count: wintypes.DWORD) -> int:
             done = GetOverlappedResult(
                 self._handle, ctypes.byref(operation), ctypes.byref(count), False
             )
             return 0 if done else ctypes.get_last_error()
 
-        def _signalled(self, operation: OVERLAPPED, deadline: float) -> bool:
-            # The one place that waits: in slices, or Ctrl+C is not seen.
-            left = deadline - time.monotonic()
+        def _wait_for_event(self, operation: OVERLAPPED, deadline: float) -> bool:
+            # All waits for a pending operation are here. A single wait would hide Ctrl+C.
+            remaining = deadline - time.monotonic()
             while True:
-                milliseconds = math.ceil(min(SLICE, max(left, 0)) * 1000)
+                milliseconds = math.ceil(min(WAIT_INTERVAL, max(remaining, 0)) * 1000)
                 outcome = WaitForSingleObject(operation.hEvent, milliseconds)
                 if outcome == WAIT_OBJECT_0:
                     return True
                 if self._interrupted or outcome != WAIT_TIMEOUT:
-                    raise _lost(self._address)
-                left = deadline - time.monotonic()
-                if left <= 0:
+                    raise _connection_lost(self.address)
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
                     return False
 
         def _cancel(self, operation: OVERLAPPED, count: wintypes.DWORD) -> None:
-            # Until GetOverlappedResult has returned, the system may write to the buffer.
+            # Windows may write to the buffer until GetOverlappedResult has returned.
             CancelIoEx(self._handle, ctypes.byref(operation))
             GetOverlappedResult(self._handle, ctypes.byref(operation), ctypes.byref(count), True)
 
         def interrupt(self) -> None:
-            # A thread that is just about to read sees the flag when its slice is over.
+            # CancelIoEx misses a thread that has not begun its read yet. That thread sees the flag
+            # after WAIT_INTERVAL.
             self._interrupted = True
-            CancelIoEx(self._handle, self._read_overlapped)
+            CancelIoEx(self._handle, self._read_ref)
 
         def close(self) -> None:
-            if self._pending:
-                self._pending = False
-                self._cancel(self._reading, self._count)
+            if self._read_pending:
+                self._read_pending = False
+                self._cancel(self._read, self._read_count)
             handles, self._events = self._events, []
             if self._handle is not None:
                 handles.append(self._handle)
@@ -877,29 +832,29 @@ if sys.platform == "win32":
 
         def owner(self) -> str:
             sid = LPVOID()
-            descriptor = self._descriptor(OWNER_SECURITY_INFORMATION, ctypes.byref(sid))
+            descriptor = self._security_descriptor(OWNER_SECURITY_INFORMATION, ctypes.byref(sid))
             try:
-                return _string_of(sid)
+                return _sid_to_string(sid)
             finally:
                 LocalFree(descriptor)
 
         def access(self) -> str:
-            wanted, text = DACL_SECURITY_INFORMATION, LPVOID()
-            descriptor = self._descriptor(wanted, None)
+            requested, text = DACL_SECURITY_INFORMATION, LPVOID()
+            descriptor = self._security_descriptor(requested, None)
             try:
                 ConvertSecurityDescriptorToStringSecurityDescriptorW(
-                    descriptor, SDDL_REVISION_1, wanted, ctypes.byref(text), None
+                    descriptor, SDDL_REVISION_1, requested, ctypes.byref(text), None
                 )
                 return ctypes.wstring_at(text.value or 0)
             finally:
                 LocalFree(text)
                 LocalFree(descriptor)
 
-        def _descriptor(self, wanted: int, owner: Any) -> Any:
-            # What GetSecurityInfo tells of the pipe, to be freed; the owner points into it.
+        def _security_descriptor(self, requested: int, owner: Any) -> Any:
+            # The caller frees the result with LocalFree. `owner` points into the result.
             descriptor = LPVOID()
             error = GetSecurityInfo(
-                self._handle, SE_KERNEL_OBJECT, wanted, owner, None, None, None,
+                self._handle, SE_KERNEL_OBJECT, requested, owner, None, None, None,
                 ctypes.byref(descriptor),
             )  # fmt: skip
             if error:
@@ -921,18 +876,19 @@ if sys.platform == "win32":
             finally:
                 CloseHandle(handle)
 
-    make_transport: Callable[[str, float, float | None], Transport] = PipeTransport
+    Transport = PipeTransport
 
 else:
-    #: Whose programs could do what this user's can anyway: root.
-    POWERFUL = ("0",)
+    #: The user id of root, whose programs have full control of the machine anyway. The name is
+    #: that of Windows, so that connect() is the same on both systems.
+    TRUSTED_SIDS = ("0",)
 
-    def this_account() -> str:
-        """The number of the user this process runs as."""
+    def current_user() -> str:
+        """Return the id of the user that this process runs as."""
         return str(os.geteuid())
 
     def account_name(account: str) -> str:
-        """What people call the user with this number; the number itself if nobody knows it."""
+        """Return the name of the user with this id, or "user" and the id if unknown."""
         import pwd
 
         try:
@@ -940,66 +896,78 @@ else:
         except KeyError:
             return f"user {account}"
 
-    class UnixTransport(Transport):
+    class UnixTransport:
         """A connection to a Unix domain socket."""
 
         def __init__(self, address: str, connect_timeout: float, timeout: float | None) -> None:
-            self._address = address
+            self.address = address
             self._timeout = timeout
             self._socket = socket.socket(socket.AF_UNIX)
+            self._socket_sendall, self._socket_recv = self._socket.sendall, self._socket.recv
             try:
-                self._set_limits(connect_timeout)
+                self._set_timeouts(connect_timeout)
                 self._socket.connect(address)
-                self._set_limits(timeout)
+                self._set_timeouts(timeout)
             except BlockingIOError:
                 self._socket.close()
-                raise CacheTimeout(f"{address} was busy for {connect_timeout:g} s") from None
+                raise CacheTimeout(
+                    f"The server at {address} accepted no connection within {connect_timeout:g} s;"
+                    " start it with a higher --max-clients"
+                ) from None
             except (ConnectionRefusedError, FileNotFoundError):
                 self._socket.close()
-                raise _not_running(address) from None
+                raise _server_not_running(address) from None
             except OSError as error:
                 self._socket.close()
                 raise ServerNotRunning(f"Cannot open {address}: {error}") from error
 
-        def _set_limits(self, seconds: float | None) -> None:
-            # Limits the kernel keeps cost nothing; settimeout() would poll before every call.
-            limit = struct.pack("ll", int(seconds or 0), int((seconds or 0) % 1 * 1_000_000))
+        def _set_timeouts(self, seconds: float | None) -> None:
+            # The kernel applies these limits at no cost. With socket.settimeout(), Python would
+            # call poll() before every call. 0 is no limit, so the shortest limit is 1 µs.
+            microseconds = 0 if seconds is None else max(math.ceil(seconds * 1_000_000), 1)
+            limit = struct.pack("ll", *divmod(microseconds, 1_000_000))
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
         def exchange(self, data: bytes) -> bytes:
+            # The bodies of send() and receive() are repeated here, for speed.
             try:
-                self.send(data)
-            except ConnectionLost:
-                return self.receive()  # what the server said before it hung up
-            return self.receive()
+                self._socket_sendall(data)
+                chunk = self._socket_recv(CHUNK_SIZE)
+            except BlockingIOError:
+                raise _timed_out(self.address, self._timeout) from None
+            except OSError:
+                return self.receive()  # The server's last reply, or ConnectionLost.
+            if not chunk:
+                raise _connection_lost(self.address)
+            return chunk
 
         def send(self, data: bytes) -> None:
             try:
                 self._socket.sendall(data)
             except BlockingIOError:
-                raise _too_slow(self._address, self._timeout) from None
+                raise _timed_out(self.address, self._timeout) from None
             except OSError:
-                raise _lost(self._address) from None
+                raise _connection_lost(self.address) from None
 
         def receive(self) -> bytes:
             try:
                 chunk = self._socket.recv(CHUNK_SIZE)
             except BlockingIOError:
-                raise _too_slow(self._address, self._timeout) from None
+                raise _timed_out(self.address, self._timeout) from None
             except OSError:
-                raise _lost(self._address) from None
+                raise _connection_lost(self.address) from None
             if not chunk:
-                raise _lost(self._address)
+                raise _connection_lost(self.address)
             return chunk
 
         def wait(self, timeout: float | None) -> bool:
             poll = select.poll()
             try:
                 poll.register(self._socket, select.POLLIN)
-            except ValueError:  # closed, in a child that was forked
-                raise _lost(self._address) from None
-            # The longest that poll() takes is 24 days.
+            except ValueError:  # The socket was closed, as in a forked child.
+                raise _connection_lost(self.address) from None
+            # poll() takes at most 2**31 - 1 milliseconds, which is 24 days.
             limit = None if timeout is None else min(math.ceil(max(timeout, 0) * 1000), 2**31 - 1)
             return bool(poll.poll(limit))
 
@@ -1007,15 +975,16 @@ else:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
 
-        def ask(self, text: bytes) -> bytes:
-            # On a stream a command ends at the line feed, and its reply, which may hold line
-            # feeds, where the server has nothing more to say.
-            if b"\n" in text:
+        def exchange_text(self, command: bytes) -> bytes:
+            # On a byte stream a text command ends at the line feed. The reply may contain line
+            # feeds, so its end is found by closing the sending direction: the server then sends
+            # the reply and closes the connection.
+            if b"\n" in command:
                 raise DataError(
-                    "a text command holds no line break outside Windows; use Client instead"
+                    "a text command cannot contain a line break outside Windows; use Client instead"
                 )
-            self.send(text + b"\n")
-            with contextlib.suppress(OSError):  # gone already, which receive() will find
+            self.send(command + b"\n")
+            with contextlib.suppress(OSError):  # receive() reports a lost connection.
                 self._socket.shutdown(socket.SHUT_WR)
             chunks = [self.receive()]
             with contextlib.suppress(ConnectionLost):
@@ -1023,21 +992,22 @@ else:
                     chunks.append(self.receive())
             reply = b"".join(chunks)
             if not reply.endswith(b"\n"):
-                raise _lost(self._address)
+                raise _connection_lost(self.address)
             return reply[:-1]
 
         def close(self) -> None:
             self._socket.close()
 
         def owner(self) -> str:
-            credentials = self._credentials()
-            return str(os.stat(self._address).st_uid if credentials is None else credentials[1])
+            credentials = self._peer_credentials()
+            return str(os.stat(self.address).st_uid if credentials is None else credentials[1])
 
         def access(self) -> str:
-            return f"{stat.S_IMODE(os.stat(self._address).st_mode):04o}"
+            return f"{stat.S_IMODE(os.stat(self.address).st_mode):04o}"
 
-        def _credentials(self) -> tuple[int, ...] | None:
-            # Process, user and group of the one that listens, where the system tells that.
+        def _peer_credentials(self) -> tuple[int, ...] | None:
+            # Return the server's process id, user id and group id, or None if the system (such as
+            # macOS) does not report them.
             if not hasattr(socket, "SO_PEERCRED"):
                 return None
             size = struct.calcsize("3i")
@@ -1045,66 +1015,80 @@ else:
             return struct.unpack("3i", option)
 
         def process(self) -> tuple[int, str]:
-            process = (self._credentials() or (0,))[0]
+            process = (self._peer_credentials() or (0,))[0]
             try:
                 return process, os.readlink(f"/proc/{process}/exe")
             except OSError:
                 return process, ""
 
-    make_transport = UnixTransport
+    Transport = UnixTransport
+
+
+def _exchange_blocking(transport: Transport, data: bytes, timeout: float | None) -> bytes:
+    # Do what exchange() does, with another time limit in seconds (None: no limit).
+    with contextlib.suppress(ConnectionLost):  # The server's last reply is still readable.
+        transport.send(data)
+    if not transport.wait(timeout):
+        raise _timed_out(transport.address, timeout)
+    return transport.receive()
 
 
 def connect(
     address: str, connect_timeout: float, timeout: float | None, trust_any_owner: bool
 ) -> Transport:
-    """Open a connection to a server that is this user's own, or SYSTEM's or an administrator's.
+    """Open a connection to a server of this user, of SYSTEM, of an administrator, or of root.
 
-    A false server that was quicker to take the name would else be told what is meant for the own.
+    Without this check, a program of another user that took the name of the pipe first would
+    receive the data that is meant for this user's server.
 
-    :param connect_timeout: in seconds, as ``timeout``, which is that of replies.
-    :param trust_any_owner: whether it may be anybody's.
-    :raises UntrustedServer: if it is somebody else's.
+    :param connect_timeout: seconds to wait for a free instance of the pipe.
+    :param timeout: seconds to wait for each chunk of a reply; None: no limit.
+    :raises UntrustedServer: if the server belongs to another user and ``trust_any_owner`` is false.
     """
-    transport = make_transport(address, connect_timeout, timeout)
+    transport = Transport(address, connect_timeout, timeout)
     if not trust_any_owner:
         try:
             owner = transport.owner()
-            if owner != this_account() and owner not in POWERFUL:
+            if owner != current_user() and owner not in TRUSTED_SIDS:
                 raise UntrustedServer(
-                    f"{address} is served by another user, {account_name(owner)}, and was told"
-                    " nothing: if you trust it, say trust_any_owner=True (--trust-any-owner)"
+                    f"{address} is served by another user, {account_name(owner)}; nothing was sent."
+                    " To trust that user, pass trust_any_owner=True (--trust-any-owner)"
                 )
         except OSError as error:
             transport.close()
             if isinstance(error, UntrustedServer):
                 raise
-            raise UntrustedServer(f"{address} does not tell whose it is: {error}") from error
+            raise UntrustedServer(
+                f"Cannot read the owner of {address}: {error}; nothing was sent."
+                " To connect without this check, pass trust_any_owner=True (--trust-any-owner)"
+            ) from error
     return transport
 
 
 # ----------------------------------------------------------------------------
-# Replies as redis-py gives them to the caller
+# Reply conversion: from RESP types to the types that redis-py returns
 # ----------------------------------------------------------------------------
 
 
-def _text(reply: Any) -> str:
+def _to_str(reply: Any) -> str:
     return reply if isinstance(reply, str) else reply.decode("utf-8", "replace")
 
 
-def _as_it_is(reply: Any) -> Any:
+def _unchanged(reply: Any) -> Any:
     return reply
 
 
-def _is_ok(reply: Any) -> Any:
+def _ok_to_true(reply: Any) -> Any:
     return True if reply in ("OK", b"OK") else reply
 
 
-def _mapping(reply: Sequence[Any]) -> dict[Any, Any]:
+def _to_dict(reply: Sequence[Any]) -> dict[Any, Any]:
     return dict(zip(reply[::2], reply[1::2]))
 
 
-def _scored(score_cast_func: Converter = float) -> Converter:
-    # Members with their scores, which come as text that, for one, int() does not take: "1e+20".
+def _score_pairs(score_cast_func: Converter = float) -> Converter:
+    # Convert a flat list of members and scores to tuples. A score arrives as text; int() does not
+    # accept text such as "1e+20", so the text then becomes a float first.
     def score(text: Any) -> Any:
         try:
             return score_cast_func(text)
@@ -1114,67 +1098,55 @@ def _scored(score_cast_func: Converter = float) -> Converter:
     return lambda reply: list(zip(reply[::2], map(score, reply[1::2])))
 
 
-def _page(convert: Converter) -> Converter:
+def _scan_page(convert: Converter) -> Converter:
     return lambda reply: (int(reply[0]), convert(reply[1]))
 
 
-def _facts(line: str) -> dict[str, str]:
-    # "id=1 addr=/a file:0 name=", in which a value may have blanks in it, or be missing.
+def _parse_fields(line: str) -> dict[str, str]:
+    # Parse "id=1 addr=/a file:0 name=". A value may be empty or contain blanks.
     return dict(re.findall(r"([^ =]+)=(.*?)(?= [^ =]+=|$)", line))
 
 
-def _client_list(reply: Any) -> list[dict[str, str]]:
-    return [_facts(line) for line in _text(reply).splitlines()]
+def _parse_client_list(reply: Any) -> list[dict[str, str]]:
+    return [_parse_fields(line) for line in _to_str(reply).splitlines()]
 
 
-def _client_info(reply: Any) -> dict[str, str | int]:
+def _parse_client_info(reply: Any) -> dict[str, str | int]:
     numbers = " id age idle db sub psub multi qbuf qbuf-free obl argv-mem oll omem tot-mem "
-    facts = _facts(_text(reply).strip())
-    return {name: int(fact) if f" {name} " in numbers else fact for name, fact in facts.items()}
+    fields = _parse_fields(_to_str(reply).strip())
+    return {name: int(value) if f" {name} " in numbers else value for name, value in fields.items()}
 
 
-def _info(reply: Any) -> dict[str, Any]:
-    lines = [line.partition(":") for line in _text(reply).splitlines() if line[:1] != "#"]
+def _parse_info(reply: Any) -> dict[str, Any]:
+    lines = [line.partition(":") for line in _to_str(reply).splitlines() if line[:1] != "#"]
     return {
-        name: value if name in _INFO_TEXTS else _info_value(value)
+        name: value if name in _INFO_STRINGS else _parse_info_value(value)
         for name, colon, value in lines
         if colon
     }
 
 
-#: What INFO tells in words, or as the name of a file, which Redis does not.
-_INFO_TEXTS = ("address", "db_file", "db_last_error")
+#: Fields of INFO that Redis does not have. Their values are names or sentences, never numbers.
+_INFO_STRINGS = ("address", "db_file", "db_last_error")
 
 
-def _info_value(value: str) -> Any:
-    if "=" in value:  # keys=1,expires=0
+def _parse_info_value(value: str) -> Any:
+    if "=" in value:  # For example: keys=1,expires=0
         pairs = [item.rpartition("=") for item in value.split(",")]
-        return {name: _info_value(number) for name, _, number in pairs}
+        return {name: _parse_info_value(number) for name, _, number in pairs}
     if "," in value:
-        return [_info_value(item) for item in value.split(",") if item]
+        return [_parse_info_value(item) for item in value.split(",") if item]
     try:
         return float(value) if "." in value else int(value)
     except ValueError:
         return value
 
 
-#: The converters of commands; where it depends on the call, the call brings its own.
+#: The converter of each command. A method whose conversion depends on its arguments passes its
+#: own converter to execute_command().
 CONVERTERS: dict[str, Converter] = {
-    **dict.fromkeys(
-        (
-            "FLUSHALL",
-            "FLUSHDB",
-            "LSET",
-            "LTRIM",
-            "MSET",
-            "RENAME",
-            "SAVE",
-            "SET",
-            "UNWATCH",
-            "WATCH",
-        ),
-        _is_ok,
-    ),
+    **dict.fromkeys(("FLUSHALL", "FLUSHDB", "LSET", "LTRIM", "MSET"), _ok_to_true),
+    **dict.fromkeys(("RENAME", "SAVE", "SET", "UNWATCH", "WATCH"), _ok_to_true),
     "BGSAVE": lambda reply: True,
     "LASTSAVE": datetime.fromtimestamp,
     **dict.fromkeys(("COPY", "HEXISTS", "PERSIST", "RENAMENX", "SMOVE"), bool),
@@ -1182,58 +1154,69 @@ CONVERTERS: dict[str, Converter] = {
     **dict.fromkeys(("HMSET", "MSETNX", "PSETEX", "SETEX", "SETNX"), bool),
     **dict.fromkeys(("HINCRBYFLOAT", "INCRBYFLOAT", "ZINCRBY", "ZSCORE"), float),
     **dict.fromkeys(("SDIFF", "SINTER", "SMEMBERS", "SUNION"), set),
-    **dict.fromkeys(("SCAN", "SSCAN"), _page(list)),
+    **dict.fromkeys(("SCAN", "SSCAN"), _scan_page(list)),
     **dict.fromkeys(("BLPOP", "BRPOP"), tuple),
     **dict.fromkeys(("BZPOPMAX", "BZPOPMIN"), lambda reply: (*reply[:2], float(reply[2]))),
-    **dict.fromkeys(("ZPOPMAX", "ZPOPMIN"), _scored()),
-    "HGETALL": _mapping,
-    "HSCAN": _page(_mapping),
-    "INFO": _info,
+    **dict.fromkeys(("ZPOPMAX", "ZPOPMIN"), _score_pairs()),
+    "HGETALL": _to_dict,
+    "HSCAN": _scan_page(_to_dict),
+    "INFO": _parse_info,
     "PING": lambda reply: True if reply in ("PONG", b"PONG") else reply,
     "TIME": lambda reply: (int(reply[0]), int(reply[1])),
     "ZMSCORE": lambda reply: [None if score is None else float(score) for score in reply],
 }
 
 
-#: The commands that wait, and which of their arguments says how long.
-WAITING = {
+def _convert(name: Argument, reply: Any, convert: Converter | None) -> Any:
+    # Return what execute_command() returns for a reply. None is never converted.
+    if isinstance(reply, ResponseError):
+        raise reply
+    if convert is None and type(name) is str:
+        convert = CONVERTERS.get(name)
+    return reply if convert is None or reply is None else convert(reply)
+
+
+#: The blocking commands, and the position of the argument that is the timeout in seconds.
+BLOCKING_COMMANDS = {
     **dict.fromkeys(("BLPOP", "BRPOP", "BLMOVE", "BRPOPLPUSH", "BZPOPMAX", "BZPOPMIN"), -1),
     **dict.fromkeys(("BLMPOP", "BZMPOP"), 1),
 }
 
+
 # ----------------------------------------------------------------------------
-# Commands
+# Commands as methods
 # ----------------------------------------------------------------------------
 
 
-def _listed(keys: Arguments, more: Sequence[Argument] = ()) -> list[Argument]:
+def _list_or_args(keys: Any, args: Sequence[Argument] = ()) -> list[Argument]:
     if isinstance(keys, (str, bytes, bytearray, memoryview, int, float)):
-        return [keys, *more]
-    return [*keys, *more]
+        return [keys, *args]
+    return [*keys, *args]
 
 
-def _items(mapping: Mapping[Any, Argument]) -> list[Argument]:
+def _flatten(mapping: Mapping[Any, Argument]) -> list[Argument]:
     return [part for pair in mapping.items() for part in pair]
 
 
-def _present(*arguments: Any) -> list[Argument]:
+def _not_none(*arguments: Any) -> list[Argument]:
     return [argument for argument in arguments if argument is not None]
 
 
 def _flags(**flags: bool) -> list[Argument]:
-    return [name for name, wanted in flags.items() if wanted]
+    return [name for name, is_set in flags.items() if is_set]
 
 
 def _options(**options: Any) -> list[Argument]:
     arguments: list[Argument] = []
     for name, value in options.items():
         if value is not None:
-            arguments += (name, value if type(value) is int else _time(name, value))
+            arguments += (name, value if type(value) is int else _to_expiry(name, value))
     return arguments
 
 
-def _time(name: str, time: Any) -> Any:
-    # A time as this command or option takes it: (P)EXPIRE, (P)EXPIREAT, EX, PX, EXAT, PXAT.
+def _to_expiry(name: str, time: Any) -> Any:
+    # Convert a datetime or timedelta to the unit of a command or option: milliseconds for PEXPIRE,
+    # PEXPIREAT, PX and PXAT, else seconds. Other values stay as they are.
     unit = 1000 if name.startswith("P") else 1
     if isinstance(time, datetime) and name.endswith("AT"):
         return int(time.timestamp() * unit)
@@ -1242,8 +1225,8 @@ def _time(name: str, time: Any) -> Any:
     return time
 
 
-def _pages(scan: Callable[[int], Any]) -> Iterator[Any]:
-    # Everything that a scan command comes across, from page to page until the cursor is 0 again.
+def _scan_all(scan: Callable[[int], Any]) -> Iterator[Any]:
+    # Yield the elements of all pages. The server returns the cursor 0 with the last page.
     cursor = 0
     while True:
         cursor, page = scan(cursor)
@@ -1255,29 +1238,32 @@ def _pages(scan: Callable[[int], Any]) -> Iterator[Any]:
 class Commands:
     """The commands as methods, for :class:`Client` and :class:`Pipeline`.
 
-    What a command does is in Redis's documentation, and what a method takes and returns in
-    redis-py's: keys and values are given as str, bytes or numbers, and come back as str (bytes
-    with ``decode_responses=False``). Options that exclude each other, or are out of range, are
-    refused by the server, with a :class:`ResponseError`.
+    The methods are in this order: strings, compare-and-set (as in Redis 8.4 and Valkey 9), keys,
+    expiry, lists, hashes, sets, sorted sets, publish/subscribe, server.
+
+    Each method sends the Redis command that it is named after, whose documentation applies, and
+    returns the type that redis-py returns. Keys and values are given as str (sent as UTF-8),
+    bytes or numbers and are returned as str, or as bytes with ``decode_responses=False``. All
+    methods raise the exceptions of :meth:`execute_command`. The server checks options that
+    exclude each other or are out of range, so these raise a :class:`ResponseError`.
     """
 
     def execute_command(self, *arguments: Argument, convert: Converter | None = None) -> Any:
-        """Carry out any command, given as its name, in capitals, and arguments.
+        """Send any command, given as its name in capitals and its arguments, and return the result.
 
-        :param convert: makes of a reply that is not None what is returned; without it the reply
-            is returned as by the method for this command, if there is one.
-        :returns: str (bytes with ``decode_responses=False``), int, list or None, or what the
-            conversion makes of it.
+        :param convert: a function that converts a reply other than None; without it, the reply is
+            converted as by the method for this command, if there is one.
+        :returns: str (bytes with ``decode_responses=False``), int, list or None, or the result of
+            the conversion.
         :raises ResponseError: if the server answers with an error.
-        :raises ServerNotRunning, ConnectionLost, CacheTimeout: if it does not answer.
-        :raises DataError: for an argument that cannot be sent.
+        :raises ServerNotRunning, UntrustedServer: if the client cannot connect.
+        :raises ConnectionLost, CacheTimeout: if no reply arrives; the command may have run.
+        :raises DataError: if an argument has a type that cannot be sent.
         """
         raise NotImplementedError
 
-    # -- Strings --
-
     def get(self, name: Argument) -> Any:
-        """The value of a key, or None."""
+        """Return the value of a key, or None if the key does not exist."""
         return self.execute_command("GET", name)
 
     def set(
@@ -1295,26 +1281,25 @@ class Commands:
         ifeq: Argument | None = None,
         owned: bool = False,
     ) -> Any:
-        """Set a key, to expire after ``ex`` seconds or ``px`` milliseconds if given.
+        """Set a key to a value.
 
-        :param nx: only if it does not exist.
-        :param xx: only if it exists.
-        :param keepttl: keep the time to live it has.
-        :param get: return the value it had.
-        :param exat, pxat: when it is to expire, in seconds or milliseconds since 1970.
-        :param ifeq: only if it has this value.
-        :param owned: delete it when the connection that set it ends, at the latest when the
-            program does; an addition to Redis. Which connection a client uses, and when it drops
-            it, is its own affair: a :class:`Lock` that is to be owned has one for itself.
-        :returns: True, or None if ``nx``, ``xx`` or ``ifeq`` was not met.
+        :param ex, px: expire the key after this many seconds or milliseconds.
+        :param nx, xx: set the key only if it does not exist, or only if it exists.
+        :param keepttl: keep the time to live of the key.
+        :param get: return the old value of the key, or None.
+        :param exat, pxat: expire the key at this time, in seconds or milliseconds since 1970.
+        :param ifeq: set the key only if it has this value.
+        :param owned: delete the key when the connection that set it ends, and so at the latest when
+            the program ends. Redis has no such option. A client closes idle connections after an
+            error, so use a :class:`Lock` with ``owned`` to hold a key for longer.
+        :returns: True, or None if the condition ``nx``, ``xx`` or ``ifeq`` was not met.
         """
-        options: list[Argument] = []
-        if not (ex is px is exat is pxat is ifeq is None):
-            options += _options(EX=ex, PX=px, EXAT=exat, PXAT=pxat, IFEQ=ifeq)
-        if nx or xx or keepttl or get or owned:
-            options += _flags(NX=nx, XX=xx, KEEPTTL=keepttl, GET=get, OWNED=owned)
-        convert = _as_it_is if get else None  # with get, "OK" is an old value
-        return self.execute_command("SET", name, value, *options, convert=convert)
+        if ex is px is exat is pxat is ifeq is None and not (nx or xx or keepttl or get or owned):
+            return self.execute_command("SET", name, value)
+        options = _options(EX=ex, PX=px, EXAT=exat, PXAT=pxat, IFEQ=ifeq)
+        flags = _flags(NX=nx, XX=xx, KEEPTTL=keepttl, GET=get, OWNED=owned)
+        convert = _unchanged if get else None  # With get, "OK" may be an old value.
+        return self.execute_command("SET", name, value, *options, *flags, convert=convert)
 
     def getex(
         self,
@@ -1325,20 +1310,20 @@ class Commands:
         pxat: int | datetime | None = None,
         persist: bool = False,
     ) -> Any:
-        """The value of a key, whose time to live is set as by :meth:`set`, or taken away."""
+        """Return the value of a key and set its time to live, or remove it (``persist``)."""
         options = _options(EX=ex, PX=px, EXAT=exat, PXAT=pxat)
         return self.execute_command("GETEX", name, *options, *_flags(PERSIST=persist))
 
     def getdel(self, name: Argument) -> Any:
-        """Delete a key and return the value it had."""
+        """Delete a key and return its value, or None if it did not exist."""
         return self.execute_command("GETDEL", name)
 
     def getset(self, name: Argument, value: Argument) -> Any:
-        """Set a key and return the value it had."""
+        """Set a key and return its old value, or None."""
         return self.execute_command("GETSET", name, value)
 
     def getrange(self, key: Argument, start: int, end: int) -> Any:
-        """The bytes of a value from start to end, both included."""
+        """Return the part of a value from byte start to byte end, both included."""
         return self.execute_command("GETRANGE", key, start, end)
 
     def setrange(self, name: Argument, offset: int, value: Argument) -> Any:
@@ -1346,90 +1331,86 @@ class Commands:
         return self.execute_command("SETRANGE", name, offset, value)
 
     def append(self, key: Argument, value: Argument) -> Any:
-        """Add to the end of a value and return its new length in bytes."""
+        """Append to a value and return its new length in bytes."""
         return self.execute_command("APPEND", key, value)
 
     def strlen(self, name: Argument) -> Any:
-        """The length of a value in bytes."""
+        """Return the length of a value in bytes."""
         return self.execute_command("STRLEN", name)
 
     def setnx(self, name: Argument, value: Argument) -> Any:
-        """Set a key that does not exist: True if set."""
+        """Set a key if it does not exist. Return True if it was set."""
         return self.execute_command("SETNX", name, value)
 
     def setex(self, name: Argument, time: int | timedelta, value: Argument) -> Any:
-        """Set a key to expire after so many seconds."""
-        return self.execute_command("SETEX", name, _time("EX", time), value)
+        """Set a key that expires after this many seconds."""
+        return self.execute_command("SETEX", name, _to_expiry("EX", time), value)
 
     def psetex(self, name: Argument, time_ms: int | timedelta, value: Argument) -> Any:
-        """Set a key to expire after so many milliseconds."""
-        return self.execute_command("PSETEX", name, _time("PX", time_ms), value)
+        """Set a key that expires after this many milliseconds."""
+        return self.execute_command("PSETEX", name, _to_expiry("PX", time_ms), value)
 
     def mget(self, keys: Arguments, *args: Argument) -> Any:
-        """The values of several keys, given as a list or one by one; None for a missing one."""
-        names = _listed(keys, args)
-        if not names:  # which the server would refuse
+        """Return the values of keys, given as a list or one by one; None for a missing key."""
+        names = _list_or_args(keys, args)
+        if not names:  # MGET without keys is an error, but redis-py returns [].
             return self.execute_command("PING", convert=lambda reply: [])
         return self.execute_command("MGET", *names)
 
     def mset(self, mapping: Mapping[Any, Argument]) -> Any:
-        """Set several keys at once."""
-        return self.execute_command("MSET", *_items(mapping))
+        """Set several keys in one step."""
+        return self.execute_command("MSET", *_flatten(mapping))
 
     def msetnx(self, mapping: Mapping[Any, Argument]) -> Any:
-        """Set several keys at once if none of them exists: True if set."""
-        return self.execute_command("MSETNX", *_items(mapping))
+        """Set several keys in one step if none of them exists. Return True if set."""
+        return self.execute_command("MSETNX", *_flatten(mapping))
 
     def incr(self, name: Argument, amount: int = 1) -> Any:
-        """Add to a counter and return it."""
+        """Add to the integer in a key and return the sum."""
         return self.execute_command("INCRBY", name, amount)
 
     incrby = incr
 
     def decr(self, name: Argument, amount: int = 1) -> Any:
-        """Take from a counter and return it."""
+        """Subtract from the integer in a key and return the difference."""
         return self.execute_command("DECRBY", name, amount)
 
     decrby = decr
 
     def incrbyfloat(self, name: Argument, amount: float = 1.0) -> Any:
-        """Add to a number and return it as a float."""
+        """Add to the number in a key and return the sum as a float."""
         return self.execute_command("INCRBYFLOAT", name, amount)
 
-    # -- Compare and set, as in Redis 8.4 and Valkey 9 --
-
     def delex(self, name: Argument, ifeq: Argument | None = None) -> Any:
-        """Delete a key if it has this value: 1 if it did, else 0."""
+        """Delete a key, with ``ifeq`` only if it has this value. Return 1 if deleted, else 0."""
         return self.execute_command("DELEX", name, *_options(IFEQ=ifeq))
 
     def delifeq(self, name: Argument, value: Argument) -> Any:
-        """Delete a key if it has this value: 1 if it did, else 0."""
+        """Delete a key if it has this value (Valkey 9). Return 1 if deleted, else 0."""
         return self.execute_command("DELIFEQ", name, value)
 
-    # -- Keys --
-
     def delete(self, *names: Argument) -> Any:
-        """Delete keys and return how many there were."""
+        """Delete keys and return how many existed."""
         return self.execute_command("DEL", *names)
 
     def unlink(self, *names: Argument) -> Any:
-        """Delete keys and return how many there were."""
+        """Delete keys and return how many existed."""
         return self.execute_command("UNLINK", *names)
 
     def exists(self, *names: Argument) -> Any:
-        """How many of the keys exist."""
+        """Return how many of the keys exist."""
         return self.execute_command("EXISTS", *names)
 
     def type(self, name: Argument) -> Any:
-        """What a key holds: string, list, hash, set, zset, or none."""
+        """Return the type of a key's value: string, list, hash, set, zset, or none."""
         return self.execute_command("TYPE", name)
 
     def rename(self, src: Argument, dst: Argument) -> Any:
-        """Give a key another name, which may be taken."""
+        """Rename a key. If the new name exists, replace it."""
         return self.execute_command("RENAME", src, dst)
 
     def renamenx(self, src: Argument, dst: Argument) -> Any:
-        """Give a key another name if that is not taken: True if renamed."""
+        """Rename a key if the new name does not exist. Return True if renamed."""
         return self.execute_command("RENAMENX", src, dst)
 
     def copy(
@@ -1439,20 +1420,20 @@ class Commands:
         destination_db: int | None = None,
         replace: bool = False,
     ) -> Any:
-        """Copy a key: False if there is none, or the destination exists and is not replaced."""
+        """Copy a key. Return False if there is no source, or the destination exists already."""
         options = [*_options(DB=destination_db), *_flags(REPLACE=replace)]
         return self.execute_command("COPY", source, destination, *options)
 
     def randomkey(self) -> Any:
-        """A key picked at random, or None if there is none."""
+        """Return a random key, or None if the server holds no keys."""
         return self.execute_command("RANDOMKEY")
 
     def touch(self, *args: Argument) -> Any:
-        """Count as used now, and return how many of the keys exist."""
+        """Mark keys as used now and return how many of them exist."""
         return self.execute_command("TOUCH", *args)
 
     def keys(self, pattern: Argument = "*") -> Any:
-        """The keys that match a pattern such as ``user:*``."""
+        """Return the keys that match a pattern such as ``user:*``, as a list."""
         return self.execute_command("KEYS", pattern)
 
     def scan(
@@ -1462,21 +1443,18 @@ class Commands:
         count: int | None = None,
         _type: str | None = None,
     ) -> Any:
-        """A page of the keys, and the cursor of the next page, 0 after the last."""
-        options = _options(MATCH=match, COUNT=count, TYPE=_type)
-        return self.execute_command("SCAN", cursor, *options)
+        """Return the cursor of the next page (0 after the last page) and a list of keys."""
+        return self.execute_command("SCAN", cursor, *_options(MATCH=match, COUNT=count, TYPE=_type))
 
     def scan_iter(
         self, match: Argument | None = None, count: int | None = None, _type: str | None = None
     ) -> Iterator[Any]:
-        """The keys, page by page; one that is there all the while may come more than once."""
-        return _pages(lambda cursor: self.scan(cursor, match, count, _type))
+        """Yield the keys, page by page. A key may be repeated if keys change meanwhile."""
+        return _scan_all(lambda cursor: self.scan(cursor, match, count, _type))
 
     def object(self, infotype: str, key: Argument) -> Any:
-        """How a key is kept: its ``"encoding"``, its ``"idletime"`` in seconds."""
+        """Return how a key is stored: its ``"encoding"``, or its ``"idletime"`` in seconds."""
         return self.execute_command("OBJECT", infotype, key)
-
-    # -- Expiry --
 
     def expire(
         self,
@@ -1487,12 +1465,10 @@ class Commands:
         gt: bool = False,
         lt: bool = False,
     ) -> Any:
-        """Let a key expire after so many seconds: False if there is none.
+        """Expire a key after this many seconds. Return False if there is no such key.
 
-        :param nx: only if it has no time to live.
-        :param xx: only if it has one.
-        :param gt: only if that makes it later.
-        :param lt: only if that makes it earlier.
+        :param nx, xx: only if the key has no time to live, or only if it has one.
+        :param gt, lt: only if the key then expires later, or only if it then expires earlier.
         """
         return self._expire("EXPIRE", name, time, nx, xx, gt, lt)
 
@@ -1505,7 +1481,7 @@ class Commands:
         gt: bool = False,
         lt: bool = False,
     ) -> Any:
-        """As :meth:`expire`, in milliseconds."""
+        """Do the same as :meth:`expire`, in milliseconds."""
         return self._expire("PEXPIRE", name, time, nx, xx, gt, lt)
 
     def expireat(
@@ -1517,7 +1493,7 @@ class Commands:
         gt: bool = False,
         lt: bool = False,
     ) -> Any:
-        """As :meth:`expire`, at a time in seconds since 1970."""
+        """Do the same as :meth:`expire`, at a time in seconds since 1970."""
         return self._expire("EXPIREAT", name, when, nx, xx, gt, lt)
 
     def pexpireat(
@@ -1529,71 +1505,69 @@ class Commands:
         gt: bool = False,
         lt: bool = False,
     ) -> Any:
-        """As :meth:`expire`, at a time in milliseconds since 1970."""
+        """Do the same as :meth:`expire`, at a time in milliseconds since 1970."""
         return self._expire("PEXPIREAT", name, when, nx, xx, gt, lt)
 
     def _expire(
         self, command: str, name: Argument, time: Any, nx: bool, xx: bool, gt: bool, lt: bool
     ) -> Any:
         flags = _flags(NX=nx, XX=xx, GT=gt, LT=lt)
-        return self.execute_command(command, name, _time(command, time), *flags)
+        return self.execute_command(command, name, _to_expiry(command, time), *flags)
 
     def ttl(self, name: Argument) -> Any:
-        """The seconds a key has left, -1 without a time to live, -2 without the key."""
+        """Return the remaining seconds of a key; -1 if it never expires, -2 if it is missing."""
         return self.execute_command("TTL", name)
 
     def pttl(self, name: Argument) -> Any:
-        """As :meth:`ttl`, in milliseconds."""
+        """Do the same as :meth:`ttl`, in milliseconds."""
         return self.execute_command("PTTL", name)
 
     def expiretime(self, key: Argument) -> Any:
-        """When a key expires, in seconds since 1970; -1 and -2 as :meth:`ttl`."""
+        """Return when a key expires, in seconds since 1970; -1 and -2 as in :meth:`ttl`."""
         return self.execute_command("EXPIRETIME", key)
 
     def pexpiretime(self, key: Argument) -> Any:
-        """As :meth:`expiretime`, in milliseconds."""
+        """Do the same as :meth:`expiretime`, in milliseconds."""
         return self.execute_command("PEXPIRETIME", key)
 
     def persist(self, name: Argument) -> Any:
-        """Take away a key's time to live: True if it had one."""
+        """Remove the time to live of a key. Return True if it had one."""
         return self.execute_command("PERSIST", name)
 
-    # -- Lists --
-
     def lpush(self, name: Argument, *values: Argument) -> Any:
-        """Put elements, one after the other, at the head, and return the new length."""
+        """Insert elements, one after the other, at the head and return the new length."""
         return self.execute_command("LPUSH", name, *values)
 
     def rpush(self, name: Argument, *values: Argument) -> Any:
-        """Put elements at the tail, and return the new length."""
+        """Append elements at the tail and return the new length."""
         return self.execute_command("RPUSH", name, *values)
 
     def lpushx(self, name: Argument, *values: Argument) -> Any:
-        """As :meth:`lpush`, if the list exists; else 0."""
+        """Insert elements at the head only if the list exists. Return the length, or 0."""
         return self.execute_command("LPUSHX", name, *values)
 
     def rpushx(self, name: Argument, *values: Argument) -> Any:
-        """As :meth:`rpush`, if the list exists; else 0."""
+        """Append elements only if the list exists. Return the length, or 0."""
         return self.execute_command("RPUSHX", name, *values)
 
     def lpop(self, name: Argument, count: int | None = None) -> Any:
-        """Take the element at the head, or a list of so many; None without the list."""
-        return self.execute_command("LPOP", name, *_present(count))
+        """Remove and return the element at the head, or a list of ``count`` elements, or None."""
+        return self.execute_command("LPOP", name, *_not_none(count))
 
     def rpop(self, name: Argument, count: int | None = None) -> Any:
-        """Take the element at the tail, or a list of so many; None without the list."""
-        return self.execute_command("RPOP", name, *_present(count))
+        """Remove and return the element at the tail, or a list of ``count`` elements, or None."""
+        return self.execute_command("RPOP", name, *_not_none(count))
 
     def llen(self, name: Argument) -> Any:
-        """The length of a list."""
+        """Return the length of a list."""
         return self.execute_command("LLEN", name)
 
     def lrange(self, name: Argument, start: int, end: int) -> Any:
-        """The elements from start to end, both included; -1 is the last."""
+        """Return the elements from start to end, both included; -1 is the last element."""
         return self.execute_command("LRANGE", name, start, end)
 
     def lindex(self, name: Argument, index: int) -> Any:
-        """The element at an index, or None."""
+        """Return the element at an index, or None."""
         return self.execute_command("LINDEX", name, index)
 
     def lset(self, name: Argument, index: int, value: Argument) -> Any:
@@ -1601,15 +1575,15 @@ class Commands:
         return self.execute_command("LSET", name, index, value)
 
     def linsert(self, name: Argument, where: str, refvalue: Argument, value: Argument) -> Any:
-        """Put an element ``BEFORE`` or ``AFTER`` another: the new length, or -1 without that."""
+        """Insert ``BEFORE`` or ``AFTER`` an element. Return the length; -1 if not found."""
         return self.execute_command("LINSERT", name, where, refvalue, value)
 
     def lrem(self, name: Argument, count: int, value: Argument) -> Any:
-        """Delete elements equal to the value: the first, the last (count < 0) or all (0)."""
+        """Remove ``count`` equal elements from the head; from the tail if < 0; all if 0."""
         return self.execute_command("LREM", name, count, value)
 
     def ltrim(self, name: Argument, start: int, end: int) -> Any:
-        """Delete every element outside of start to end."""
+        """Remove all elements that are not between start and end."""
         return self.execute_command("LTRIM", name, start, end)
 
     def lpos(
@@ -1620,10 +1594,10 @@ class Commands:
         count: int | None = None,
         maxlen: int | None = None,
     ) -> Any:
-        """The index of an element equal to the value, or None; a list of them with ``count``.
+        """Return the index of the first element equal to a value, or None; with ``count`` a list.
 
-        :param rank: which of them comes first: 2 is the second, -1 the last.
-        :param maxlen: how many elements to look at.
+        :param rank: which match comes first: 2 is the second match, -1 the last one.
+        :param maxlen: compare only this many elements.
         """
         options = _options(RANK=rank, COUNT=count, MAXLEN=maxlen)
         return self.execute_command("LPOS", name, value, *options)
@@ -1631,37 +1605,38 @@ class Commands:
     def lmove(
         self, first_list: Argument, second_list: Argument, src: str = "LEFT", dest: str = "RIGHT"
     ) -> Any:
-        """Move an element from an end of one list to an end of another, and return it."""
+        """Move an element from one end of a list to one end of another list, and return it."""
         return self.execute_command("LMOVE", first_list, second_list, src, dest)
 
     def rpoplpush(self, src: Argument, dst: Argument) -> Any:
-        """Move an element from the tail of one list to the head of another, and return it."""
+        """Move an element from the tail of a list to the head of another, and return it."""
         return self.execute_command("RPOPLPUSH", src, dst)
 
     def lmpop(self, num_keys: int, *args: Argument, direction: str, count: int = 1) -> Any:
-        """Take elements from the first list that has any: its name and a list of them, or None.
+        """Remove elements from the first list that is not empty.
 
+        :returns: the name of the list and the list of elements, or None.
         :param direction: ``LEFT`` or ``RIGHT``.
         """
         return self.execute_command("LMPOP", num_keys, *args, direction, "COUNT", count)
 
     def blpop(self, keys: Arguments, timeout: float | None = 0) -> Any:
-        """Take the element at the head of the first list that has any: the list's name and it.
+        """Remove the first element of the first list that is not empty. If all are empty, block.
 
-        If none has, wait until one is pushed, in the order in which clients came.
+        The server serves blocked clients in the order in which they blocked. In a transaction the
+        command does not block.
 
-        :param timeout: seconds after which the result is None; 0 or None for no limit. The
-            client's own time limit counts from then on.
-        :raises ConnectionLost: also while it waits. It is not sent again, as an element may have
-            been taken.
-
-        In a transaction it does not wait.
+        :param timeout: seconds to block; 0 or None for no limit. The client's own time limit for
+            the reply begins after these seconds.
+        :returns: the name of the list and the element as a tuple, or None after the timeout.
+        :raises ConnectionLost: also if the server stops while the command blocks. The client does
+            not send the command again, because the server may already have removed an element.
         """
-        return self.execute_command("BLPOP", *_listed(keys), timeout or 0)
+        return self.execute_command("BLPOP", *_list_or_args(keys), timeout or 0)
 
     def brpop(self, keys: Arguments, timeout: float | None = 0) -> Any:
-        """As :meth:`blpop`, at the tail."""
-        return self.execute_command("BRPOP", *_listed(keys), timeout or 0)
+        """Do the same as :meth:`blpop`, at the tail."""
+        return self.execute_command("BRPOP", *_list_or_args(keys), timeout or 0)
 
     def blmove(
         self,
@@ -1671,26 +1646,19 @@ class Commands:
         src: str = "LEFT",
         dest: str = "RIGHT",
     ) -> Any:
-        """As :meth:`lmove`, waiting for an element as :meth:`blpop` does."""
+        """Do the same as :meth:`lmove`, but block as :meth:`blpop` does."""
         return self.execute_command("BLMOVE", first_list, second_list, src, dest, timeout or 0)
 
     def brpoplpush(self, src: Argument, dst: Argument, timeout: float | None = 0) -> Any:
-        """As :meth:`rpoplpush`, waiting for an element as :meth:`blpop` does."""
+        """Do the same as :meth:`rpoplpush`, but block as :meth:`blpop` does."""
         return self.execute_command("BRPOPLPUSH", src, dst, timeout or 0)
 
     def blmpop(
-        self,
-        timeout: float,
-        numkeys: int,
-        *args: Argument,
-        direction: str,
-        count: int | None = 1,
+        self, timeout: float, numkeys: int, *args: Argument, direction: str, count: int | None = 1
     ) -> Any:
-        """As :meth:`lmpop`, waiting for an element as :meth:`blpop` does."""
+        """Do the same as :meth:`lmpop`, but block as :meth:`blpop` does."""
         options = _options(COUNT=count)
         return self.execute_command("BLMPOP", timeout or 0, numkeys, *args, direction, *options)
-
-    # -- Hashes --
 
     def hset(
         self,
@@ -1700,66 +1668,66 @@ class Commands:
         mapping: Mapping[Any, Argument] | None = None,
         items: Sequence[Argument] | None = None,
     ) -> Any:
-        """Set fields: one, those of a mapping, and a flat list; returns how many are new."""
-        pairs = [*(items or ()), *_present(key, value), *_items(mapping or {})]
+        """Set one field, those of a mapping, and those of a flat list. Return how many are new."""
+        pairs = [*(items or ()), *_not_none(key, value), *_flatten(mapping or {})]
         return self.execute_command("HSET", name, *pairs)
 
     def hmset(self, name: Argument, mapping: Mapping[Any, Argument]) -> Any:
         """Set the fields of a mapping."""
-        return self.execute_command("HMSET", name, *_items(mapping))
+        return self.execute_command("HMSET", name, *_flatten(mapping))
 
     def hsetnx(self, name: Argument, key: Argument, value: Argument) -> Any:
-        """Set a field that does not exist: 1 if set, else 0."""
+        """Set a field if it does not exist. Return 1 if it was set, else 0."""
         return self.execute_command("HSETNX", name, key, value)
 
     def hget(self, name: Argument, key: Argument) -> Any:
-        """The value of a field, or None."""
+        """Return the value of a field, or None."""
         return self.execute_command("HGET", name, key)
 
     def hmget(self, name: Argument, keys: Arguments, *args: Argument) -> Any:
-        """The values of several fields, given as a list or one by one; None for a missing one."""
-        return self.execute_command("HMGET", name, *_listed(keys, args))
+        """Return the values of fields, given as a list or one by one; None if missing."""
+        return self.execute_command("HMGET", name, *_list_or_args(keys, args))
 
     def hgetall(self, name: Argument) -> Any:
-        """The fields and their values as a dict."""
+        """Return the fields and their values as a dict."""
         return self.execute_command("HGETALL", name)
 
     def hdel(self, name: Argument, *keys: Argument) -> Any:
-        """Delete fields and return how many there were."""
+        """Delete fields and return how many existed."""
         return self.execute_command("HDEL", name, *keys)
 
     def hlen(self, name: Argument) -> Any:
-        """How many fields there are."""
+        """Return the number of fields."""
         return self.execute_command("HLEN", name)
 
     def hexists(self, name: Argument, key: Argument) -> Any:
-        """Whether a field exists."""
+        """Return True if the field exists."""
         return self.execute_command("HEXISTS", name, key)
 
     def hstrlen(self, name: Argument, key: Argument) -> Any:
-        """The length of a field's value in bytes."""
+        """Return the length of a field's value in bytes."""
         return self.execute_command("HSTRLEN", name, key)
 
     def hkeys(self, name: Argument) -> Any:
-        """The fields as a list."""
+        """Return the fields as a list."""
         return self.execute_command("HKEYS", name)
 
     def hvals(self, name: Argument) -> Any:
-        """The values as a list."""
+        """Return the values as a list."""
         return self.execute_command("HVALS", name)
 
     def hincrby(self, name: Argument, key: Argument, amount: int = 1) -> Any:
-        """Add to a field and return it."""
+        """Add to the integer in a field and return the sum."""
         return self.execute_command("HINCRBY", name, key, amount)
 
     def hincrbyfloat(self, name: Argument, key: Argument, amount: float = 1.0) -> Any:
-        """Add to a field and return it as a float."""
+        """Add to the number in a field and return the sum as a float."""
         return self.execute_command("HINCRBYFLOAT", name, key, amount)
 
     def hrandfield(self, key: Argument, count: int | None = None, withvalues: bool = False) -> Any:
-        """A field picked at random, or a list of so many, each followed by its value if asked."""
+        """Return a random field, or ``count`` fields; ``withvalues`` adds the value after each."""
         flags = _flags(WITHVALUES=withvalues)
-        return self.execute_command("HRANDFIELD", key, *_present(count), *flags)
+        return self.execute_command("HRANDFIELD", key, *_not_none(count), *flags)
 
     def hscan(
         self,
@@ -1768,79 +1736,77 @@ class Commands:
         match: Argument | None = None,
         count: int | None = None,
     ) -> Any:
-        """The cursor of the next page, and a page of the fields and values as a dict."""
+        """Return the cursor of the next page, and a dict of fields and values."""
         return self.execute_command("HSCAN", name, cursor, *_options(MATCH=match, COUNT=count))
 
     def hscan_iter(
         self, name: Argument, match: Argument | None = None, count: int | None = None
     ) -> Iterator[Any]:
-        """The pairs of field and value, page by page."""
-        return _pages(lambda cursor: self.hscan(name, cursor, match, count))
-
-    # -- Sets --
+        """Yield the pairs of field and value, page by page."""
+        return _scan_all(lambda cursor: self.hscan(name, cursor, match, count))
 
     def sadd(self, name: Argument, *values: Argument) -> Any:
         """Add members and return how many are new."""
         return self.execute_command("SADD", name, *values)
 
     def srem(self, name: Argument, *values: Argument) -> Any:
-        """Delete members and return how many there were."""
+        """Remove members and return how many existed."""
         return self.execute_command("SREM", name, *values)
 
     def scard(self, name: Argument) -> Any:
-        """How many members there are."""
+        """Return the number of members."""
         return self.execute_command("SCARD", name)
 
     def sismember(self, name: Argument, value: Argument) -> Any:
-        """1 for a member, else 0."""
+        """Return 1 if the value is a member, else 0."""
         return self.execute_command("SISMEMBER", name, value)
 
     def smismember(self, name: Argument, values: Arguments, *args: Argument) -> Any:
-        """1 or 0 for each of several values, given as a list or one by one."""
-        return self.execute_command("SMISMEMBER", name, *_listed(values, args))
+        """Return 1 or 0 for each of several values, given as a list or one by one."""
+        return self.execute_command("SMISMEMBER", name, *_list_or_args(values, args))
 
     def smembers(self, name: Argument) -> Any:
-        """The members as a set."""
+        """Return the members as a set."""
         return self.execute_command("SMEMBERS", name)
 
     def smove(self, src: Argument, dst: Argument, value: Argument) -> Any:
-        """Move a member from one set to another: False if it is none."""
+        """Move a member to another set. Return False if it is not a member."""
         return self.execute_command("SMOVE", src, dst, value)
 
     def spop(self, name: Argument, count: int | None = None) -> Any:
-        """Take a member at random, or a list of so many; None without the set."""
-        return self.execute_command("SPOP", name, *_present(count))
+        """Remove and return a random member, or a list of ``count`` members, or None."""
+        return self.execute_command("SPOP", name, *_not_none(count))
 
     def srandmember(self, name: Argument, number: int | None = None) -> Any:
-        """A member picked at random, or a list of so many (< 0: with repeats)."""
-        return self.execute_command("SRANDMEMBER", name, *_present(number))
+        """Return a random member, or a list of ``number`` members (< 0: may repeat)."""
+        return self.execute_command("SRANDMEMBER", name, *_not_none(number))
 
     def sinter(self, keys: Arguments, *args: Argument) -> Any:
-        """The members that all the sets have, as a set."""
-        return self.execute_command("SINTER", *_listed(keys, args))
+        """Return the set of members that are in all of the sets."""
+        return self.execute_command("SINTER", *_list_or_args(keys, args))
 
     def sunion(self, keys: Arguments, *args: Argument) -> Any:
-        """The members that any of the sets has, as a set."""
-        return self.execute_command("SUNION", *_listed(keys, args))
+        """Return the set of members that are in any of the sets."""
+        return self.execute_command("SUNION", *_list_or_args(keys, args))
 
     def sdiff(self, keys: Arguments, *args: Argument) -> Any:
-        """The members of the first set that no other has, as a set."""
-        return self.execute_command("SDIFF", *_listed(keys, args))
+        """Return the set of members that are in the first set only."""
+        return self.execute_command("SDIFF", *_list_or_args(keys, args))
 
     def sinterstore(self, dest: Argument, keys: Arguments, *args: Argument) -> Any:
-        """As :meth:`sinter`, kept in a key: how many they are."""
-        return self.execute_command("SINTERSTORE", dest, *_listed(keys, args))
+        """Store the result of :meth:`sinter` in a key and return its size."""
+        return self.execute_command("SINTERSTORE", dest, *_list_or_args(keys, args))
 
     def sunionstore(self, dest: Argument, keys: Arguments, *args: Argument) -> Any:
-        """As :meth:`sunion`, kept in a key: how many they are."""
-        return self.execute_command("SUNIONSTORE", dest, *_listed(keys, args))
+        """Store the result of :meth:`sunion` in a key and return its size."""
+        return self.execute_command("SUNIONSTORE", dest, *_list_or_args(keys, args))
 
     def sdiffstore(self, dest: Argument, keys: Arguments, *args: Argument) -> Any:
-        """As :meth:`sdiff`, kept in a key: how many they are."""
-        return self.execute_command("SDIFFSTORE", dest, *_listed(keys, args))
+        """Store the result of :meth:`sdiff` in a key and return its size."""
+        return self.execute_command("SDIFFSTORE", dest, *_list_or_args(keys, args))
 
     def sintercard(self, numkeys: int, keys: Sequence[Argument], limit: int = 0) -> Any:
-        """How many members all the sets have, counted up to the limit if it is not 0."""
+        """Return the size of the intersection, counted up to the limit (0: no limit)."""
         return self.execute_command("SINTERCARD", numkeys, *keys, "LIMIT", limit)
 
     def sscan(
@@ -1850,16 +1816,14 @@ class Commands:
         match: Argument | None = None,
         count: int | None = None,
     ) -> Any:
-        """The cursor of the next page, and a page of the members."""
+        """Return the cursor of the next page, and a list of members."""
         return self.execute_command("SSCAN", name, cursor, *_options(MATCH=match, COUNT=count))
 
     def sscan_iter(
         self, name: Argument, match: Argument | None = None, count: int | None = None
     ) -> Iterator[Any]:
-        """The members, page by page."""
-        return _pages(lambda cursor: self.sscan(name, cursor, match, count))
-
-    # -- Sorted sets --
+        """Yield the members, page by page."""
+        return _scan_all(lambda cursor: self.sscan(name, cursor, match, count))
 
     def zadd(
         self,
@@ -1872,49 +1836,47 @@ class Commands:
         gt: bool = False,
         lt: bool = False,
     ) -> Any:
-        """Set the scores of members and return how many are new.
+        """Set the scores of members and return how many members are new.
 
-        :param nx: only of those that are new.
-        :param xx: only of those that are not.
-        :param gt: of those that are not, only if that makes it higher.
-        :param lt: only if that makes it lower.
-        :param ch: return how many are new or changed.
-        :param incr: add to the score of the one member, and return it, or None if it was not set.
+        :param nx, xx: only add new members, or only update existing members.
+        :param gt, lt: update a member only if its score then rises, or only if it then falls.
+        :param ch: return how many members are new or changed.
+        :param incr: add to the score of the one member; return the sum, or None if it was not set.
         """
         flags = _flags(NX=nx, XX=xx, CH=ch, INCR=incr, GT=gt, LT=lt)
         pairs = [part for member, score in mapping.items() for part in (score, member)]
         return self.execute_command("ZADD", name, *flags, *pairs, convert=float if incr else None)
 
     def zincrby(self, name: Argument, amount: float, value: Argument) -> Any:
-        """Add to the score of a member and return it."""
+        """Add to the score of a member and return the sum."""
         return self.execute_command("ZINCRBY", name, amount, value)
 
     def zscore(self, name: Argument, value: Argument) -> Any:
-        """The score of a member as a float, or None."""
+        """Return the score of a member as a float, or None."""
         return self.execute_command("ZSCORE", name, value)
 
     def zmscore(self, key: Argument, members: Sequence[Argument]) -> Any:
-        """The scores of several members; None for one that is none."""
+        """Return the scores of several members; None for a value that is not a member."""
         return self.execute_command("ZMSCORE", key, *members)
 
     def zrem(self, name: Argument, *values: Argument) -> Any:
-        """Delete members and return how many there were."""
+        """Remove members and return how many existed."""
         return self.execute_command("ZREM", name, *values)
 
     def zcard(self, name: Argument) -> Any:
-        """How many members there are."""
+        """Return the number of members."""
         return self.execute_command("ZCARD", name)
 
     def zcount(self, name: Argument, min: Argument, max: Argument) -> Any:
-        """How many members have a score from min to max; ``"(1"`` is without 1 itself."""
+        """Return how many members have a score from min to max; ``"(1"`` excludes 1 itself."""
         return self.execute_command("ZCOUNT", name, min, max)
 
     def zrank(self, name: Argument, value: Argument) -> Any:
-        """How many members have a lower score than this one; None if it is none."""
+        """Return how many members have a lower score than this member, or None if missing."""
         return self.execute_command("ZRANK", name, value)
 
     def zrevrank(self, name: Argument, value: Argument) -> Any:
-        """How many members have a higher score than this one; None if it is none."""
+        """Return how many members have a higher score than this member, or None."""
         return self.execute_command("ZREVRANK", name, value)
 
     def zrange(
@@ -1929,18 +1891,17 @@ class Commands:
         offset: int | None = None,
         num: int | None = None,
     ) -> Any:
-        """The members from start to end, both included, in the order of their scores.
+        """Return the members from start to end, both included, in the order of their scores.
 
-        :param desc: the highest first; then start is the higher one with ``byscore``.
-        :param withscores: each in a tuple with its score.
-        :param score_cast_func: makes the score from text.
-        :param byscore: start and end are scores, as in :meth:`zcount`.
-        :param offset, num: how many to leave out, and how many to return, with ``byscore``.
+        :param desc: if true, the highest score comes first.
+        :param withscores: if true, return a list of tuples of member and score.
+        :param score_cast_func: a function that makes a score from text.
+        :param byscore: if true, start and end are scores as in :meth:`zcount`; with ``desc`` start
+            is the higher one.
+        :param offset, num: skip and return this many members; for ``byscore`` only.
         """
-        flags = _flags(BYSCORE=byscore, REV=desc)
-        return self._zrange(
-            ("ZRANGE", name, start, end, *flags), offset, num, withscores, score_cast_func
-        )
+        command = ("ZRANGE", name, start, end, *_flags(BYSCORE=byscore, REV=desc))
+        return self._zrange(command, offset, num, withscores, score_cast_func)
 
     def zrevrange(
         self,
@@ -1950,10 +1911,9 @@ class Commands:
         withscores: bool = False,
         score_cast_func: Converter = float,
     ) -> Any:
-        """The members from start to end, both included, the highest score first."""
-        return self._zrange(
-            ("ZREVRANGE", name, start, end), None, None, withscores, score_cast_func
-        )
+        """Do the same as :meth:`zrange`, with the highest score first."""
+        command = ("ZREVRANGE", name, start, end)
+        return self._zrange(command, None, None, withscores, score_cast_func)
 
     def zrangebyscore(
         self,
@@ -1965,10 +1925,9 @@ class Commands:
         withscores: bool = False,
         score_cast_func: Converter = float,
     ) -> Any:
-        """The members with a score from min to max, less the first ``start``, at most ``num``."""
-        return self._zrange(
-            ("ZRANGEBYSCORE", name, min, max), start, num, withscores, score_cast_func
-        )
+        """Return the members with a score from min to max: skip ``start``, return ``num``."""
+        command = ("ZRANGEBYSCORE", name, min, max)
+        return self._zrange(command, start, num, withscores, score_cast_func)
 
     def zrevrangebyscore(
         self,
@@ -1980,31 +1939,26 @@ class Commands:
         withscores: bool = False,
         score_cast_func: Converter = float,
     ) -> Any:
-        """As :meth:`zrangebyscore`, the highest score first."""
-        return self._zrange(
-            ("ZREVRANGEBYSCORE", name, max, min), start, num, withscores, score_cast_func
-        )
+        """Do the same as :meth:`zrangebyscore`, with the highest score first."""
+        command = ("ZREVRANGEBYSCORE", name, max, min)
+        return self._zrange(command, start, num, withscores, score_cast_func)
 
     def _zrange(
-        self,
-        command: tuple[Argument, ...],
-        offset: int | None,
-        num: int | None,
-        withscores: bool,
-        score_cast_func: Converter,
+        self, command: Any, offset: Any, num: Any, withscores: bool, score_cast_func: Converter
     ) -> Any:
-        limit: Sequence[Any] = () if offset is None and num is None else ("LIMIT", offset, num)
-        flags = _flags(WITHSCORES=withscores)
-        convert = _scored(score_cast_func) if withscores else None
-        return self.execute_command(*command, *limit, *flags, convert=convert)
+        if not (offset is num is None):
+            command = (*command, "LIMIT", offset, num)
+        if not withscores:
+            return self.execute_command(*command)
+        return self.execute_command(*command, "WITHSCORES", convert=_score_pairs(score_cast_func))
 
     def zpopmin(self, name: Argument, count: int | None = None) -> Any:
-        """Take the members with the lowest scores: a list of tuples of member and score."""
-        return self.execute_command("ZPOPMIN", name, *_present(count))
+        """Remove the members with the lowest scores; return tuples of member and score."""
+        return self.execute_command("ZPOPMIN", name, *_not_none(count))
 
     def zpopmax(self, name: Argument, count: int | None = None) -> Any:
-        """Take the members with the highest scores: a list of tuples of member and score."""
-        return self.execute_command("ZPOPMAX", name, *_present(count))
+        """Remove the members with the highest scores; return tuples of member and score."""
+        return self.execute_command("ZPOPMAX", name, *_not_none(count))
 
     def zmpop(
         self,
@@ -2014,26 +1968,26 @@ class Commands:
         max: bool | None = False,
         count: int | None = 1,
     ) -> Any:
-        """Take members from the first sorted set that has any: its name and a list, or None.
+        """Remove members from the first sorted set that is not empty.
 
-        :param min: those with the lowest scores; each is a list of member and score, as text.
-        :param max: those with the highest.
+        :param min, max: set one to True, to remove the members with the lowest or highest scores.
+        :returns: the name of the sorted set and a list of [member, score as text], or None.
         """
         options = [*_flags(MIN=bool(min), MAX=bool(max)), *_options(COUNT=count)]
         return self.execute_command("ZMPOP", num_keys, *keys, *options)
 
     def bzpopmin(self, keys: Arguments, timeout: float | None = 0) -> Any:
-        """Take the member with the lowest score of the first sorted set that has any.
+        """Remove the member with the lowest score from the first sorted set that is not empty.
 
-        Waits for one as :meth:`blpop` does.
+        If all are empty, block as :meth:`blpop` does.
 
-        :returns: a tuple of the sorted set's name, the member and its score, or None.
+        :returns: a tuple of the name of the sorted set, the member and its score, or None.
         """
-        return self.execute_command("BZPOPMIN", *_listed(keys), timeout or 0)
+        return self.execute_command("BZPOPMIN", *_list_or_args(keys), timeout or 0)
 
     def bzpopmax(self, keys: Arguments, timeout: float | None = 0) -> Any:
-        """As :meth:`bzpopmin`, with the highest score."""
-        return self.execute_command("BZPOPMAX", *_listed(keys), timeout or 0)
+        """Do the same as :meth:`bzpopmin`, with the highest score."""
+        return self.execute_command("BZPOPMAX", *_list_or_args(keys), timeout or 0)
 
     def bzmpop(
         self,
@@ -2044,16 +1998,16 @@ class Commands:
         max: bool | None = False,
         count: int | None = 1,
     ) -> Any:
-        """As :meth:`zmpop`, waiting for a member as :meth:`blpop` does."""
+        """Do the same as :meth:`zmpop`, but block as :meth:`blpop` does."""
         options = [*_flags(MIN=bool(min), MAX=bool(max)), *_options(COUNT=count)]
         return self.execute_command("BZMPOP", timeout or 0, numkeys, *keys, *options)
 
     def zremrangebyrank(self, name: Argument, min: int, max: int) -> Any:
-        """Delete the members from one place to another, and return how many."""
+        """Remove the members from rank min to rank max, and return how many."""
         return self.execute_command("ZREMRANGEBYRANK", name, min, max)
 
     def zremrangebyscore(self, name: Argument, min: Argument, max: Argument) -> Any:
-        """Delete the members with a score from min to max, and return how many."""
+        """Remove the members with a score from min to max, and return how many."""
         return self.execute_command("ZREMRANGEBYSCORE", name, min, max)
 
     def zscan(
@@ -2064,9 +2018,9 @@ class Commands:
         count: int | None = None,
         score_cast_func: Converter = float,
     ) -> Any:
-        """The cursor of the next page, and a page of tuples of member and score."""
+        """Return the cursor of the next page, and a list of tuples of member and score."""
         options = _options(MATCH=match, COUNT=count)
-        convert = _page(_scored(score_cast_func))
+        convert = _scan_page(_score_pairs(score_cast_func))
         return self.execute_command("ZSCAN", name, cursor, *options, convert=convert)
 
     def zscan_iter(
@@ -2076,95 +2030,91 @@ class Commands:
         count: int | None = None,
         score_cast_func: Converter = float,
     ) -> Iterator[Any]:
-        """The tuples of member and score, page by page."""
-        return _pages(lambda cursor: self.zscan(name, cursor, match, count, score_cast_func))
-
-    # -- Channels --
+        """Yield tuples of member and score, page by page."""
+        return _scan_all(lambda cursor: self.zscan(name, cursor, match, count, score_cast_func))
 
     def publish(self, channel: Argument, message: Argument) -> Any:
-        """Send a message to who has subscribed to the channel, and return how many got it."""
+        """Send a message to the subscribers of a channel and return how many received it."""
         return self.execute_command("PUBLISH", channel, message)
 
     def pubsub_channels(self, pattern: Argument = "*") -> Any:
-        """The channels that match a pattern and have been subscribed to by name."""
+        """Return the channels that have subscribers and match a pattern."""
         return self.execute_command("PUBSUB", "CHANNELS", pattern)
 
     def pubsub_numsub(self, *args: Argument) -> Any:
-        """Each of the channels in a tuple with how many have subscribed to it by name."""
+        """Return tuples of channel and number of subscribers (patterns not counted)."""
         return self.execute_command(
-            "PUBSUB", "NUMSUB", *args, convert=lambda reply: [*_mapping(reply).items()]
+            "PUBSUB", "NUMSUB", *args, convert=lambda reply: [*_to_dict(reply).items()]
         )
 
     def pubsub_numpat(self) -> Any:
-        """How many patterns have been subscribed to."""
+        """Return the number of patterns that clients have subscribed to."""
         return self.execute_command("PUBSUB", "NUMPAT")
 
-    # -- Server --
-
     def ping(self) -> Any:
-        """True if the server answers."""
+        """Return True if the server answers."""
         return self.execute_command("PING")
 
     def echo(self, value: Argument) -> Any:
-        """The value, as the server got it."""
+        """Return the value as the server received it."""
         return self.execute_command("ECHO", value)
 
     def dbsize(self) -> Any:
-        """How many keys there are."""
+        """Return the number of keys."""
         return self.execute_command("DBSIZE")
 
     def flushdb(self, asynchronous: bool = False) -> Any:
-        """Delete every key."""
+        """Delete all keys."""
         return self.execute_command("FLUSHDB", *_flags(ASYNC=asynchronous))
 
     def flushall(self, asynchronous: bool = False) -> Any:
-        """Delete every key."""
+        """Delete all keys."""
         return self.execute_command("FLUSHALL", *_flags(ASYNC=asynchronous))
 
     def save(self) -> Any:
-        """Wait until everything up to now is in the server's file."""
+        """Block until the server has written all changes to its file."""
         return self.execute_command("SAVE")
 
     def bgsave(self, schedule: bool = True) -> Any:
-        """Let the server write everything to its file, and do not wait."""
+        """Start writing all changes to the server's file, without waiting for the end."""
         return self.execute_command("BGSAVE", *_flags(SCHEDULE=schedule))
 
     def lastsave(self) -> Any:
-        """When everything was last written to the server's file, as a datetime."""
+        """Return when the server last wrote all changes to its file, as a datetime."""
         return self.execute_command("LASTSAVE")
 
     def info(self, section: str | None = None, *args: str) -> Any:
-        """The state of the server, or these sections of it, as a dict."""
-        return self.execute_command("INFO", *_present(section), *args)
+        """Return the state of the server, or these sections of it, as a dict."""
+        return self.execute_command("INFO", *_not_none(section), *args)
 
     def time(self) -> Any:
-        """The server's clock: a tuple of seconds since 1970 and microseconds."""
+        """Return the server's clock: a tuple of seconds since 1970 and microseconds."""
         return self.execute_command("TIME")
 
     def client_id(self) -> Any:
-        """The number of a connection of this client; each thread may have its own."""
+        """Return the id of the connection that sent this; each thread may have its own."""
         return self.execute_command("CLIENT", "ID")
 
     def client_list(self, _type: str | None = None, client_id: Sequence[int] = ()) -> Any:
-        """The connections of the server, of one type or with these numbers, as dicts of str."""
+        """Return the server's connections, of one type or with these ids, as dicts of str."""
         options = [*_options(TYPE=_type), *_flags(ID=bool(client_id)), *client_id]
-        return self.execute_command("CLIENT", "LIST", *options, convert=_client_list)
+        return self.execute_command("CLIENT", "LIST", *options, convert=_parse_client_list)
 
     def client_info(self) -> Any:
-        """What :meth:`client_list` says of this connection, counts and sizes as int."""
-        return self.execute_command("CLIENT", "INFO", convert=_client_info)
+        """Return the entry of this connection in :meth:`client_list`, numbers as int."""
+        return self.execute_command("CLIENT", "INFO", convert=_parse_client_info)
 
     def client_setname(self, name: Argument) -> Any:
-        """Name this connection in :meth:`client_list`."""
-        return self.execute_command("CLIENT", "SETNAME", name, convert=_is_ok)
+        """Set the name of this connection in :meth:`client_list`."""
+        return self.execute_command("CLIENT", "SETNAME", name, convert=_ok_to_true)
 
     def client_getname(self) -> Any:
-        """The name of this connection, or None."""
-        return self.execute_command("CLIENT", "GETNAME", convert=_text)
+        """Return the name of this connection, or None."""
+        return self.execute_command("CLIENT", "GETNAME", convert=_to_str)
 
     def client_kill(self, address: str) -> Any:
-        """End the connection with this ``addr`` in :meth:`client_list`."""
-        return self.execute_command("CLIENT", "KILL", address, convert=_is_ok)
+        """Close the connection that has this ``addr`` in :meth:`client_list`."""
+        return self.execute_command("CLIENT", "KILL", address, convert=_ok_to_true)
 
     def client_kill_filter(
         self,
@@ -2175,61 +2125,51 @@ class Commands:
         laddr: str | None = None,
         user: str | None = None,
     ) -> Any:
-        """End the connections of which all this holds, and return how many."""
+        """Close the connections that match all given filters; return how many."""
         skip = None if skipme is None else "YES" if skipme else "NO"
         options = _options(TYPE=_type, SKIPME=skip, ID=_id, ADDR=addr, LADDR=laddr, USER=user)
         return self.execute_command("CLIENT", "KILL", *options)
 
     def command_count(self) -> Any:
-        """How many commands the server knows."""
+        """Return the number of commands that the server has."""
         return self.execute_command("COMMAND", "COUNT")
 
     def config_get(self, pattern: str = "*", *args: str) -> Any:
-        """The settings that match a pattern such as ``max*``, as a dict of str."""
+        """Return the settings that match a pattern such as ``max*``, as a dict of str."""
         return self.execute_command(
-            "CONFIG", "GET", pattern, *args, convert=lambda reply: _mapping([*map(_text, reply)])
+            "CONFIG", "GET", pattern, *args, convert=lambda reply: _to_dict([*map(_to_str, reply)])
         )
 
     def config_set(self, name: str, value: Argument, *args: Argument) -> Any:
         """Change a setting, or several."""
-        return self.execute_command("CONFIG", "SET", name, value, *args, convert=_is_ok)
+        return self.execute_command("CONFIG", "SET", name, value, *args, convert=_ok_to_true)
 
     def memory_usage(self, key: Argument, samples: int | None = None) -> Any:
-        """The bytes that a key and its value take in memory, or None."""
+        """Return the bytes that a key and its value use in memory, or None."""
         return self.execute_command("MEMORY", "USAGE", key, *_options(SAMPLES=samples))
 
 
 # ----------------------------------------------------------------------------
-# Client
+# Connections of a client
 # ----------------------------------------------------------------------------
 
 
 class _Connection:
-    # A transport with the reader of its replies.
+    # A transport and the parser of the replies that arrive on it.
     __slots__ = ("__weakref__", "reader", "transport")
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
         self.reader = ReplyReader(transport.receive)
+        _connections.add(self)
 
     def __del__(self) -> None:
-        # A pipe's handle, unlike a socket, would stay open until the process ends.
+        # Python closes a forgotten socket, but not a forgotten Win32 handle.
         self.transport.close()
 
 
-class Client(Commands):
-    """A client of one server; threads may share it.
-
-    :param pipe: the name of the pipe.
-    :param timeout: seconds to wait for a reply (for more of it, once begun), or None for no limit.
-    :param connect_timeout: seconds to wait while every instance of the pipe is busy.
-    :param decode_responses: whether values come back as str (from UTF-8) or as bytes.
-    :param trust_any_owner: whether the server may be another user's, see :class:`UntrustedServer`.
-    :raises ValueError: for a name or a time limit that cannot be.
-
-    Nothing is opened before the first command. Each thread that has a command
-    under way uses a connection of its own; they are kept for the next ones.
-    """
+class BaseClient(Commands):
+    """The part of :class:`Client` that owns the connections and sends the commands."""
 
     def __init__(
         self,
@@ -2240,206 +2180,80 @@ class Client(Commands):
         decode_responses: bool = True,
         trust_any_owner: bool = False,
     ) -> None:
-        # append() and pop() are atomic, so threads need no lock around them.
+        # list.append() and list.pop() are atomic in CPython, so the list needs no lock.
         self._idle: list[_Connection] = []
         if not pipe.strip() or any(char < " " for char in pipe):
-            raise ValueError("the pipe needs a name, without control characters")
+            raise ValueError(f"the pipe needs a name without control characters, not {pipe!r}")
         if connect_timeout < 0 or (timeout is not None and timeout <= 0):
-            raise ValueError("a time limit must be more than 0 seconds; None is no limit")
+            raise ValueError(
+                f"timeout={timeout} must be more than 0 seconds (or None: no limit),"
+                f" and connect_timeout={connect_timeout} at least 0"
+            )
         self.address = pipe_address(pipe)
         self._timeout = timeout
         self._connect_timeout = connect_timeout
         self._decode = decode_responses
-        self._trusting = trust_any_owner
+        self._trust_any_owner = trust_any_owner
         _clients.add(self)
 
     def execute_command(self, *arguments: Argument, convert: Converter | None = None) -> Any:
-        # As _converse() does it, but without lists of one: nearly every call comes through here.
-        data = encode_commands((arguments,))
-        connection = self._take()
+        # Nearly all commands come through here. A call of a method takes a measurable part of the
+        # time, so _acquire(), _exchange() and _convert() are written out.
+        name, data = arguments[0], encode_commands((arguments,))
         try:
-            reader, name = connection.reader, arguments[0]
-            if type(name) is str and name in WAITING:
-                limit = self._limit(arguments)
-                reader.feed(connection.transport.exchange_within(limit, data))
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._connect()
+        try:
+            if type(name) is str and name in BLOCKING_COMMANDS:
+                timeout = self._blocking_timeout(arguments)
+                chunk = _exchange_blocking(connection.transport, data, timeout)
             else:
-                reader.feed(connection.transport.exchange(data))
-            reply = reader.read(self._decode)
+                chunk = connection.transport.exchange(data)
+            reply = connection.reader.read_first(chunk, self._decode)
         except BaseException:
-            self._drop(connection)
+            self._discard(connection)
             raise
-        self._keep(connection, reply)
-        return _convert(name, reply, convert)
-
-    def pipeline(self, transaction: bool = True) -> Pipeline:
-        """Commands that are sent together; see :class:`Pipeline`.
-
-        :param transaction: whether they are also carried out together (MULTI and EXEC), with
-            nobody else's command between them.
-        """
-        return Pipeline(self, transaction)
-
-    def transaction(
-        self,
-        func: Callable[[Pipeline], Any],
-        *watches: Argument,
-        value_from_callable: bool = False,
-        watch_delay: float | None = None,
-    ) -> Any:
-        """Carry out a transaction again and again until no watched key changes meanwhile.
-
-        :param func: is given a pipeline that watches the keys: it reads what it needs, calls
-            ``multi()`` and then the commands of the transaction.
-        :param value_from_callable: return what ``func`` returns, not the commands' results.
-        :param watch_delay: seconds to wait before it is tried again.
-        """
-        with self.pipeline() as pipe:
-            while True:
-                try:
-                    if watches:
-                        pipe.watch(*watches)
-                    value = func(pipe)
-                    results = pipe.execute()
-                    return value if value_from_callable else results
-                except WatchError:
-                    time.sleep(watch_delay or 0)
-
-    def lock(
-        self,
-        name: Argument,
-        timeout: float | None = None,
-        sleep: float = 0.1,
-        blocking: bool = True,
-        blocking_timeout: float | None = None,
-        thread_local: bool = True,
-        owned: bool = False,
-    ) -> Lock:
-        """A lock that is this key; see :class:`Lock`."""
-        return Lock(self, name, timeout, sleep, blocking, blocking_timeout, thread_local, owned)
-
-    def pubsub(self, ignore_subscribe_messages: bool = False) -> PubSub:
-        """Channels to subscribe to; see :class:`PubSub`."""
-        return PubSub(self, ignore_subscribe_messages)
-
-    def monitor(self) -> Monitor:
-        """What all clients ask of the server, as they do; see :class:`Monitor`."""
-        return Monitor(self)
-
-    def cached(
-        self,
-        ttl: float | timedelta,
-        key: Callable[..., str] | None = None,
-        prefix: str = "cached:",
-        dumps: Callable[[Any], str | bytes] = json.dumps,
-        loads: Callable[[bytes], Any] = json.loads,
-    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Have the server keep what a function returns, None too, for calls with equal arguments.
-
-            @cache.cached(ttl=60)
-            def price(article: str) -> float: ...
-
-        :param ttl: seconds that a result is kept.
-        :param key: makes the key, after the prefix, from the arguments. Without it the key is the
-            function's module and name and the arguments as JSON, so that they must be of JSON's
-            types (a method's ``self`` is not), and ``f(1)`` is another call than ``f(x=1)``.
-        :param dumps, loads: make str or bytes of a result, and a result of bytes. With JSON a
-            tuple comes back as a list. Pickle would keep it, but runs what others have written
-            into the key.
-        :raises ValueError: for a ttl that cannot be.
-
-        An exception is not kept. Programs that call at the same time may each run the function.
-        So does each call while there is no server, or it fails: the logger ``pipecache.client``
-        says so. The function's ``invalidate()`` deletes the result for its arguments.
-        """
-        px = int((ttl.total_seconds() if isinstance(ttl, timedelta) else ttl) * 1000)
-        if px <= 0:
-            raise ValueError("a result must be kept for a millisecond at least")
-
-        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-            def name(*args: Any, **kwargs: Any) -> str:
-                if key is not None:
-                    return prefix + key(*args, **kwargs)
-                arguments = json.dumps([args, kwargs], sort_keys=True)
-                return f"{prefix}{function.__module__}.{function.__qualname__}:{arguments}"
-
-            @functools.wraps(function)
-            def wrapper(*args: Any, **kwargs: Any) -> Any:
-                at = name(*args, **kwargs)
-                kept = self._attempt("GET", at)
-                if kept is not None:
-                    return loads(kept)
-                result = function(*args, **kwargs)
-                self._attempt("SET", at, dumps(result), "PX", px)
-                return result
-
-            def invalidate(*args: Any, **kwargs: Any) -> Any:
-                return self.delete(name(*args, **kwargs))
-
-            wrapper.invalidate = invalidate  # type: ignore[attr-defined]
-            return wrapper
-
-        return decorate
-
-    def _attempt(self, *command: Argument) -> Any:
-        # For cached(): the reply in bytes, or None where the server does not give it.
-        try:
-            connection = self._take()
-            reply = self._converse(connection, [(encode_commands([command]), 1)], False)[0]
-            self._keep(connection, reply)
-            return _convert(command[0], reply, _as_it_is)
-        except DataError:
-            raise
-        except CacheError as error:
-            import logging  # which most programs that use this file need not load
-
-            level = logging.DEBUG if isinstance(error, ServerNotRunning) else logging.WARNING
-            logging.getLogger("pipecache.client").log(level, "%s %s: %s", *command[:2], error)
-            return None
+        if isinstance(reply, ResponseError):
+            self._release(connection, reply)
+            raise reply
+        self._idle.append(connection)
+        if convert is None and type(name) is str:
+            convert = CONVERTERS.get(name)
+        return reply if convert is None or reply is None else convert(reply)
 
     def close(self) -> None:
-        """Close the connections that are not in use; the next command opens a new one.
+        """Close the idle connections. The next command opens a new one.
 
-        Those of a lock that is held, a :class:`PubSub` and a :class:`Monitor` are in use.
+        The connection of a held owned lock, of a :class:`PubSub` or a :class:`Monitor` stays open.
         """
-        with contextlib.suppress(IndexError):  # other threads may take some meanwhile
+        with contextlib.suppress(IndexError):  # Another thread may take a connection meanwhile.
             while True:
                 self._idle.pop().transport.close()
 
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def _limit(self, command: Sequence[Any]) -> float | None:
-        # How long to wait for the reply of a command that waits.
-        with contextlib.suppress(IndexError, TypeError, ValueError):  # the server says what it is
-            seconds = float(command[WAITING[command[0].upper()]])
+    def _blocking_timeout(self, command: Sequence[Any]) -> float | None:
+        # Return the seconds to wait for the reply of a blocking command; None: no limit.
+        # The server reports a wrong argument, so it is ignored here.
+        with contextlib.suppress(IndexError, TypeError, ValueError):
+            seconds = float(command[BLOCKING_COMMANDS[command[0]]])
             if seconds == 0 or self._timeout is None:
                 return None
             return self._timeout + max(seconds, 0)
         return self._timeout
 
-    def _converse(
-        self,
-        connection: _Connection,
-        parts: Sequence[tuple[bytes, int]],
-        decode: bool | None = None,
-    ) -> list[Any]:
-        # Send commands, each part with the number of them, and return their replies, errors too.
-        decode = self._decode if decode is None else decode
+    def _exchange(self, connection: _Connection, parts: Iterable[tuple[bytes, int]]) -> Any:
+        # Send parts of encoded commands, each with its number of commands. Return all replies.
         replies: list[Any] = []
         try:
-            reader = connection.reader
             for data, count in parts:
-                reader.feed(connection.transport.exchange(data))
-                replies += reader.read_all(count, decode)
+                connection.reader.feed(connection.transport.exchange(data))
+                replies += connection.reader.read_many(count, self._decode)
         except BaseException:
-            self._drop(connection)
+            self._discard(connection)
             raise
         return replies
 
-    def _take(self) -> _Connection:
+    def _acquire(self) -> _Connection:
         try:
             return self._idle.pop()
         except IndexError:
@@ -2447,65 +2261,63 @@ class Client(Commands):
 
     def _connect(self) -> _Connection:
         limits = self._connect_timeout, self._timeout
-        return _Connection(connect(self.address, *limits, self._trusting))
+        return _Connection(connect(self.address, *limits, self._trust_any_owner))
 
-    def _keep(self, connection: _Connection, last_reply: Any) -> None:
+    def _release(self, connection: _Connection, last_reply: Any) -> None:
         if type(last_reply) is ResponseError and str(last_reply).startswith("Protocol error"):
-            connection.transport.close()  # as the server does after this reply
+            connection.transport.close()  # The server closes its end after this reply.
         else:
             self._idle.append(connection)
 
-    def _drop(self, connection: _Connection) -> None:
+    def _discard(self, connection: _Connection) -> None:
+        # Close all idle connections too: if the server was restarted, all of them are lost.
         connection.transport.close()
-        # The other idle connections were to the same server, which may be gone.
         self.close()
 
 
-#: Every client there is, for a forked child: it must not talk on its parent's connections.
-_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+#: All clients and all connections. A forked child closes its copies: it must not write to the
+#: connections of its parent, and as long as a copy is open, the server does not notice that the
+#: parent has ended.
+_clients: weakref.WeakSet[BaseClient] = weakref.WeakSet()
+_connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
 
-#: The connections that are not for the next command of any thread, for the same reason; an owned
-#: key would also outlive the parent as long as its child.
-_reserved: weakref.WeakSet[_Connection] = weakref.WeakSet()
 
-
-def _close_inherited() -> None:
+def _close_inherited_connections() -> None:
     for client in _clients:
         client.close()
-    for connection in _reserved:
+    for connection in _connections:
         connection.transport.close()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_inherited)
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_close_inherited_connections)
 
 
-def _convert(name: Argument, reply: Any, convert: Converter | None) -> Any:
-    if isinstance(reply, ResponseError):
-        raise reply
-    if convert is None and type(name) is str:
-        convert = CONVERTERS.get(name)
-    return reply if convert is None or reply is None else convert(reply)
+# ----------------------------------------------------------------------------
+# Pipelines and transactions
+# ----------------------------------------------------------------------------
 
 
 class Pipeline(Commands):
-    """Commands collected here and sent together by :meth:`execute`; for one thread.
+    """A queue of commands that :meth:`execute` sends together, for one thread.
 
-    Each method returns the pipeline itself. Only between :meth:`watch` and :meth:`multi` a command
-    is carried out at once, on the connection that the keys are watched on, and returns its
-    result. If that connection is lost there, a :class:`WatchError` says so; then, as after any
-    exception that is no :class:`ResponseError` or :class:`DataError`, no key is watched any more.
+    Each method queues its command and returns the pipeline. Only between :meth:`watch` and
+    :meth:`multi` a method sends its command at once, on the connection that watches the keys, and
+    returns the result. If that connection is lost, the method raises a :class:`WatchError`. After
+    this or any other exception except :class:`ResponseError` and :class:`DataError`, the
+    pipeline watches no keys any longer.
 
-    :ivar transaction: whether the commands are also carried out together.
+    :ivar transaction: if true, the server runs the commands as one transaction.
     """
 
-    def __init__(self, client: Client, transaction: bool = True) -> None:
+    def __init__(self, client: BaseClient, transaction: bool = True) -> None:
         self.transaction = transaction
         self._client = client
-        self._watching: _Connection | None = None
-        self._after_multi = False
+        self._watch_connection: _Connection | None = None
+        self._explicit_transaction = False  # True between multi() and execute().
         self._commands: list[Sequence[Argument]] = []
-        self._converters: dict[int, Converter] = {}  # brought by calls, by the command's place
+        # The converters that were passed with a command, by the position of the command.
+        self._converters: dict[int, Converter] = {}
 
     def __len__(self) -> int:
         return len(self._commands)
@@ -2520,72 +2332,74 @@ class Pipeline(Commands):
         self.reset()
 
     def execute_command(self, *arguments: Argument, convert: Converter | None = None) -> Any:
-        if self._watching is not None and not self._after_multi:
-            return _convert(arguments[0], self._ask(*arguments), convert)
+        if self._watch_connection is not None and not self._explicit_transaction:
+            return _convert(arguments[0], self._execute_now(arguments), convert)
         if convert is not None:
             self._converters[len(self._commands)] = convert
         self._commands.append(arguments)
         return self
 
     def watch(self, *names: Argument) -> Any:
-        """Have :meth:`execute` carry out nothing if one of these keys changes from now on."""
-        if self._after_multi:
+        """Watch keys: if one of them changes before :meth:`execute`, the transaction fails."""
+        if self._explicit_transaction:
             raise CacheError("Cannot issue a WATCH after a MULTI")
-        return _convert("WATCH", self._ask("WATCH", *names), None)
+        return _convert("WATCH", self._execute_now(("WATCH", *names)), None)
 
     def unwatch(self) -> Any:
-        """Watch no key any longer."""
-        if self._watching is not None:
-            reply = self._ask("UNWATCH")
-            connection, self._watching = self._watching, None
-            self._client._keep(connection, reply)
+        """Stop watching all keys."""
+        if self._watch_connection is not None:
+            reply = self._execute_now(("UNWATCH",))
+            connection, self._watch_connection = self._watch_connection, None
+            self._client._release(connection, reply)
         return True
 
     def multi(self) -> None:
-        """Collect commands again, after :meth:`watch`, for a transaction."""
-        if self._after_multi:
+        """Begin a transaction after :meth:`watch`: queue the commands that follow."""
+        if self._explicit_transaction:
             raise CacheError("Cannot issue nested calls to MULTI")
         if self._commands:
             raise CacheError("Commands without an initial WATCH have already been issued")
-        self._after_multi = True
+        self._explicit_transaction = True
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
-        """Send the commands, and return their results in order.
+        """Send the queued commands and return their results in order.
 
-        :param raise_on_error: raise the first error after all have run, rather than return
-            errors in their places.
-        :raises WatchError: if a watched key has changed: none has run.
-        :raises ResponseError: also if a command of a transaction could not be queued: none has run.
-        :raises ConnectionLost, CacheTimeout: they may have run, whether or not keys are watched.
+        :param raise_on_error: if true, raise the first error after all commands have run; if not,
+            return each error in the place of its result.
+        :raises WatchError: if a watched key has changed. No command has run.
+        :raises ResponseError: also if a command of a transaction could not be queued. No command
+            has run.
+        :raises ConnectionLost, CacheTimeout: if no reply arrives. The commands may have run.
         """
         try:
-            if self.transaction or self._after_multi or self._watching is not None:
-                replies = self._transact()
+            watching = self._watch_connection is not None
+            if self.transaction or self._explicit_transaction or watching:
+                replies = self._execute_transaction()
             else:
-                replies = self._send(self._commands)
-            return self._results(replies, raise_on_error)
+                replies = self._execute_all(self._commands)
+            return self._convert_replies(replies, raise_on_error)
         finally:
             self.reset()
 
     def reset(self) -> None:
-        """Forget the commands, and watch no key any longer."""
-        if self._watching is not None:
-            self._watching.transport.close()  # which ends the watch, and waits for nothing
-            self._watching = None
-        self._after_multi = False
+        """Discard the queued commands and stop watching all keys."""
+        if self._watch_connection is not None:
+            self._watch_connection.transport.close()  # The server then forgets the watched keys.
+            self._watch_connection = None
+        self._explicit_transaction = False
         self._commands = []
         self._converters = {}
 
     __del__ = reset
 
-    def _ask(self, *command: Argument) -> Any:
-        # Carry out one command at once and return its reply, an error too. From here on, keys
-        # may be watched on the connection.
-        parts = [(encode_commands([command]), 1)]
-        watching = self._watching is not None
-        self._watching = self._watching or self._client._take()
+    def _execute_now(self, command: Sequence[Argument]) -> Any:
+        # Send one command and return its reply, which may be a ResponseError. From now on the
+        # pipeline keeps the connection, because keys may be watched on it.
+        data = encode_commands([command])
+        watching = self._watch_connection is not None
+        self._watch_connection = self._watch_connection or self._client._acquire()
         try:
-            return self._client._converse(self._watching, parts)[0]
+            return self._client._exchange(self._watch_connection, [(data, 1)])[0]
         except BaseException as error:
             self.reset()
             if watching and isinstance(error, (ConnectionLost, CacheTimeout)):
@@ -2593,47 +2407,48 @@ class Pipeline(Commands):
                 raise WatchError(f"A {name} occurred while watching one or more keys") from error
             raise
 
-    def _send(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
+    def _execute_all(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
         if not commands:
             return []
-        parts = list(_parts(commands))
-        connection, self._watching = self._watching or self._client._take(), None
-        replies = self._client._converse(connection, parts)
-        self._client._keep(connection, replies[-1])
+        parts = list(_encode_parts(commands))
+        connection, self._watch_connection = self._watch_connection, None
+        connection = connection or self._client._acquire()
+        replies: list[Any] = self._client._exchange(connection, parts)
+        self._client._release(connection, replies[-1])
         return replies
 
-    def _transact(self) -> Any:
-        if not self._commands and self._watching is None:
+    def _execute_transaction(self) -> Any:
+        if not self._commands and self._watch_connection is None:
             return []
-        opened, *queued, results = self._send([("MULTI",), *self._commands, ("EXEC",)])
+        multi, *queued, results = self._execute_all([("MULTI",), *self._commands, ("EXEC",)])
         for number, reply in enumerate(queued):
             if isinstance(reply, ResponseError):
-                raise self._annotated(reply, number)
-        for reply in (opened, results):
+                raise self._annotate_error(reply, number)
+        for reply in (multi, results):
             if isinstance(reply, ResponseError):
                 raise reply
         if results is None:
             raise WatchError("Watched variable changed.")
         return results
 
-    def _results(self, replies: list[Any], raise_on_error: bool) -> list[Any]:
+    def _convert_replies(self, replies: list[Any], raise_on_error: bool) -> list[Any]:
         names = [command[0] if type(command[0]) is str else "" for command in self._commands]
         kinds = set(map(type, replies))
         errors = any(issubclass(kind, ResponseError) for kind in kinds)
         if not errors and not self._converters and CONVERTERS.keys().isdisjoint(names):
-            return replies  # as they are, the most frequent case by far
+            return replies  # The most frequent case, such as many GETs: nothing to convert.
         for number, (reply, name) in enumerate(zip(replies, names)):
             convert = self._converters.get(number) or CONVERTERS.get(name)
             if isinstance(reply, ResponseError):
                 if raise_on_error:
-                    raise self._annotated(reply, number)
+                    raise self._annotate_error(reply, number)
             elif convert is not None and reply is not None:
                 replies[number] = convert(reply)
         return replies
 
-    def _annotated(self, error: ResponseError, number: int) -> ResponseError:
+    def _annotate_error(self, error: ResponseError, number: int) -> ResponseError:
         command = " ".join(
-            str(_text(part) if isinstance(part, (bytes, bytearray)) else part)
+            str(_to_str(part) if isinstance(part, (bytes, bytearray)) else part)
             for part in self._commands[number]
         )
         if len(command) > 100:
@@ -2642,65 +2457,64 @@ class Pipeline(Commands):
         return error
 
 
-def _parts(commands: Sequence[Sequence[Argument]]) -> Iterator[tuple[bytes, int]]:
-    # A pipeline encoded, in parts, each with the number of its commands: the server must not wait
-    # for its replies to be read while this side is waiting for its commands to be.
+def _encode_parts(commands: Sequence[Sequence[Argument]]) -> Iterator[tuple[bytes, int]]:
+    # Yield a pipeline in encoded parts, each with its number of commands. The replies to one part
+    # are read before the next part is sent: otherwise a deadlock is possible, in which the server
+    # cannot send more replies and the client cannot send more commands.
     data = encode_commands(commands)
     if len(data) <= PIPELINE_BYTES or len(commands) == 1:
         yield data, len(commands)
         return
     step = len(commands) * PIPELINE_BYTES // len(data) or 1
     for start in range(0, len(commands), step):
-        yield from _parts(commands[start : start + step])
+        yield from _encode_parts(commands[start : start + step])
 
 
-class _Session(Commands):
-    # The commands on a connection taken from a client, for as long as keys belong to it.
-    def __init__(self, client: Client) -> None:
-        self._client = client
+# ----------------------------------------------------------------------------
+# Locks
+# ----------------------------------------------------------------------------
+
+
+class _ReservedClient(BaseClient):
+    # A client with one connection of another client, to which the OWNED key of a lock belongs.
+    # This client does not reconnect: when the connection ends, the server deletes the key.
+    def __init__(self, client: BaseClient) -> None:
+        self.__dict__.update(client.__dict__)
+        self._idle = [client._acquire()]
         self._lock = threading.Lock()
-        self._connection: _Connection | None = client._take()
-        _reserved.add(self._connection)
+        _clients.add(self)
 
     def execute_command(self, *arguments: Argument, convert: Converter | None = None) -> Any:
-        with self._lock:
-            connection, self._connection = self._connection, None
-            if connection is None:
-                raise _lost(self._client.address)
-            reply = self._client._converse(connection, [(encode_commands([arguments]), 1)])[0]
-            self._connection = connection
-        return _convert(arguments[0], reply, convert)
+        with self._lock:  # With thread_local=False, several threads may use the lock.
+            return super().execute_command(*arguments, convert=convert)
 
-    def give_back(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            _reserved.discard(connection)
-            self._client._keep(connection, None)
+    def _connect(self) -> _Connection:
+        raise _connection_lost(self.address)
 
 
 class Lock:
-    """A lock that threads and programs share: a key that has its holder's token in it.
+    """A lock that threads and programs share: a key whose value is the token of its holder.
 
     :param name: the key.
-    :param timeout: seconds after which it is free again, whatever the holder does; None for never.
-    :param sleep: seconds between attempts to get it.
-    :param blocking: whether :meth:`acquire` waits until it is free.
-    :param blocking_timeout: seconds it waits at most; None for no limit.
-    :param thread_local: whether it is held by the thread that got it alone; if not, another one
-        may give it back.
-    :param owned: whether it is free again when its holder is gone: the key is OWNED by a
-        connection that the lock keeps for itself while it is held. So it needs no timeout, nor
-        can a crash, however hard, leave it held. It is lost with that connection, but not by the
-        client's :meth:`Client.close`. With ``thread_local`` it is free when the thread is gone.
+    :param timeout: seconds after which the lock expires, even if it is still held; None: never.
+    :param sleep: seconds between attempts to acquire the lock.
+    :param blocking: if true, :meth:`acquire` waits until the lock is free.
+    :param blocking_timeout: seconds that :meth:`acquire` waits at most; None: no limit.
+    :param thread_local: if true, only the thread that acquired the lock holds it; if not, any
+        thread may release it.
+    :param owned: if true, the lock is released when its holder ends, even if it crashes, so that
+        it needs no timeout. The key is OWNED by a connection that is reserved for the lock; the
+        lock is lost if this connection is lost. :meth:`Client.close` does not close it. With
+        ``thread_local``, the end of the thread releases the lock, too.
 
-    As a context manager it is held inside. It is got by SET with NX and PX, and given back and
-    prolonged, as long as its token is in the key, by DELIFEQ and SET with IFEQ. A forked child
-    does not hold its parent's lock.
+    A ``with`` statement acquires and releases the lock. SET NX PX acquires it; DELIFEQ releases it
+    and SET IFEQ extends it, if the key still has this token. A forked child does not hold the
+    lock of its parent.
     """
 
     def __init__(
         self,
-        client: Client,
+        client: BaseClient,
         name: Argument,
         timeout: float | None = None,
         sleep: float = 0.1,
@@ -2733,136 +2547,151 @@ class Lock:
         blocking_timeout: float | None = None,
         token: str | bytes | None = None,
     ) -> bool:
-        """Get the lock: True, or False if it was not to be had in time.
+        """Acquire the lock. Return True, or False if it was not free in time.
 
-        :param sleep, blocking, blocking_timeout: for this once, instead of the lock's own.
-        :param token: what the key is to hold, instead of something nobody else knows.
+        :param sleep, blocking, blocking_timeout: replace the values of the lock for this call.
+        :param token: the value of the key; by default a random one that only this lock knows.
         """
         sleep = self.sleep if sleep is None else sleep
         blocking = self.blocking if blocking is None else blocking
         limit = self.blocking_timeout if blocking_timeout is None else blocking_timeout
         deadline = math.inf if limit is None else time.monotonic() + limit
-        mine = _encode_argument(os.urandom(16).hex() if token is None else token)
+        value = _encode_argument(os.urandom(16).hex() if token is None else token)
         px = int(self.timeout * 1000) if self.timeout else None
-        session = _Session(self._client) if self._owned else None
-        commands, held = session or self._client, False
+        reserved = _ReservedClient(self._client) if self._owned else None
+        commands, acquired = reserved or self._client, False
         try:
-            while not commands.set(self.name, mine, nx=True, px=px, owned=self._owned):
+            while not commands.set(self.name, value, nx=True, px=px, owned=self._owned):
                 if not blocking or time.monotonic() + sleep > deadline:
                     return False
                 time.sleep(sleep)
-            held = True
+            acquired = True
         finally:
-            if session is not None and not held:
-                session.give_back()
-        self.local.token, self.local.session = mine, session
+            if reserved is not None and not acquired:
+                self._client._idle += reserved._idle
+        self.local.token, self.local.reserved = value, reserved
         return True
 
     def release(self) -> None:
-        """Give the lock back.
+        """Release the lock.
 
-        :raises LockError: if this thread does not hold it.
-        :raises LockNotOwnedError: if it has run out meanwhile.
+        :raises LockError: if this thread does not hold the lock.
+        :raises LockNotOwnedError: if the lock has expired or was lost.
         """
-        token = self._token("release")
-        session = self.local.session
+        token = self._held_token("release")
+        reserved = self.local.reserved
         try:
-            with self._still("release") as commands:
-                self.local.token = self.local.session = None
+            with self._owned_commands("release") as commands:
+                self.local.token = self.local.reserved = None
                 if not commands.delifeq(self.name, token):
                     raise LockNotOwnedError("Cannot release a lock that's no longer owned")
         finally:
-            if session is not None:
-                session.give_back()
+            if reserved is not None:
+                self._client._idle += reserved._idle
 
     def extend(self, additional_time: float, replace_ttl: bool = False) -> bool:
-        """Hold the lock for so many seconds more, or from now on with ``replace_ttl``: True.
+        """Add seconds to the remaining time, or replace it (``replace_ttl``). Return True.
 
-        :raises LockError, LockNotOwnedError: as :meth:`release`; also if it never runs out.
+        :raises LockError: if this thread does not hold the lock, or the lock has no timeout.
+        :raises LockNotOwnedError: if the lock has expired or was lost.
         """
-        token = self._token("extend", self.timeout)
-        with self._still("extend") as commands:
-            left = 0 if replace_ttl else max(commands.pttl(self.name), 0)
-            return self._prolong("extend", token, left + int(additional_time * 1000))
+        return self._extend("extend", additional_time, replace_ttl)
 
     def reacquire(self) -> bool:
-        """Hold the lock for its whole time again, from now on: True; raises as :meth:`extend`."""
-        token = self._token("reacquire", self.timeout)
-        return self._prolong("reacquire", token, int((self.timeout or 0) * 1000))
+        """Set the remaining time to the timeout again. Return True. Raise as :meth:`extend`."""
+        return self._extend("reacquire", self.timeout or 0, True)
 
     def locked(self) -> bool:
-        """Whether anybody holds the lock."""
+        """Return True if any client holds the lock."""
         return bool(self._client.exists(self.name))
 
     def owned(self) -> bool:
-        """Whether this thread holds the lock."""
+        """Return True if this thread holds the lock."""
         token = getattr(self.local, "token", None)
         try:
-            with self._still("own") as commands:
-                held_by = commands.get(self.name)
+            with self._owned_commands("own") as commands:
+                value = commands.get(self.name)
         except LockNotOwnedError:
             return False
-        return token is not None and held_by is not None and _encode_argument(held_by) == token
+        return token is not None and value is not None and _encode_argument(value) == token
 
-    def _token(self, verb: str, timeout: float | None = 0) -> bytes:
+    def _held_token(self, verb: str) -> bytes:
         token: bytes | None = getattr(self.local, "token", None)
         if token is None:
             raise LockError(f"Cannot {verb} a lock that's not owned or is already unlocked")
-        if timeout is None:
-            raise LockError(f"Cannot {verb} a lock with no timeout")
         return token
 
-    def _prolong(self, verb: str, token: bytes, milliseconds: int) -> bool:
-        with self._still(verb) as commands:
-            if commands.set(self.name, token, px=milliseconds, ifeq=token, owned=self._owned):
+    def _extend(self, verb: str, seconds: float, replace_ttl: bool) -> bool:
+        token = self._held_token(verb)
+        if self.timeout is None:
+            raise LockError(f"Cannot {verb} a lock with no timeout")
+        with self._owned_commands(verb) as commands:
+            remaining_ms = 0 if replace_ttl else max(commands.pttl(self.name), 0)
+            px = remaining_ms + int(seconds * 1000)
+            if commands.set(self.name, token, px=px, ifeq=token, owned=self._owned):
                 return True
         raise LockNotOwnedError(f"Cannot {verb} a lock that's no longer owned")
 
     @contextlib.contextmanager
-    def _still(self, verb: str) -> Iterator[Commands]:
-        # The commands, on the connection that the key belongs to if it does to one.
-        session = getattr(self.local, "session", None)
+    def _owned_commands(self, verb: str) -> Iterator[Commands]:
+        # Yield the commands on the connection that owns the key, or else those of the client.
+        # If the owning connection was lost, the lock was lost too.
+        reserved = getattr(self.local, "reserved", None)
         try:
-            yield session or self._client
+            yield reserved or self._client
         except ConnectionLost as error:
-            if session is None:
+            if reserved is None:
                 raise
             raise LockNotOwnedError(f"Cannot {verb} a lock that's no longer owned") from error
 
 
 # ----------------------------------------------------------------------------
-# Live data: channels, and what others ask of the server
+# Publish/subscribe and MONITOR
 # ----------------------------------------------------------------------------
+
+#: A function that is called with each message of a channel or pattern.
+MessageHandler = Callable[[Dict[str, Any]], object]
+
+#: A function that is called with an exception, its PubSub and its thread; or None.
+ErrorHandler = Union[Callable[[BaseException, "PubSub", "PubSubWorkerThread"], object], None]
+
+
+def _receive_replies(connection: _Connection) -> list[Any]:
+    # Return the replies that have arrived. If there are none, wait for them without a time limit.
+    if connection.reader.empty:
+        connection.transport.wait(None)
+    return connection.reader.read_available()
 
 
 class PubSub:
-    """Channels of one client's server, on a connection of its own.
+    """Subscriptions to channels and patterns, on a connection of their own.
 
-    :param ignore_subscribe_messages: whether messages that only confirm what was subscribed to
-        or unsubscribed from are left out.
-    :ivar channels, patterns: what is subscribed to, each with its handler or None.
+    :param ignore_subscribe_messages: if true, messages that confirm SUBSCRIBE, UNSUBSCRIBE,
+        PSUBSCRIBE or PUNSUBSCRIBE are not returned.
+    :ivar channels, patterns: dicts of the subscriptions, with the handler of each or None.
 
-    A message is a dict: its ``type`` (message, pmessage; subscribe, psubscribe, unsubscribe,
-    punsubscribe; pong), ``pattern``, ``channel`` and ``data``, which is the number of
-    subscriptions where it only confirms one. A handler, given as ``name=handler``, is called
-    with the messages of its channel or pattern, which are then returned by no method.
+    A message is a dict with the keys ``type`` (message, pmessage, subscribe, psubscribe,
+    unsubscribe, punsubscribe or pong), ``pattern``, ``channel`` and ``data``; in a confirmation,
+    ``data`` is the number of subscriptions. A handler, given as ``name=handler``, is called with
+    the messages of its channel or pattern; no method returns these messages.
 
-    When the connection is lost it connects again, waiting for the server as long as the client's
-    ``connect_timeout``, and subscribes to the same; what was published meanwhile is missing. One
-    thread at a time may receive, and others subscribe, unsubscribe and close meanwhile.
+    When the connection is lost, the object reconnects, for as long as the client's
+    ``connect_timeout``, and subscribes again; messages published meanwhile are lost. One thread
+    may receive while other threads subscribe, unsubscribe and close.
     """
 
-    def __init__(self, client: Client, ignore_subscribe_messages: bool = False) -> None:
+    def __init__(self, client: BaseClient, ignore_subscribe_messages: bool = False) -> None:
         self.ignore_subscribe_messages = ignore_subscribe_messages
-        self.channels: dict[Any, Callable[[dict[str, Any]], object] | None] = {}
-        self.patterns: dict[Any, Callable[[dict[str, Any]], object] | None] = {}
+        self.channels: dict[Any, MessageHandler | None] = {}
+        self.patterns: dict[Any, MessageHandler | None] = {}
         self._client = client
-        self._leaving: set[tuple[str, Any]] = set()
+        # The commands and names whose unsubscribe message has not been read yet.
+        self._pending_unsubscribes: set[tuple[str, Any]] = set()
         self._inbox: deque[Any] = deque()
         self._subscribed = threading.Event()
-        self._lock = threading.RLock()  # for all that is here but the inbox
+        self._lock = threading.RLock()  # Guards every attribute except the inbox.
         self._connection: _Connection | None = None
-        self._busy: _Connection | None = None  # the one that a thread is receiving on
+        self._receiving_on: _Connection | None = None  # The one that a thread receives on.
 
     def __enter__(self) -> PubSub:
         return self
@@ -2872,74 +2701,72 @@ class PubSub:
 
     @property
     def subscribed(self) -> bool:
-        """Whether messages can come: until the last channel's unsubscribe message is read."""
+        """True until the unsubscribe message of the last channel or pattern has been read."""
         return self._subscribed.is_set()
 
-    def subscribe(self, *args: Any, **kwargs: Callable[[dict[str, Any]], object]) -> None:
-        """Receive what is published to these channels; a keyword gives one its handler.
+    def subscribe(self, *args: Any, **kwargs: MessageHandler) -> None:
+        """Subscribe to channels; a keyword argument sets the handler of its channel.
 
-        :raises ServerNotRunning, CacheTimeout: as any command.
+        :raises ServerNotRunning, UntrustedServer, CacheTimeout: if the client cannot connect.
         """
         self._subscribe("SUBSCRIBE", self.channels, args, kwargs)
 
-    def psubscribe(self, *args: Any, **kwargs: Callable[[dict[str, Any]], object]) -> None:
-        """As :meth:`subscribe`, for all channels that match patterns such as ``news.*``."""
+    def psubscribe(self, *args: Any, **kwargs: MessageHandler) -> None:
+        """Subscribe to all channels that match patterns such as ``news.*``."""
         self._subscribe("PSUBSCRIBE", self.patterns, args, kwargs)
 
     def unsubscribe(self, *args: Any) -> None:
-        """Receive no more of these channels, or of any that was subscribed to by name."""
+        """Unsubscribe from channels; without arguments from all."""
         self._unsubscribe("UNSUBSCRIBE", self.channels, args)
 
     def punsubscribe(self, *args: Any) -> None:
-        """Receive no more by these patterns, or by any."""
+        """Unsubscribe from patterns; without arguments from all."""
         self._unsubscribe("PUNSUBSCRIBE", self.patterns, args)
 
     def ping(self, message: Argument | None = None) -> None:
-        """Ask for a message of type ``pong``."""
-        self._send("PING", *_present(message))
+        """Send PING. The server answers with a message of type ``pong``."""
+        self._send("PING", *_not_none(message))
 
     def get_message(
         self, ignore_subscribe_messages: bool = False, timeout: float | None = 0.0
     ) -> dict[str, Any] | None:
-        """The next message, or None if none has come within so many seconds (None: no limit).
+        """Return the next message, or None after ``timeout`` seconds (None: no limit).
 
-        None too for one that a handler has taken, or that is to be ignored.
+        The result is also None if a handler received the message or if the message is ignored.
 
-        :raises ServerNotRunning, ConnectionLost, CacheTimeout: if the server is gone, or hangs up
-            again and again. The next call tries once more.
+        :raises ServerNotRunning, ConnectionLost, CacheTimeout: if the server is gone, or if it
+            repeatedly ends the connection. The next call tries to connect again.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while not self._subscribed.is_set():
-            left = deadline - time.monotonic()
-            # In slices, or Windows does not see Ctrl+C.
-            if not self._subscribed.wait(max(0, min(left, SLICE))) and left <= SLICE:
+            remaining = deadline - time.monotonic()
+            # Python on Windows sees Ctrl+C only between two waits, so no wait is long.
+            waited = self._subscribed.wait(max(0, min(remaining, WAIT_INTERVAL)))
+            if not waited and remaining <= WAIT_INTERVAL:
                 return None
-        reply = self._next(deadline)
-        return None if reply is None else self._handle(reply, ignore_subscribe_messages)
+        reply = self._next_reply(deadline)
+        return None if reply is None else self._handle_reply(reply, ignore_subscribe_messages)
 
     def listen(self) -> Iterator[dict[str, Any]]:
-        """The messages as they come, until nothing is subscribed to any more."""
+        """Yield messages until the last channel and pattern are unsubscribed."""
         while self.subscribed:
-            reply = self._next(math.inf)
-            message = None if reply is None else self._handle(reply, False)
+            reply = self._next_reply(math.inf)
+            message = None if reply is None else self._handle_reply(reply, False)
             if message is not None:
                 yield message
 
     __iter__ = listen
 
     def run_in_thread(
-        self,
-        sleep_time: float = 0.0,
-        daemon: bool = False,
-        exception_handler: Callable[[BaseException, PubSub, PubSubWorkerThread], object]
-        | None = None,
+        self, sleep_time: float = 0.0, daemon: bool = False, exception_handler: ErrorHandler = None
     ) -> PubSubWorkerThread:
-        """Have a thread call the handlers, until its ``stop()`` is called.
+        """Start a thread that calls the handlers until its ``stop()`` is called.
 
-        :param sleep_time: seconds between looks at whether it is to stop, if it has no connection.
-        :param exception_handler: is called with an exception, this object and the thread, which
-            then goes on; without it the exception ends the thread.
-        :raises PubSubError: if a channel or pattern has no handler.
+        :param sleep_time: seconds that the thread waits for a message before it checks again
+            that it was not stopped; at least 0.25.
+        :param exception_handler: a function that is called with an exception, this object and
+            the thread, which then continues. Without it, the exception ends the thread.
+        :raises PubSubError: if a channel or a pattern has no handler.
         """
         for kind, handlers in (("Channel", self.channels), ("Pattern", self.patterns)):
             for name, handler in handlers.items():
@@ -2950,7 +2777,7 @@ class PubSub:
         return thread
 
     def reset(self) -> None:
-        """Subscribe to nothing any more, and give the connection up."""
+        """Forget all subscriptions and close the connection."""
         with self._lock:
             self._disconnect()
             self.channels.clear()
@@ -2960,48 +2787,51 @@ class PubSub:
 
     close = reset
 
-    def _name(self, name: Argument) -> Any:
+    def _normalize(self, name: Argument) -> Any:
+        # Return a name as messages have it: as str, or as bytes if the client does not decode.
         data = _encode_argument(name)
         return data.decode() if self._client._decode else data
 
     def _subscribe(self, command: str, known: dict[Any, Any], args: Any, kwargs: Any) -> None:
-        names = _listed(args[0], args[1:]) if args else []
+        names = _list_or_args(args[0], args[1:]) if args else []
         handlers = {
-            **dict.fromkeys(map(self._name, names)),
-            **{self._name(n): kwargs[n] for n in kwargs},
+            **dict.fromkeys(map(self._normalize, names)),
+            **{self._normalize(name): handler for name, handler in kwargs.items()},
         }
         with self._lock:
             self._send(command, *handlers)
             known.update(handlers)
-            self._leaving.difference_update((command, name) for name in handlers)
+            self._pending_unsubscribes.difference_update((command, name) for name in handlers)
             self._subscribed.set()
 
     def _unsubscribe(self, command: str, known: dict[Any, Any], args: Any) -> None:
-        names = _listed(args[0], args[1:]) if args else []
+        names = _list_or_args(args[0], args[1:]) if args else []
         with self._lock:
             self._send(command, *names)
-            leaving = [*map(self._name, names)] if args else [*known]
-            self._leaving.update((command.replace("UN", ""), name) for name in leaving)
+            normalized = [*map(self._normalize, names)] if args else [*known]
+            subscribe = command.replace("UN", "")
+            self._pending_unsubscribes.update((subscribe, name) for name in normalized)
 
     def _send(self, *command: Argument) -> None:
         data = encode_commands([command])
         with self._lock:
             try:
-                self._connected().transport.send(data)
-            except ConnectionLost:  # what was sent is lost with it, or can be sent twice
+                self._get_connection().transport.send(data)
+            except ConnectionLost:
+                # The server forgot the command with the connection, so it can be sent again.
                 self._disconnect()
-                self._connected().transport.send(data)
-            except BaseException:  # in the middle of a command
+                self._get_connection().transport.send(data)
+            except BaseException:  # A part of the command may have been sent.
                 self._disconnect()
                 raise
 
-    def _connected(self) -> _Connection:
+    def _get_connection(self) -> _Connection:
+        # Return the connection. If there is none, connect and subscribe again.
         if self._connection is None:
-            for command, name in self._leaving:
+            for command, name in self._pending_unsubscribes:
                 (self.patterns if command == "PSUBSCRIBE" else self.channels).pop(name, None)
-            self._leaving.clear()
+            self._pending_unsubscribes.clear()
             connection = self._client._connect()
-            _reserved.add(connection)
             if not self.channels and not self.patterns:
                 self._subscribed.clear()
             for names in (("SUBSCRIBE", *self.channels), ("PSUBSCRIBE", *self.patterns)):
@@ -3011,69 +2841,73 @@ class PubSub:
         return self._connection
 
     def _disconnect(self) -> None:
-        # Its handle may be closed only when no other thread is inside a call with it.
+        # While another thread receives on the connection, its handle must not be closed. That
+        # thread is interrupted and closes the connection itself; see _receive().
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.transport.interrupt()
-            if connection is not self._busy:
+            if connection is not self._receiving_on:
                 connection.transport.close()
 
-    def _next(self, deadline: float) -> Any:
-        # The next reply; None when the time is up, or another thread has unsubscribed from all.
-        give_up = None
+    def _next_reply(self, deadline: float) -> Any:
+        # Return the next reply, or None after the deadline or if nothing is subscribed any longer.
+        give_up_at = None
         while not self._inbox:
             try:
                 with self._lock:
-                    connection = self._connected() if self.subscribed else None
+                    connection = self._get_connection() if self.subscribed else None
                     if connection is None or not self.subscribed:
                         return None
-                    self._busy = connection
+                    self._receiving_on = connection
                 if not self._receive(connection, deadline):
                     return None
-                give_up = None
+                give_up_at = None
             except (ConnectionLost, ServerNotRunning):
-                # The first time it is tried again at once; one that accepts may hang up again.
+                # The first attempt to reconnect follows at once. Later attempts are delayed, since
+                # a server may accept each connection and end it again.
                 now = time.monotonic()
-                if give_up is None:
-                    give_up = now + self._client._connect_timeout
-                elif now > give_up:
+                if give_up_at is None:
+                    give_up_at = now + self._client._connect_timeout
+                elif now > give_up_at:
                     raise
                 else:
-                    time.sleep(SLICE / 5)
-        with contextlib.suppress(IndexError):  # another thread may have reset it just now
+                    time.sleep(WAIT_INTERVAL / 5)
+        with contextlib.suppress(IndexError):  # Another thread may have called reset().
             return self._inbox.popleft()
         return None
 
     def _receive(self, connection: _Connection, deadline: float) -> bool:
+        # Put the next replies into the inbox. Return False after the deadline.
         replies: list[Any] = []
-        whole = False  # whether the stream is between two replies
+        between_replies = False  # If False at the end, the rest of a reply was not received.
         try:
             if connection.reader.empty:
-                left = None if deadline == math.inf else deadline - time.monotonic()
+                remaining = None if deadline == math.inf else deadline - time.monotonic()
                 try:
-                    if not connection.transport.wait(left):
-                        whole = True
+                    if not connection.transport.wait(remaining):
+                        between_replies = True
                         return False
                 except KeyboardInterrupt:
-                    whole = True
+                    between_replies = True
                     raise
-            replies = connection.reader.read_some()
-            whole = True
+            replies = connection.reader.read_available()
+            between_replies = True
         finally:
             with self._lock:
-                self._busy = None
+                self._receiving_on = None
                 if connection is not self._connection:
                     connection.transport.close()
-                elif whole:
+                elif between_replies:
                     self._inbox.extend(replies)
                 else:
                     self._disconnect()
         return True
 
-    def _handle(self, reply: Any, ignore: bool) -> dict[str, Any] | None:
+    def _handle_reply(self, reply: Any, ignore: bool) -> dict[str, Any] | None:
+        # Return the message, or None if a handler received it or it is ignored.
         if isinstance(reply, ResponseError):
             raise reply
-        # PING is answered in another way while nothing is subscribed to.
+        # While nothing is subscribed, the server answers PING with a string and not with a list.
         parts = reply if isinstance(reply, list) else [b"pong", b"" if reply == b"PONG" else reply]
         kind, *rest = parts
         kind = kind.decode()
@@ -3083,19 +2917,16 @@ class PubSub:
         channel = rest.pop(0) if len(rest) > 1 else None
         message = {"type": kind, "pattern": pattern, "channel": channel, "data": rest[0]}
         if kind in ("message", "pmessage"):
-            handlers, name = (
-                (self.channels, channel) if kind == "message" else (self.patterns, pattern)
-            )
-            handler = handlers.get(name)
+            handler = self.channels.get(channel) if pattern is None else self.patterns.get(pattern)
             if handler is None:
                 return message
             handler(message)
             return None
         if kind in ("unsubscribe", "punsubscribe"):
             with self._lock:
-                left = (kind.replace("un", "").upper(), channel)
-                if left in self._leaving:
-                    self._leaving.remove(left)
+                unsubscribed = (kind.replace("un", "").upper(), channel)
+                if unsubscribed in self._pending_unsubscribes:
+                    self._pending_unsubscribes.remove(unsubscribed)
                     (self.channels if kind == "unsubscribe" else self.patterns).pop(channel, None)
                 if not self.channels and not self.patterns:
                     self._subscribed.clear()
@@ -3104,15 +2935,14 @@ class PubSub:
 
 
 class PubSubWorkerThread(threading.Thread):
-    """A thread that calls the handlers of a :class:`PubSub`, see its ``run_in_thread``."""
+    """A thread that calls the handlers of a :class:`PubSub`; see :meth:`PubSub.run_in_thread`."""
 
     def __init__(
         self,
         pubsub: PubSub,
         sleep_time: float,
         daemon: bool = False,
-        exception_handler: Callable[[BaseException, PubSub, PubSubWorkerThread], object]
-        | None = None,
+        exception_handler: ErrorHandler = None,
     ) -> None:
         super().__init__(daemon=daemon)
         self.pubsub = pubsub
@@ -3122,9 +2952,10 @@ class PubSubWorkerThread(threading.Thread):
         self._running.set()
 
     def run(self) -> None:
+        """Receive messages until :meth:`stop` is called."""
         while self._running.is_set():
             try:
-                self.pubsub.get_message(True, max(self.sleep_time, SLICE))
+                self.pubsub.get_message(True, max(self.sleep_time, WAIT_INTERVAL))
             except BaseException as error:
                 if self.exception_handler is None:
                     raise
@@ -3132,30 +2963,28 @@ class PubSubWorkerThread(threading.Thread):
         self.pubsub.close()
 
     def stop(self) -> None:
-        """Subscribe to nothing any more, which ends the thread; a handler may call it too."""
+        """End the thread and its subscriptions. A handler may call this method too."""
         self._running.clear()
         self.pubsub.close()
 
 
 class Monitor:
-    """The commands of all clients as the server carries them out, while inside ``with``.
+    """A stream of the commands of all clients (MONITOR), for use in a ``with`` statement.
 
-    On a connection of its own. Each is a dict: ``time`` (in seconds since 1970), ``db``,
-    ``client_address``, ``client_port``, ``client_type`` (unix, tcp, or pipe) and ``command``,
-    its words with blanks between. MONITOR costs the server time.
+    The monitor has a connection of its own. A command is a dict with the keys ``time`` (seconds
+    since 1970), ``db``, ``client_address``, ``client_port``, ``client_type`` (unix, tcp or pipe)
+    and ``command`` (its words, separated by blanks). MONITOR makes the server slower.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: BaseClient) -> None:
         self._client = client
         self._connection: _Connection | None = None
         self._inbox: deque[Any] = deque()
 
     def __enter__(self) -> Monitor:
         self._connection = self._client._connect()
-        _reserved.add(self._connection)
-        data = encode_commands([("MONITOR",)])
-        self._connection.reader.feed(self._connection.transport.exchange(data))
-        _convert("MONITOR", self._connection.reader.read(True), None)
+        chunk = self._connection.transport.exchange(encode_commands([("MONITOR",)]))
+        _convert("MONITOR", self._connection.reader.read_first(chunk, True), None)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -3165,17 +2994,18 @@ class Monitor:
         self._inbox.clear()
 
     def next_command(self) -> dict[str, Any]:
-        """Wait for a command and return it.
+        """Wait for the next command, without a time limit, and return it.
 
-        :raises ConnectionLost: if the server is gone.
+        :raises ConnectionLost: if the server ends the connection.
         """
         if self._connection is None:
-            raise CacheError("A monitor is to be used inside 'with'")
+            raise CacheError("the monitor is closed; use it inside 'with cache.monitor()'")
         while not self._inbox:
-            self._inbox.extend(_receive_some(self._connection))
-        moment, _, rest = _text(self._inbox.popleft()).partition(" [")
-        place, _, command = rest.partition("] ")
-        db, _, client = place.partition(" ")
+            self._inbox.extend(_receive_replies(self._connection))
+        # For example: 1714130000.123456 [0 127.0.0.1:50000] "GET" "city"
+        timestamp, _, rest = _to_str(self._inbox.popleft()).partition(" [")
+        source, _, command = rest.partition("] ")
+        db, _, client = source.partition(" ")
         address, _, port = client.rpartition(":")
         kind = "tcp"
         if client.startswith("\\\\"):
@@ -3184,7 +3014,7 @@ class Monitor:
             address, kind, port = "unix", "unix", client[5:]
         words = " ".join(re.findall(r'"(.*?)(?<!\\)"', command)).replace('\\"', '"')
         return {
-            "time": float(moment),
+            "time": float(timestamp),
             "db": int(db),
             "client_address": address,
             "client_port": port,
@@ -3193,241 +3023,200 @@ class Monitor:
         }
 
     def listen(self) -> Iterator[dict[str, Any]]:
-        """The commands as they come."""
+        """Yield the commands of all clients, without end."""
         while True:
             yield self.next_command()
 
 
-def _receive_some(connection: _Connection) -> list[Any]:
-    # What has come, or comes next, however long that takes.
-    if connection.reader.empty:
-        connection.transport.wait(None)
-    return connection.reader.read_some()
+# ----------------------------------------------------------------------------
+# Client
+# ----------------------------------------------------------------------------
+
+
+class Client(BaseClient):
+    """A client of one server. Several threads may share it.
+
+    :param pipe: the name of the pipe.
+    :param timeout: seconds to wait for each chunk of a reply; None: no limit.
+    :param connect_timeout: seconds to wait for a free instance of the pipe.
+    :param decode_responses: if true, values are returned as str (decoded from UTF-8), else as
+        bytes.
+    :param trust_any_owner: if true, accept a server of another user; see :class:`UntrustedServer`.
+    :raises ValueError: if the name or a time limit is not valid.
+    :ivar address: the address of the server: the pipe, or outside Windows the path of the socket.
+
+    The client connects when the first command is sent. Each command uses a connection that no
+    other thread uses at the time. Idle connections are kept and used again.
+    """
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def pipeline(self, transaction: bool = True) -> Pipeline:
+        """Return a queue of commands that are sent together; see :class:`Pipeline`.
+
+        :param transaction: if true, the server runs the commands as one transaction (MULTI,
+            EXEC), so that no command of another client runs between them.
+        """
+        return Pipeline(self, transaction)
+
+    def transaction(
+        self,
+        func: Callable[[Pipeline], Any],
+        *watches: Argument,
+        value_from_callable: bool = False,
+        watch_delay: float | None = None,
+    ) -> Any:
+        """Run a transaction, and repeat it until no watched key changes while it runs.
+
+        :param func: a function that receives a pipeline that watches the keys. The function
+            reads values, calls ``multi()`` and then queues the commands of the transaction.
+        :param watches: the keys to watch.
+        :param value_from_callable: if true, return the result of ``func``; if not, return the
+            results of the commands.
+        :param watch_delay: seconds to wait before the transaction is repeated.
+        """
+        with self.pipeline() as pipe:
+            while True:
+                try:
+                    if watches:
+                        pipe.watch(*watches)
+                    value = func(pipe)
+                    results = pipe.execute()
+                    return value if value_from_callable else results
+                except WatchError:
+                    time.sleep(watch_delay or 0)
+
+    def lock(
+        self,
+        name: Argument,
+        timeout: float | None = None,
+        sleep: float = 0.1,
+        blocking: bool = True,
+        blocking_timeout: float | None = None,
+        thread_local: bool = True,
+        owned: bool = False,
+    ) -> Lock:
+        """Return a lock that threads and programs share; see :class:`Lock`."""
+        return Lock(self, name, timeout, sleep, blocking, blocking_timeout, thread_local, owned)
+
+    def pubsub(self, ignore_subscribe_messages: bool = False) -> PubSub:
+        """Return an object that subscribes to channels; see :class:`PubSub`."""
+        return PubSub(self, ignore_subscribe_messages)
+
+    def monitor(self) -> Monitor:
+        """Return an object that receives the commands of all clients; see :class:`Monitor`."""
+        return Monitor(self)
+
+    def cached(
+        self,
+        ttl: float | timedelta,
+        key: Callable[..., str] | None = None,
+        prefix: str = "cached:",
+        dumps: Callable[[Any], str | bytes] = json.dumps,
+        loads: Callable[[bytes], Any] = json.loads,
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Return a decorator that stores the results of a function on the server.
+
+            @cache.cached(ttl=60)
+            def price(article: str) -> float: ...
+
+        A call whose arguments are equal to those of an earlier call returns the stored result,
+        even if it is None. An exception is not stored. Two programs that call at the same time
+        may both run the function. If the server cannot be reached, each call runs the function,
+        and the logger ``pipecache.client`` reports the error. The function's method
+        ``invalidate()`` deletes the result for the arguments that it is called with.
+
+        :param ttl: seconds after which a result expires.
+        :param key: a function that makes the key, without the prefix, from the arguments. The
+            default is the module and name of the function and the arguments as JSON, so the
+            arguments must have types of JSON (``self`` of a method does not), and ``f(1)`` and
+            ``f(x=1)`` have different keys.
+        :param dumps, loads: functions that convert a result to str or bytes, and bytes to a
+            result. JSON turns a tuple into a list. Pickle would not, but ``pickle.loads`` runs
+            code that any program can have stored in the key.
+        :raises ValueError: if ``ttl`` is less than a millisecond.
+        """
+        px = int((ttl.total_seconds() if isinstance(ttl, timedelta) else ttl) * 1000)
+        if px <= 0:
+            raise ValueError(f"ttl={ttl!r} is less than a millisecond; give it in seconds")
+        # This client shares the connections, but returns strings as bytes, as loads() needs them.
+        cache = copy.copy(self)
+        cache._decode = False
+
+        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+            def make_key(*args: Any, **kwargs: Any) -> str:
+                if key is not None:
+                    return prefix + key(*args, **kwargs)
+                arguments = json.dumps([args, kwargs], sort_keys=True)
+                return f"{prefix}{function.__module__}.{function.__qualname__}:{arguments}"
+
+            @functools.wraps(function)
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                name = make_key(*args, **kwargs)
+                stored = cache._execute_or_log("GET", name)
+                if stored is not None:
+                    return loads(stored)
+                result = function(*args, **kwargs)
+                cache._execute_or_log("SET", name, dumps(result), "PX", px)
+                return result
+
+            def invalidate(*args: Any, **kwargs: Any) -> Any:
+                return self.delete(make_key(*args, **kwargs))
+
+            wrapper.invalidate = invalidate  # type: ignore[attr-defined]
+            return wrapper
+
+        return decorate
+
+    def _execute_or_log(self, *command: Argument) -> Any:
+        # Return the result. If the server does not answer with one, log that and return None.
+        try:
+            return self.execute_command(*command)
+        except DataError:
+            raise
+        except CacheError as error:
+            import logging  # Most programs that use this file do not need to load it.
+
+            level = logging.DEBUG if isinstance(error, ServerNotRunning) else logging.WARNING
+            log = logging.getLogger("pipecache.client")
+            log.log(level, "%s %s failed: %s", *command[:2], error)
+            return None
 
 
 def send_command(command: str, pipe: str = DEFAULT_PIPE, trust_any_owner: bool = False) -> str:
     """Send one text command on a connection of its own and return the reply.
 
-    :param command: as in ``SET city dubai``; everything after the key is the value.
-    :param trust_any_owner: whether the server may be another user's.
-    :returns: the reply, ``ERROR: ...`` from the server included, or
+    :param command: a command such as ``SET city dubai``, sent as UTF-8. All text after the key is
+        the value.
+    :param trust_any_owner: if true, accept a server of another user.
+    :returns: the reply; ``ERROR: ...`` if the server answers with an error; or
         ``Error: Cache server not running``.
-    :raises ConnectionLost, CacheTimeout: if the server goes away or does not answer.
-    :raises UntrustedServer: if it is another user's.
+    :raises ConnectionLost, CacheTimeout: if the server ends the connection or does not answer.
+    :raises UntrustedServer: if the server belongs to another user.
     """
     try:
         transport = connect(pipe_address(pipe), CONNECT_TIMEOUT, TIMEOUT, trust_any_owner)
     except ServerNotRunning:
         return "Error: Cache server not running"
     try:
-        return transport.ask(command.encode("utf-8", "surrogateescape")).decode(
-            "utf-8", "surrogateescape"
-        )
+        reply = transport.exchange_text(command.encode("utf-8", "surrogateescape"))
+        return reply.decode("utf-8", "surrogateescape")
     finally:
         transport.close()
 
 
 # ----------------------------------------------------------------------------
-# Doctor: what is the matter, in words
+# Doctor: check a server, explain Windows error numbers
 # ----------------------------------------------------------------------------
-
-#: Numbers of errors that have to do with pipes, what they mean here, and what to do.
-EXPLANATIONS = {
-    2: ("FILE_NOT_FOUND: nobody serves a pipe of this name",
-        "start pipecache.py; look whether both sides were given the same --pipe, and whether the"
-        " server said 'Ready to accept connections'"),
-    5: ("ACCESS_DENIED: the pipe is another account's, as that of a server which was started as"
-        " administrator can be, and does not let this one connect",
-        "start the server as the same user, or with --access users (with --access admins, what"
-        " connects must run as administrator); for a server that says this when it starts, the"
-        " name is taken: choose another --pipe"),
-    109: ("BROKEN_PIPE: the other side has closed the connection, or has ended",
-          "look into the server's log: it says whom it dropped and why; then connect again"),
-    121: ("SEM_TIMEOUT: no instance of the pipe came free in time",
-          "as for 231: try again, or start the server with a higher --max-clients"),
-    231: ("PIPE_BUSY: every instance of the pipe is taken just now",
-          "wait with WaitNamedPipe and try again (client.py does); if it stays so, clients are not"
-          " closed: look at CLIENT LIST, or start the server with --idle-timeout or a higher"
-          " --max-clients"),
-    232: ("NO_DATA: the pipe is being closed",
-          "the other side has left: connect again"),
-    233: ("PIPE_NOT_CONNECTED: nobody is at the other end any more",
-          "the server has hung up, or was ended: look into its log, then connect again"),
-    234: ("MORE_DATA: the message is longer than what was read; this is no failure",
-          "read again, as often as it says so: the message is all of it together"),
-    995: ("OPERATION_ABORTED: what was under way has been cancelled",
-          "a time limit has passed, or the thread that began it has ended: try again"),
-    errno.ECONNREFUSED: ("ECONNREFUSED: the socket is there, but no server listens",
-          "a server that was killed leaves its socket: start pipecache.py again, it clears up"),
-    errno.EACCES: ("EACCES: the socket is another user's",
-          "start the server as the same user, or with --access users"),
-}  # fmt: skip
-
-#: Who is meant by what stands in an entry of a pipe's access list.
-_EVERYBODY = "everybody, even without a name"
-_TRUSTEES = {
-    "SY": "SYSTEM", "BA": "administrators (what runs as administrator)",
-    "AU": "every account of this machine", "BU": "every account of this machine",
-    "WD": _EVERYBODY, "AN": _EVERYBODY, "NU": "programs of other machines",
-}  # fmt: skip
-
-
-def explain(number: int) -> str:
-    """What an error number means for a client or a server of a pipe, and what to do about it."""
-    if number not in EXPLANATIONS:
-        return f"Error {number} has nothing to do with pipes that is known here"
-    meaning, advice = EXPLANATIONS[number]
-    return f"Error {number}, {meaning}. What to do: {advice}."
-
-
-def _who_may_connect(access: str) -> str:
-    if re.fullmatch("[0-7]{4}", access):
-        everybody = int(access, 8) & 0o006
-        return f"{'every account' if everybody else 'its owner'} (mode {access})"
-    if not access.startswith("D:") or "NO_ACCESS_CONTROL" in access:
-        return f"{_EVERYBODY} ({access or 'no access list'})"
-    allowed = []
-    # Each entry: kind, flags (IO: not for the pipe itself), rights, two of other objects, account.
-    entry = r"\(X?(A|D);([^;]*);[^;]*;[^;]*;[^;]*;([^;)]*)"
-    for kind, flags, trustee in re.findall(entry, access):
-        if "IO" not in flags:
-            name = _TRUSTEES.get(trustee) or account_name(trustee)
-            allowed.append(f"not {name}" if kind == "D" else name)
-    return f"{', '.join(dict.fromkeys(allowed)) or 'nobody'} ({access})"
-
-
-class _Examination:
-    """Says what it finds, line by line, and remembers the worst of it."""
-
-    def __init__(self) -> None:
-        self.status = 0
-
-    def say(self, mark: str, text: str, status: int = 0) -> None:
-        self.status = max(self.status, status)
-        _print(f"[{mark}] {text}".encode())
-
-    def well(self, text: str) -> None:
-        self.say(" ok ", text)
-
-    def warn(self, text: str) -> None:
-        self.say("look", text, 1)
-
-    def fail(self, text: str) -> None:
-        self.say("FAIL", text, 2)
-
-
-def examine(pipe: str, arguments: Sequence[str] = (), trust_any_owner: bool = False) -> int:
-    """Print what there is to say about a server, or about the errors of these numbers.
-
-    :returns: 0 if all is well, 1 if something should be seen to, 2 if no server answers.
-    """
-    if arguments:
-        if not all(re.fullmatch(r"\d{1,9}", each) for each in arguments):
-            print("Error: doctor takes numbers of errors, such as 231, or nothing", file=sys.stderr)
-            return 2
-        for each in arguments:
-            _print(explain(int(each)).encode())
-        return 0 if all(int(each) in EXPLANATIONS for each in arguments) else 2
-    patient = _Examination()
-    try:
-        _examine(patient, pipe, trust_any_owner)
-    except (CacheError, ConnectionError) as error:
-        patient.fail(str(error))
-        cause: Any = error.__cause__ or error.__context__
-        number = getattr(cause, "winerror", None) or getattr(cause, "errno", None)
-        if number in EXPLANATIONS:
-            patient.fail(explain(number))
-    verdict = ("All is well.", "It works; see to what is marked.", "It cannot be used like this.")
-    _print(verdict[patient.status].encode())
-    return patient.status
-
-
-def _examine(patient: _Examination, pipe: str, trust_any_owner: bool) -> None:
-    address = pipe_address(pipe)
-    transport = connect(address, CONNECT_TIMEOUT, TIMEOUT, True)
-    try:
-        process, program = transport.process()
-        owner, access = transport.owner(), transport.access()
-    finally:
-        transport.close()
-    whose = f"process {process}, {program or 'program not known'}" if process else "not told"
-    patient.well(f"{address} is served by {whose}")
-    said = f"It belongs to {account_name(owner)}"
-    if owner == this_account():
-        patient.well(f"{said}, which is you")
-    elif owner in POWERFUL or trust_any_owner:
-        patient.warn(f"{said}, which is not you, but is trusted")
-    who = _who_may_connect(access)
-    (patient.warn if _EVERYBODY in who else patient.well)(f"Who may connect: {who}")
-    with Client(pipe, trust_any_owner=trust_any_owner) as cache:
-        facts = cache.info()
-        version, uptime = facts.get("pipecache_version"), facts.get("uptime_in_seconds")
-        if version is None:
-            patient.warn("It answers as Redis does, but is not pipecache")
-            return
-        patient.well(f"pipecache {version}, for {uptime} s, Python {facts['python_version']}")
-        laps = []
-        for _ in range(1000):
-            started = time.perf_counter()
-            cache.get("pipecache:doctor")
-            laps.append((time.perf_counter() - started) * 1e6)
-        laps.sort()
-        patient.well(
-            f"A round trip takes {laps[500]:.0f} µs; 99 of 100 take {laps[990]:.0f} at most"
-        )
-    if send_command("PING", pipe, trust_any_owner) == "PONG":
-        patient.well("Text commands are answered")
-    else:
-        patient.warn("Text commands are not answered")
-    _examine_limits(patient, facts)
-    _examine_file(patient, facts)
-
-
-def _examine_limits(patient: _Examination, facts: dict[str, Any]) -> None:
-    for name, used, most, advice in (
-        ("clients", "connected_clients", "maxclients",
-         "start it with a higher --max-clients, or with --idle-timeout"),
-        ("bytes of memory", "used_memory", "maxmemory",
-         "delete keys, let them expire, or start it with a higher --max-memory"),
-    ):  # fmt: skip
-        amount, limit = facts[used], facts[most]
-        if not limit:
-            patient.well(f"{amount} {name}, without a limit")
-        elif amount >= limit * 0.8:
-            patient.warn(f"{amount} {name} of {limit}, which is near the limit: {advice}")
-        else:
-            patient.well(f"{amount} {name} of {limit}")
-
-
-def _examine_file(patient: _Examination, facts: dict[str, Any]) -> None:
-    if "db_file" not in facts:
-        patient.well("Everything is in memory alone: it was started without --db")
-    elif facts["rdb_last_bgsave_status"] == "ok":
-        behind = facts["rdb_changes_since_last_save"]
-        patient.well(f"Everything is kept in {facts['db_file']}; {behind} changes to be written")
-    else:
-        patient.warn(str(facts["db_last_error"]))
-
-
-# ----------------------------------------------------------------------------
-# Command line
-# ----------------------------------------------------------------------------
-
-
-def _show(reply: Any, missing: bytes) -> bytes:
-    if isinstance(reply, bytes):
-        return reply
-    if isinstance(reply, list):
-        return b"\n".join([_show(element, missing) for element in reply])
-    if isinstance(reply, ResponseError):
-        text, code = str(reply), f"{reply.status_code} "
-        text = text[len(code) :] if text.startswith(code) else text
-        return b"ERROR: " + text.rstrip().encode()
-    return missing if reply is None else str(reply).encode()
 
 
 def _print(data: bytes) -> None:
-    # To a program or a file as it is; to a person in characters the console has.
+    # A file or another program receives the bytes as they are. A console receives text, in which
+    # characters that its encoding does not have are replaced.
     if sys.stdout.isatty() or not hasattr(sys.stdout, "buffer"):
         encoding = sys.stdout.encoding or "utf-8"
         print(data.decode("utf-8", "replace").encode(encoding, "replace").decode(encoding))
@@ -3436,12 +3225,212 @@ def _print(data: bytes) -> None:
         sys.stdout.buffer.flush()
 
 
-# One word: quoted, or bare. As in the server's text commands a quote counts at the start of a word
-# only (it's is a word), and a backslash is a character like any other.
+#: Error numbers of pipes and sockets, their meaning, and advice.
+EXPLANATIONS = {
+    2: ("FILE_NOT_FOUND: no program serves a pipe of this name",
+        "start pipecache.py; check that the server and the client use the same --pipe, and that"
+        " the server printed 'Ready to accept connections'"),
+    5: ("ACCESS_DENIED: the pipe belongs to another account (or to an elevated program of this"
+        " account), which does not allow this program to connect",
+        "start the server as the same user, or with --access users; with --access admins, run the"
+        " client as administrator; if the server reports this error at its start, another program"
+        " has taken the name: choose another --pipe"),
+    109: ("BROKEN_PIPE: the other end has closed the connection or has exited",
+          "read the server's log for the reason, then connect again"),
+    121: ("SEM_TIMEOUT: no instance of the pipe became free in time",
+          "try again, or start the server with a higher --max-clients"),
+    231: ("PIPE_BUSY: all instances of the pipe are in use",
+          "wait with WaitNamedPipe and try again, as client.py does; if the error persists, find"
+          " programs that do not disconnect with CLIENT LIST, or start the server with"
+          " --idle-timeout or a higher --max-clients"),
+    232: ("NO_DATA: the other end is closing the pipe", "connect again"),
+    233: ("PIPE_NOT_CONNECTED: no program is connected to the other end",
+          "read the server's log for the reason, then connect again"),
+    234: ("MORE_DATA: the message is longer than the read buffer; this is not a failure",
+          "read again until this error no longer occurs, and join the parts"),
+    995: ("OPERATION_ABORTED: the operation was cancelled",
+          "try again; a time limit has passed, or the thread that began the operation has ended"),
+    errno.ECONNREFUSED: ("ECONNREFUSED: the socket exists, but no server accepts connections",
+          "start pipecache.py; it replaces the socket of a server that was killed"),
+    errno.EACCES: ("EACCES: the socket belongs to another user",
+          "start the server as the same user, or with --access users"),
+}  # fmt: skip
+
+#: The names of the trustees in a security descriptor (SDDL) that stand for many accounts.
+_EVERYONE = "everyone, including anonymous users"
+_TRUSTEES = {
+    "SY": "SYSTEM", "BA": "administrators (elevated programs)",
+    "AU": "all accounts of this machine", "BU": "all accounts of this machine",
+    "WD": _EVERYONE, "AN": _EVERYONE, "NU": "programs on other machines",
+}  # fmt: skip
+
+
+def explain(number: int) -> str:
+    """Return the meaning of an error number for a pipe, and advice."""
+    if number not in EXPLANATIONS:
+        return (
+            f"Error {number} is not an error of pipes that this program knows;"
+            f" enter 'net helpmsg {number}' to see what Windows says about it"
+        )
+    meaning, advice = EXPLANATIONS[number]
+    return f"Error {number}, {meaning}. Advice: {advice}."
+
+
+def _describe_access(access: str) -> str:
+    # Return the accounts that an access list allows to connect, then the list itself.
+    if re.fullmatch("[0-7]{4}", access):
+        is_public = int(access, 8) & 0o006
+        return f"{'all accounts' if is_public else 'its owner'} (mode {access})"
+    if not access.startswith("D:") or "NO_ACCESS_CONTROL" in access:
+        return f"{_EVERYONE} ({access or 'no access list'})"
+    names = []
+    # An entry is (type;flags;rights;object;object;trustee). With the flag IO, it applies to
+    # objects that inherit it, and not to the pipe.
+    entry = r"\(X?(A|D);([^;]*);[^;]*;[^;]*;[^;]*;([^;)]*)"
+    for kind, flags, trustee in re.findall(entry, access):
+        if "IO" not in flags:
+            name = _TRUSTEES.get(trustee) or account_name(trustee)
+            names.append(f"not {name}" if kind == "D" else name)
+    return f"{', '.join(dict.fromkeys(names)) or 'no account'} ({access})"
+
+
+#: The severity of a finding, which is also the exit status; and the mark of its line.
+OK, WARNING, FAILURE = 0, 1, 2
+_MARKS = ("[ ok ]", "[warn]", "[FAIL]")
+
+
+def run_doctor(pipe: str, arguments: Sequence[str] = (), trust_any_owner: bool = False) -> int:
+    """Check a server and print the findings, or explain the given error numbers.
+
+    :returns: 0 if there is no problem, 1 after a warning, 2 if the server cannot be used or a
+        number is not known.
+    """
+    if arguments:
+        for each in arguments:
+            if not re.fullmatch(r"\d{1,9}", each):
+                print(
+                    f"Error: {each!r} is not an error number;"
+                    " give doctor numbers such as 231, or nothing",
+                    file=sys.stderr,
+                )
+                return 2
+        for each in arguments:
+            _print(explain(int(each)).encode())
+        return 0 if all(int(each) in EXPLANATIONS for each in arguments) else 2
+    status = OK
+    for severity, text in _findings(pipe, trust_any_owner):
+        _print(f"{_MARKS[severity]} {text}".encode())
+        status = max(status, severity)
+    results = ("No problems found.", "Working, with warnings.", "Not usable; see the lines above.")
+    _print(results[status].encode())
+    return status
+
+
+def _findings(pipe: str, trust_any_owner: bool) -> Iterator[tuple[int, str]]:
+    # Yield the severity and the text of each finding.
+    try:
+        yield from _check_server(pipe, trust_any_owner)
+    except (CacheError, ConnectionError) as error:
+        yield FAILURE, str(error)
+        cause: Any = error.__cause__ or error.__context__
+        number = getattr(cause, "winerror", None) or getattr(cause, "errno", None)
+        if number in EXPLANATIONS:
+            yield FAILURE, explain(number)
+
+
+def _check_server(pipe: str, trust_any_owner: bool) -> Iterator[tuple[int, str]]:
+    address = pipe_address(pipe)
+    transport = connect(address, CONNECT_TIMEOUT, TIMEOUT, True)
+    try:
+        process, program = transport.process()
+        owner, access = transport.owner(), transport.access()
+    finally:
+        transport.close()
+    server = f"process {process}, {program or 'unknown program'}" if process else "unknown process"
+    yield OK, f"{address} is served by {server}"
+    name = account_name(owner)
+    if owner == current_user():
+        yield OK, f"The server belongs to {name}, which is you"
+    elif owner in TRUSTED_SIDS or trust_any_owner:
+        yield WARNING, f"The server belongs to {name}, which is not you, but is trusted"
+    accounts = _describe_access(access)
+    yield WARNING if _EVERYONE in accounts else OK, f"Allowed to connect: {accounts}"
+    with Client(pipe, trust_any_owner=trust_any_owner) as cache:
+        info = cache.info()
+        version, uptime = info.get("pipecache_version"), info.get("uptime_in_seconds")
+        if version is None:
+            yield (
+                WARNING,
+                "The server speaks the Redis protocol, but is not pipecache; check --pipe",
+            )
+            return
+        yield OK, f"pipecache {version} on Python {info['python_version']}, running for {uptime} s"
+        times = []
+        for _ in range(1000):
+            started = time.perf_counter()
+            cache.get("pipecache:doctor")
+            times.append((time.perf_counter() - started) * 1e6)
+        times.sort()
+        slow = f"99 of 100 take {times[990]:.0f} µs or less"
+        yield OK, f"A round trip takes {times[500]:.0f} µs; {slow}"
+    if send_command("PING", pipe, trust_any_owner) == "PONG":
+        yield OK, "The server answers text commands"
+    else:
+        yield WARNING, "The server does not answer text commands"
+    yield from _check_limits(info)
+    yield from _check_persistence(info)
+
+
+def _check_limits(info: dict[str, Any]) -> Iterator[tuple[int, str]]:
+    for unit, used_field, limit_field, advice in (
+        ("clients connected", "connected_clients", "maxclients",
+         "start the server with a higher --max-clients, or with --idle-timeout"),
+        ("bytes of memory used", "used_memory", "maxmemory",
+         "delete keys, let them expire, or start the server with a higher --max-memory"),
+    ):  # fmt: skip
+        amount, limit = info[used_field], info[limit_field]
+        if not limit:
+            yield OK, f"{amount} {unit} (no limit)"
+        elif amount >= limit * 0.8:
+            yield WARNING, f"{amount} of {limit} {unit}, which is close to the limit: {advice}"
+        else:
+            yield OK, f"{amount} of {limit} {unit}"
+
+
+def _check_persistence(info: dict[str, Any]) -> Iterator[tuple[int, str]]:
+    if "db_file" not in info:
+        yield OK, "No persistence (start the server with --db FILE to keep data)"
+    elif info["rdb_last_bgsave_status"] == "ok":
+        unsaved = info["rdb_changes_since_last_save"]
+        yield OK, f"Data is saved in {info['db_file']}; {unsaved} changes are not written yet"
+    else:
+        yield WARNING, str(info["db_last_error"])
+
+
+# ----------------------------------------------------------------------------
+# Command line
+# ----------------------------------------------------------------------------
+
+
+def _format_reply(reply: Any, missing: bytes) -> bytes:
+    # Return a reply as text commands show it; `missing` stands for None.
+    if isinstance(reply, bytes):
+        return reply
+    if isinstance(reply, list):
+        return b"\n".join([_format_reply(element, missing) for element in reply])
+    if isinstance(reply, ResponseError):
+        text, code = str(reply), f"{reply.status_code} "
+        text = text[len(code) :] if text.startswith(code) else text
+        return b"ERROR: " + text.rstrip().encode()
+    return missing if reply is None else str(reply).encode()
+
+
+# One word, quoted or not. As in the server's text commands, a quote has a meaning only at the
+# start of a word ("it's" is a word), and a backslash is an ordinary character.
 _WORD = re.compile(rb"""[ \t]*(?:"([^"]*)"(?![^ \t])|'([^']*)'(?![^ \t])|([^ \t"'][^ \t]*))""")
 
 
-def _split(line: bytes) -> list[bytes]:
+def _split_words(line: bytes) -> list[bytes]:
     words: list[bytes] = []
     position = 0
     while True:
@@ -3455,67 +3444,68 @@ def _split(line: bytes) -> list[bytes]:
     return words
 
 
-#: The commands after which lines come until Ctrl+C.
-_STREAMS = ("SUBSCRIBE", "PSUBSCRIBE", "MONITOR")
+#: Commands after which the server sends replies until the connection ends.
+_STREAMING_COMMANDS = ("SUBSCRIBE", "PSUBSCRIBE", "MONITOR")
 
 
-def _stream(cache: Client, arguments: Sequence[Argument]) -> None:
+def _print_stream(cache: Client, arguments: Sequence[Argument]) -> None:
+    # Send a streaming command and print one line per reply, until Ctrl+C.
     connection = cache._connect()
     try:
         connection.transport.send(encode_commands([arguments]))
         while True:
-            for reply in _receive_some(connection):
+            for reply in _receive_replies(connection):
                 if isinstance(reply, ResponseError):
                     raise reply
                 elements = reply if isinstance(reply, list) else [reply]
-                _print(b" ".join([_show(element, b"") for element in elements]))
+                _print(b" ".join([_format_reply(element, b"") for element in elements]))
     except KeyboardInterrupt:
         return
     finally:
         connection.transport.close()
 
 
-def _run(cache: Client, arguments: Sequence[bytes], missing: bytes) -> int:
-    """Carry out one command, print its reply, and return the exit status."""
+def _run_command(cache: Client, arguments: Sequence[bytes], missing: bytes) -> int:
+    # Send one command, print its reply, and return the exit status.
     name = arguments[0].decode("latin-1").upper()
     try:
-        if name in _STREAMS:
-            _stream(cache, arguments)
+        if name in _STREAMING_COMMANDS:
+            _print_stream(cache, arguments)
             return 0
-        command: Sequence[Argument] = [name, *arguments[1:]] if name in WAITING else arguments
-        _print(_show(cache.execute_command(*command, convert=_as_it_is), missing))
+        blocking = name in BLOCKING_COMMANDS
+        command: Sequence[Argument] = [name, *arguments[1:]] if blocking else arguments
+        _print(_format_reply(cache.execute_command(*command, convert=_unchanged), missing))
     except ResponseError as error:
-        _print(_show(error, missing))
+        _print(_format_reply(error, missing))
         return 1
-    except (
-        ServerNotRunning, UntrustedServer, ConnectionLost, CacheTimeout, ProtocolError
-    ) as error:  # fmt: skip
+    except CacheError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _lines(prompt: str) -> Iterator[bytes]:
+def _read_lines(prompt: str) -> Iterator[bytes]:
     if sys.stdin.isatty():
-        with contextlib.suppress(ImportError):  # line editing, where there is such a thing
+        with contextlib.suppress(ImportError):  # Windows has no readline module.
             import readline  # noqa: F401
         with contextlib.suppress(EOFError):
             while True:
                 yield input(prompt).encode("utf-8", "surrogateescape")
     elif hasattr(sys.stdin, "buffer"):
-        # As bytes, which another program means as UTF-8 whatever the console's characters are.
+        # Bytes from another program are UTF-8, whatever the encoding of the console is.
         yield from (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
     else:
         yield from (line.rstrip("\n").encode() for line in sys.stdin)
 
 
-def _prompt(cache: Client, name: str) -> int:
+def _run_prompt(cache: Client, name: str) -> int:
+    # Run the commands on standard input. Return the highest exit status; for a console, return 0.
     status = 0
     if sys.stdin.isatty():
-        print(f"{cache.address}: HELP lists the commands, QUIT ends")
-    for line in _lines(f"{name}> "):
+        print(f"{cache.address}: enter HELP to list the commands, QUIT to leave")
+    for line in _read_lines(f"{name}> "):
         try:
-            arguments = _split(line)
+            arguments = _split_words(line)
         except ValueError as error:
             print(f"ERROR: {error}")
             status = max(status, 1)
@@ -3523,67 +3513,71 @@ def _prompt(cache: Client, name: str) -> int:
         if arguments and arguments[0].upper() in (b"QUIT", b"EXIT"):
             break
         if arguments:
-            status = max(status, _run(cache, arguments, b"(nil)"))
+            status = max(status, _run_command(cache, arguments, b"(nil)"))
     return 0 if sys.stdin.isatty() else status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Send one command, or prompt for them.
+    """Send one command to a server, or prompt for commands.
 
-    :param arguments: the command line, ``sys.argv[1:]`` if None.
-    :returns: the exit status: 0, 1 for an error reply, 2 when no server answers.
+    :param arguments: the arguments of the program; None: those in ``sys.argv``.
+    :returns: the exit status: 0, 1 for an error reply, 2 if no server answers.
     """
     parser = argparse.ArgumentParser(
         prog="client.py",
         usage="client.py [-h] [--version] [--pipe NAME] [--trust-any-owner]"
         " [COMMAND [ARGUMENT ...]]",
         description="Send a command to a pipecache server, or prompt for commands.",
-        epilog='Example: client.py SET greeting "hello world". "client.py doctor" looks whether'
-        ' all is well with the server, "client.py doctor 231" says what an error number means.',
+        epilog='Example: client.py SET greeting "hello world". "client.py doctor" checks the'
+        ' server; "client.py doctor 231" explains an error number.',
         allow_abbrev=False,
     )
     parser.add_argument(
         "--pipe", metavar="NAME", default=DEFAULT_PIPE, help="name of the pipe (%(default)s)"
     )
     parser.add_argument(
-        "--trust-any-owner", action="store_true", help="talk to a server of another user, too"
+        "--trust-any-owner",
+        action="store_true",
+        help="connect even if the server belongs to another user",
     )
     parser.add_argument("--version", action="version", version=f"client {__version__}")
     parser.add_argument(
         "command",
         metavar="COMMAND",
         nargs=argparse.REMAINDER,
-        help="a command and its arguments, after the options; none for a prompt",
+        help="command and its arguments, after the options (default: prompt for commands)",
     )
     options = parser.parse_args(arguments)
     if not options.command and sys.stdin is None:
-        parser.error("a command is needed, as there is no input to read commands from")
+        parser.error("there is no standard input to read commands from; give a command")
     try:
-        trusting = options.trust_any_owner
-        cache = Client(options.pipe, decode_responses=False, trust_any_owner=trusting)
+        trust_any_owner = options.trust_any_owner
+        cache = Client(options.pipe, decode_responses=False, trust_any_owner=trust_any_owner)
     except ValueError as error:
         parser.error(str(error))
     with cache:
         try:
             if options.command[:1] == ["doctor"]:
-                return examine(options.pipe, options.command[1:], trusting)
+                return run_doctor(options.pipe, options.command[1:], trust_any_owner)
             if options.command:
-                return _run(cache, [_argument(each) for each in options.command], b"")
-            return _prompt(cache, options.pipe)
+                return _run_command(cache, [_encode_word(word) for word in options.command], b"")
+            return _run_prompt(cache, options.pipe)
         except KeyboardInterrupt:
             print()
             return 130
         except BrokenPipeError:
-            # Nobody reads the output any more; nor is it to be flushed at exit.
+            # The program that read the output has exited. Without dup2(), Python would report
+            # this again when it flushes standard output at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except OSError as error:
-            print(f"Error: cannot write the reply: {error}", file=sys.stderr)
+            print(f"Error: cannot write to standard output: {error}", file=sys.stderr)
             return 1
 
 
-def _argument(text: str) -> bytes:
-    # Off Windows a file's name, say, as the shell gave it.
+def _encode_word(text: str) -> bytes:
+    # Return a word of the command line as bytes. Outside Windows it may be a file name that is
+    # not UTF-8; os.fsencode() returns the bytes that the shell passed.
     return text.encode("utf-8", "surrogatepass") if os.name == "nt" else os.fsencode(text)
 
 

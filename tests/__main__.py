@@ -296,6 +296,7 @@ def clients(python: str, path: Callable[[Path], str]) -> Iterator[tuple[str, str
         "PIPECACHE_NODE_MODULES": node_modules,
         "PIPECACHE_HYPOTHESIS": lambda: provision.hypothesis(python),
         "PIPECACHE_REDIS_PY": lambda: provision.redis_py(python),
+        "PIPECACHE_EMBEDDABLE": lambda: embeddable_package(python),
     }
     return provided(wanted, path)
 
@@ -309,6 +310,12 @@ def provided(
             yield name, path(provide())
         except (provision.Unavailable, FileNotFoundError) as error:
             yield f"{name}_UNAVAILABLE", str(error)
+
+
+def embeddable_package(python: str) -> Path:
+    """Return the folder of the embeddable package of this Python version, or else of 3.13."""
+    version = python if python in provision.WINDOWS_PYTHONS else "3.13"
+    return provision.embeddable_python(version).parent
 
 
 def node_modules() -> Path:

@@ -438,8 +438,9 @@ class OwnedLockTests(LiveClientCase):
             begin, end = os.pipe()
             child = os.fork()
             if child == 0:
+                held = lock.owned()
                 os.read(begin, 1)
-                os._exit(0)
+                os._exit(int(held))
             try:
                 self.assertTrue(lock.owned())
                 lock.release()
@@ -448,9 +449,10 @@ class OwnedLockTests(LiveClientCase):
                 wait_until(lambda: not self.cache.exists("lock"), "the lock is released")
             finally:
                 os.write(end, b"x")
-                os.waitpid(child, 0)
+                status = os.waitpid(child, 0)[1]
                 os.close(begin)
                 os.close(end)
+            self.assertEqual(status, 0)
 
     def test_owned_keys(self) -> None:
         other = self.client()

@@ -25,8 +25,8 @@ if sys.platform == "win32":
 def a_stranger() -> Any:
     """Make every server look like one of another account."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(client, "this_account", lambda: "S-1-5-21-1-2-3-4"))
-        stack.enter_context(mock.patch.object(client, "POWERFUL", ()))
+        stack.enter_context(mock.patch.object(client, "current_user", lambda: "S-1-5-21-1-2-3-4"))
+        stack.enter_context(mock.patch.object(client, "TRUSTED_SIDS", ()))
         yield
 
 
@@ -63,11 +63,11 @@ class OwnerTests(unittest.TestCase):
     def test_administrators_are_trusted(self) -> None:
         self.serve()
         with a_stranger():
-            with mock.patch.object(client, "POWERFUL", (self.owner(),)):
+            with mock.patch.object(client, "TRUSTED_SIDS", (self.owner(),)):
                 self.assertTrue(new_client(self.name).ping())
 
     def owner(self) -> str:
-        transport = client.make_transport(pipecache.pipe_address(self.name), 5.0, 5.0)
+        transport = client.Transport(pipecache.pipe_address(self.name), 5.0, 5.0)
         with contextlib.closing(transport):
             return transport.owner()
 
@@ -77,7 +77,7 @@ class OwnerTests(unittest.TestCase):
             self.assertEqual(self.owner(), pipecache.current_user_sid())
         else:
             self.assertEqual(self.owner(), str(os.geteuid()))
-        self.assertEqual(self.owner(), client.this_account())
+        self.assertEqual(self.owner(), client.current_user())
         self.assertNotIn("S-1-5", client.account_name(self.owner()))
 
     def test_another_user(self) -> None:
@@ -96,10 +96,8 @@ class OwnerTests(unittest.TestCase):
 
     def test_an_unknown_owner(self) -> None:
         self.serve()
-        with mock.patch.object(
-            client.make_transport, "owner", side_effect=OSError(errno.EPERM, "no")
-        ):
-            with self.assertRaisesRegex(client.UntrustedServer, "does not tell whose it is"):
+        with mock.patch.object(client.Transport, "owner", side_effect=OSError(errno.EPERM, "no")):
+            with self.assertRaisesRegex(client.UntrustedServer, "Cannot read the owner of"):
                 new_client(self.name).ping()
 
     def test_the_command_line(self) -> None:
@@ -137,18 +135,20 @@ class DoctorTests(unittest.TestCase):
         with ServerProcess() as server:
             out = self.examine(
                 server.name, 0, r"is served by process \d+, .*python", "which is you",
-                "Who may connect: .*", f"pipecache {pipecache.__version__}, for \\d+ s",
-                r"A round trip takes \d+ µs; 99 of 100 take \d+ at most",
+                "Allowed to connect: .*",
+                f"pipecache {pipecache.__version__} on Python .*, running for \\d+ s",
+                r"A round trip takes \d+ µs; 99 of 100 take \d+ µs or less",
                 # The server may still count the connection that the text commands came over.
-                "Text commands are answered", "[12] clients of 1000", "without a limit",
-                "memory alone", "All is well.$",
+                "The server answers text commands", "[12] of 1000 clients connected",
+                r"\d+ bytes of memory used \(no limit\)",
+                "No persistence .*--db FILE", "No problems found.$",
             )  # fmt: skip
             if not WINDOWS:
                 self.assertIn(f"process {server.process.pid},", out)
                 self.assertIn("its owner (mode 0600)", out)
             else:
                 self.assertRegex(out, r"SYSTEM, .* \(D:P")
-            self.assertNotIn("[look]", out)
+            self.assertNotIn("[warn]", out)
 
     def test_limits_that_are_near(self) -> None:
         with ServerProcess("--max-clients", "5", "--max-memory", "20kb") as server:
@@ -159,31 +159,30 @@ class DoctorTests(unittest.TestCase):
                 clients[0].set("key", "x" * 18_000)
                 # The doctor's connections count, and the server may still count a closed one.
                 self.examine(
-                    server.name, 1, "[45] clients of 5, which is near", "bytes of memory of 20480, "
-                    "which is near the limit: delete keys", "see to what is marked",
+                    server.name, 1, "[45] of 5 clients connected, which is close to the limit",
+                    "of 20480 bytes of memory used, which is close to the limit: delete keys",
+                    "Working, with warnings.$",
                 )  # fmt: skip
 
     def test_the_file(self) -> None:
         facts = {"db_file": "F", "rdb_last_bgsave_status": "ok", "rdb_changes_since_last_save": 3}
         for status, expected in (
-            ("ok", "[ ok ] Everything is kept in F; 3 "),
-            ("err", "[look] Ca"),
+            ("ok", "[ ok ] Data is saved in F; 3 "),
+            ("err", "[warn] Ca"),
         ):
             facts.update(rdb_last_bgsave_status=status, db_last_error="Cannot save to F: full")
-            out = io.StringIO()
-            with contextlib.redirect_stdout(out):
-                client._examine_file(client._Examination(), facts)
-            self.assertIn(expected, out.getvalue())
+            ((severity, text),) = client._check_persistence(facts)
+            self.assertIn(expected, f"{client._MARKS[severity]} {text}")
 
     def test_no_server(self) -> None:
         self.examine(
-            unique_name(), 2, "nobody serves", "Error 2, FILE_NOT_FOUND: nobody serves a pipe of "
-            "this name. What to do: start pipecache.py", "It cannot be used like this.$",
+            unique_name(), 2, "no program serves", "Error 2, FILE_NOT_FOUND: no program serves a "
+            "pipe of this name. Advice: start pipecache.py", "Not usable; see the lines above.$",
         )  # fmt: skip
 
     def test_examining_a_server_of_another_account(self) -> None:
         with ServerProcess() as server, a_stranger():
-            out = self.examine(server.name, 2, "It cannot be used", "is served by another user")
+            out = self.examine(server.name, 2, "Not usable", "is served by another user")
             self.assertNotIn("round trip", out)
             more = ("--trust-any-owner",)
             self.examine(server.name, 1, "is not you, but is trusted", "round trip", more=more)
@@ -205,7 +204,7 @@ class DoctorTests(unittest.TestCase):
         def test_examining_another_program(self) -> None:
             with self.stand_in() as (name, listening):
                 self.examine(
-                    name, 2, f"Error {errno.ECONNREFUSED}, ECONNREFUSED: the socket is there"
+                    name, 2, f"Error {errno.ECONNREFUSED}, ECONNREFUSED: the socket exists"
                 )
                 listening.listen()
 
@@ -217,7 +216,7 @@ class DoctorTests(unittest.TestCase):
                                 accepted.sendall(b"what?\r\n")
 
                 answering = Background(answer)
-                self.examine(name, 2, "FAIL", "It cannot be used")
+                self.examine(name, 2, "FAIL", "Not usable")
                 answering.wait()
 
         def test_examining_a_server_that_never_answers(self) -> None:
@@ -239,35 +238,35 @@ class DoctorTests(unittest.TestCase):
 
                     with mock.patch.object(client, function, failing):
                         with mock.patch.object(client, "CONNECT_TIMEOUT", 0.0):
-                            self.examine(server.name, 2, rf"FAIL\] Error {error}, .*What to do: ")
+                            self.examine(server.name, 2, rf"FAIL\] Error {error}, .*Advice: ")
 
     def test_error_numbers(self) -> None:
         for number in (2, 5, 109, 121, 231, 232, 233, 234, 995):
             with self.subTest(number=number):
                 status, out = run("doctor", str(number))
                 self.assertEqual(status, 0)
-                self.assertRegex(out, rf"^Error {number}, [A-Z_]+: .*What to do: .*\.$")
+                self.assertRegex(out, rf"^Error {number}, [A-Z_]+: .*Advice: .*\.$")
         status, out = run("doctor", "231", "109")
         self.assertEqual((status, len(out.splitlines())), (0, 2))
         status, out = run("doctor", "4711")
         self.assertEqual(status, 2)
-        self.assertIn("nothing to do with pipes", out)
+        self.assertIn("not an error of pipes", out)
         status, out = run("doctor", "please")
         self.assertEqual(status, 2)
-        self.assertIn("takes numbers of errors", out)
+        self.assertIn("'please' is not an error number", out)
 
     def test_access_in_words(self) -> None:
         for access, words in (
-            ("0600", "its owner"), ("0666", "every account"),
-            ("D:P(A;;GA;;;SY)(A;;0x12019b;;;AU)", "SYSTEM, every account of this machine"),
+            ("0600", "its owner"), ("0666", "all accounts"),
+            ("D:P(A;;GA;;;SY)(A;;0x12019b;;;AU)", "SYSTEM, all accounts of this machine"),
             ("D:P(D;;GA;;;NU)(A;;FA;;;BA)",
-             "not programs of other machines, administrators (what runs as administrator)"),
-            ("D:P", "nobody"), ("D:P(A;OICIIO;GA;;;WD)", "nobody"),
-            ("D:NO_ACCESS_CONTROL", "everybody, even without a name"),
-            ("D:(XA;;GA;;;WD;(a==1))", "everybody, even without a name"),
+             "not programs on other machines, administrators (elevated programs)"),
+            ("D:P", "no account"), ("D:P(A;OICIIO;GA;;;WD)", "no account"),
+            ("D:NO_ACCESS_CONTROL", "everyone, including anonymous users"),
+            ("D:(XA;;GA;;;WD;(a==1))", "everyone, including anonymous users"),
         ):  # fmt: skip
             self.assertEqual(
-                client._who_may_connect(access),
+                client._describe_access(access),
                 f"{words} ({'mode ' if access[0] == '0' else ''}{access})",
             )
 

