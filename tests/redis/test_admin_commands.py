@@ -381,9 +381,9 @@ class ConversationTests(ConversationCase):
             (b"{address}", OK, (True, True, True)),
         ):
             clients = [self.connect() for _ in range(3)]
-            first, second, set_owner = (parse(each.ask(b"CLIENT", b"ID"))[1] for each in clients)
+            first, second, own = (parse(each.ask(b"CLIENT", b"ID"))[1] for each in clients)
             (info,) = self.facts(clients[-1].ask(b"CLIENT", b"INFO"))
-            places = {"first": first, "second": second, "own": set_owner}
+            places = {"first": first, "second": second, "own": own}
             places.update(address=info["addr"], local=info["laddr"])
             words = line.decode().format(**places).encode().split()
             with self.subTest(line=line):

@@ -33,12 +33,12 @@ from tests.support import (
 )
 from tests.support.cases import ClientCase, PushCase
 from tests.support.internals import (
-    ServedClient,
     client_count,
     keyspace_of,
     new_client_object,
     peak_size,
     set_last_command,
+    unsubscribing_fails,
 )
 from tests.support.wire import command
 
@@ -96,7 +96,7 @@ class ProcessorTests(ClientCase):
     def test_the_patterns_of_one_subscription_together(self) -> None:
         patterns = [b"?*" * 1000 + b"%d" % number for number in range(10)]
         reply = execute(self.client, [b"PSUBSCRIBE", *patterns])
-        self.assertIn("the patterns together are longer than 16384", str(reply))
+        self.assertIn("the patterns are longer than 16384 bytes in total", str(reply))
         self.assertEqual(self.ask(b"PUBSUB NUMPAT"), b":0\r\n")
 
     def test_a_literal_between_stars_matches_like_a_class(self) -> None:
@@ -142,11 +142,11 @@ class SubscriberTests(PushCase):
             execute(other, [b"PSUBSCRIBE", pattern])
         sizes: list[int] = []
 
-        def takes(pending: int, size: int) -> bool:
-            sizes.append(pending)
-            return pending + size < 5 * MEGABYTE
+        def can_queue(size: int) -> bool:
+            sizes.append(peer.pending_bytes)
+            return peer.pending_bytes + size < 5 * MEGABYTE
 
-        with mock.patch.object(peer, "takes", takes):
+        with mock.patch.object(peer, "can_queue", can_queue):
             peak = peak_of(lambda: execute(self.client, [b"PUBLISH", b"c" * 60, b"x" * MEGABYTE]))
         self.assertEqual(len(sizes), 51)
         self.assertEqual(max(sizes) // MEGABYTE, 4)
@@ -157,10 +157,10 @@ class SubscriberTests(PushCase):
         for each in (first, second):
             execute(each, [b"SUBSCRIBE", b"c"])
         with mock.patch.object(one, "push", side_effect=MemoryError):
-            with mock.patch.object(one, "hang_up") as hung_up:
+            with mock.patch.object(one, "disconnect") as disconnected:
                 self.ask(b"PUBLISH c hello")
                 self.state.flush()
-        hung_up.assert_called_once()
+        disconnected.assert_called_once_with("out of memory for its output buffer")
         self.assertEqual(two.take(), [b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$5\r\nhello\r\n"])
         self.assertEqual(self.state.messages(), [])
         self.ask(b"PUBLISH c again")
@@ -198,7 +198,8 @@ class ServedTests(ServerCase):
         with new_client(self.name) as cache, self.assertLogs("pipecache", "INFO") as logged:
             self.assertEqual(cache.publish("c" * 30, "x" * 500), 30)
             wait_until(lambda: client_count(server) == 1, "the client is dropped")
-        self.assertIn("left more than 1000 bytes", logged.output[-1])
+        expected = "disconnected: output buffer exceeded --subscriber-buffer (1000 bytes)"
+        self.assertIn(expected, logged.output[-1])
 
     def test_a_subscriber_without_replies_receives_messages(self) -> None:
         # A push can wake the client from the moment at which it subscribes.
@@ -237,7 +238,7 @@ class ServedTests(ServerCase):
         server = self.serve()
         raw = self.raw()
         raw.ask(command(b"PING"))
-        with mock.patch.object(ServedClient, "unsubscribe", side_effect=MemoryError):
+        with unsubscribing_fails(MemoryError):
             with self.assertLogs("pipecache", "ERROR") as logged:
                 raw.send(command(b"QUIT"))
                 self.assertEqual(raw.read(5), b"+OK\r\n")

@@ -191,7 +191,8 @@ class SizeTests(ServerCase):
                 raw.send(command(b"BLPOP", b"list", b"0"))
                 raw.send(command(b"ECHO", b"y" * 10_000) * 2000)
             wait_until(lambda: client_count(server) == 0, "the client is gone")
-        self.assertIn("it sent more than can be kept while it waited", "".join(logs.output))
+        expected = "disconnected: sent more input than can be buffered while it was blocked"
+        self.assertIn(expected, "".join(logs.output))
         self.assertEqual(keyspace_of(server).used_memory, 0)
 
     def test_an_incomplete_command_evicts_keys(self) -> None:
@@ -231,7 +232,7 @@ class OverdueTests(unittest.TestCase):
                 self.assertEqual(self.client.timeout_reason(seconds), reason)
 
     def test_idle(self) -> None:
-        self.check((9.9, ""), (10.1, "it asked for nothing for 10 s"))
+        self.check((9.9, ""), (10.1, "idle for longer than --idle-timeout (10 s)"))
         self.client.sends_command(5)
         self.check((14.9, ""))
         self.settings.idle_timeout = 0
@@ -247,7 +248,7 @@ class OverdueTests(unittest.TestCase):
 
     def test_a_command_that_does_not_end(self) -> None:
         self.client.begins_command(5)
-        self.check((24.9, ""), (25.1, "it did not finish a command within 20 s"))
+        self.check((24.9, ""), (25.1, "incomplete command after --message-timeout (20 s)"))
         self.settings.message_timeout = 0
         self.check((1e9, ""))
 
@@ -268,7 +269,7 @@ class TimeTests(ServerCase):
             self.assertEqual(self.raw().ask(b"PING\n"), b"PONG\n")
             for raw in silent:
                 self.assertTrue(raw.ended())
-            said = "dropped: it asked for nothing for 0.2 s"
+            said = "disconnected: idle for longer than --idle-timeout (0.2 s)"
             wait_until(
                 lambda: str(logged.output).count(said) >= len(silent), "each client is logged"
             )
@@ -284,7 +285,7 @@ class TimeTests(ServerCase):
                     self.assertEqual(raw.ask(command(b"PING") + beginning), b"+PONG\r\n")
                     self.assertTrue(raw.ended())
             self.assertEqual(bystander.ask(b"PING\n"), b"PONG\n")
-            said = "did not finish a command within"
+            said = "disconnected: incomplete command after --message-timeout (0.2 s)"
             wait_until(
                 lambda: str(logged.output).count(said) >= len(beginnings), "each client is logged"
             )

@@ -419,7 +419,7 @@ class SettingTests(MemoryCase):
 
     def test_info(self) -> None:
         self.fill(10)
-        self.limit("allkeys-lru", 1024**2)
+        self.ask(b"CONFIG SET maxmemory 1mb maxmemory-policy allkeys-lru")
         facts = self.facts()
         self.assertEqual(facts["used_memory"], str(self.keyspace.used_memory))
         self.assertEqual(facts["maxmemory"], str(1024**2))
@@ -583,7 +583,7 @@ class HonestyTests(unittest.TestCase):
     def test_counted_and_measured_memory(self) -> None:
         for name, policy, filling in self.FILLINGS:
             with self.subTest(name):
-                counted, taken = map(sum, zip(*self.reply_size(policy, filling)))
+                counted, taken = map(sum, zip(*self.measure(policy, filling)))
                 message = f"{counted} bytes counted, {taken} taken: {counted / taken:.2f}"
                 self.assertLess(abs(counted / taken - 1), self.TOLERANCE, message)
 
@@ -596,13 +596,13 @@ class HonestyTests(unittest.TestCase):
         for policy in POLICIES[1:]:
             name = "expiring keys" if policy.startswith("volatile") else "short strings"
             with self.subTest(policy):
-                pairs = self.reply_size(policy, fillings[name], evicting=True)
+                pairs = self.measure(policy, fillings[name], evicting=True)
                 counted, taken = map(sum, zip(*pairs))
                 message = f"{counted} bytes counted, {taken} taken: {counted / taken:.2f}"
                 self.assertLess(taken, counted * 1.5, message)
                 self.assertGreater(taken, counted * 0.75, message)
 
-    def reply_size(
+    def measure(
         self, policy: str, filling: Filling, evicting: bool = False
     ) -> Iterator[tuple[int, int]]:
         for size in self.SIZES:

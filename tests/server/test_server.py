@@ -254,7 +254,9 @@ class CrowdTests(ServerCase):
             with mock.patch.object(settings_of(server), "reply_timeout", 0.1):
                 greedy.send(b"GET big\n")
                 wait_until(lambda: client_count(server) == 1, "the client is dropped")
-        self.assertIn("did not take its reply within 0.1 s", logged.output[-1])
+        self.assertIn(
+            "disconnected: the client did not read its reply within 0.1 s", logged.output[-1]
+        )
 
     def test_silent_clients_do_not_delay_others(self) -> None:
         self.serve()

@@ -11,7 +11,7 @@ import unittest
 from typing import Any, Pattern, Tuple, Union
 
 import pipecache
-from pipecache import AddressInUse, Server
+from pipecache import AddressInUse, Server, Settings
 from tests.support import (
     DEADLINE,
     WINDOWS,
@@ -287,7 +287,9 @@ class BothDoorsTests(unittest.TestCase):
     def test_without_a_password(self) -> None:
         with self.assertLogs("pipecache", "INFO") as logged:
             self.serve()
-        expected = f"Serving 127.0.0.1:{self.port}, to any account here, with no password"
+        expected = (
+            f"Serving 127.0.0.1:{self.port}, which every local account can reach, with no password"
+        )
         self.assertIn(expected, "\n".join(logged.output))
         tcp = self.tcp()
         self.assertEqual(tcp.ask(b"SET k v\n"), b"OK\n")
@@ -362,7 +364,9 @@ class BothDoorsTests(unittest.TestCase):
         self.serve()
         name = unique_name()
         second = Server(name, tcp=self.port, tcp_no_password=True)
-        with self.assertRaisesRegex(AddressInUse, rf"^127\.0\.0\.1:{self.port} is served by "):
+        with self.assertRaisesRegex(
+            AddressInUse, rf"^127\.0\.0\.1:{self.port} is already served by "
+        ):
             second.start()
         second.stop()
         self.assertEqual(self.tcp().ask(b"PING\n"), b"PONG\n")
@@ -457,19 +461,31 @@ class CommandLineTests(unittest.TestCase):
         for path, data in ((empty, b""), (blank, b"\r\nsecond line\r\n")):
             with open(path, "wb") as file:
                 file.write(data)
-        about = "--password-file and --tcp-no-password are about --tcp PORT"
-        either = "add --password-file FILE, or --tcp-no-password if you mean that"
+        about = "password, password_file and tcp_no_password need a port in tcp"
+        either = "give exactly one of password, password_file and tcp_no_password"
         for options, expected in (
             (port, either),
             ((*port, "--password-file", content, "--tcp-no-password"), either),
             (("--password-file", content), about),
             (("--tcp-no-password",), about),
-            ((*port, "--password-file", missing), "cannot read --password-file "),
-            ((*port, "--password-file", self.folder), "cannot read --password-file "),
-            ((*port, "--password-file", empty), "the first line of --password-file is empty"),
-            ((*port, "--password-file", blank), "the first line of --password-file is empty"),
-            (("--tcp", "0", "--tcp-no-password"), "the TCP port must be from 1 to 65535"),
-            (("--tcp", "65536", "--tcp-no-password"), "the TCP port must be from 1 to 65535"),
+            ((*port, "--password-file", missing), f"cannot read the password file {missing!r}: "),
+            (
+                (*port, "--password-file", self.folder),
+                f"cannot read the password file {self.folder!r}: ",
+            ),
+            (
+                (*port, "--password-file", empty),
+                f"the password file {empty!r} must have the password in",
+            ),
+            (
+                (*port, "--password-file", blank),
+                f"the password file {blank!r} must have the password in",
+            ),
+            (("--tcp", "0", "--tcp-no-password"), "tcp must be a port from 1 to 65535, not 0"),
+            (
+                ("--tcp", "65536", "--tcp-no-password"),
+                "tcp must be a port from 1 to 65535, not 65536",
+            ),
             (("--tcp", "http", "--tcp-no-password"), "invalid int value: 'http'"),
         ):
             with self.subTest(options=options):
@@ -480,7 +496,7 @@ class CommandLineTests(unittest.TestCase):
         path = self.file(b"secret")
         os.chmod(path, 0)
         error = usage_error("--tcp", str(self.port), "--password-file", path)
-        self.assertIn("cannot read --password-file ", error)
+        self.assertIn(f"cannot read the password file {path!r}: ", error)
 
     def test_a_port_that_is_taken(self) -> None:
         with socket.socket() as other:
@@ -490,7 +506,7 @@ class CommandLineTests(unittest.TestCase):
             self.addCleanup(server.close)
             self.assertEqual(server.wait(), 1)
         (printed,) = server.lines
-        expected = rf"ERROR 127\.0\.0\.1:{self.port} is served by another program already; "
+        expected = rf"ERROR 127\.0\.0\.1:{self.port} is already served by another program; "
         self.assertRegex(printed, expected)
         self.assertNotIn("name", printed)  # which the user need not change
 
@@ -507,7 +523,7 @@ class CommandLineTests(unittest.TestCase):
         ):
             with self.subTest(content=content):
                 options = options_of_server(*self.options(content))
-                self.assertEqual(options["password"], password)
+                self.assertEqual(Settings(**options).password, password)
 
     def test_a_password(self) -> None:
         password = b" two words "
@@ -531,8 +547,8 @@ class CommandLineTests(unittest.TestCase):
         with ServerProcess(*self.options(b"secret")) as server:
             pipe, _, tcp, ready = server.lines
             self.assertIn(server.address, pipe)
-            expected = f"Serving 127.0.0.1:{self.port}, to any account here, with a password"
-            self.assertTrue(tcp.endswith(expected), tcp)
+            served = f"Serving 127.0.0.1:{self.port}, which every local account can reach"
+            self.assertTrue(tcp.endswith(f"{served}, with a password"), tcp)
             self.assertTrue(ready.endswith("Ready to accept connections"))
             with new_client(server.name) as cache:
                 self.assertEqual(cache.info()["tcp_port"], self.port)

@@ -7,6 +7,7 @@ of the server changes, this is the module to change with it.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import sys
 import threading
@@ -80,13 +81,18 @@ class SharedState:
     """The state that clients share, without a server.
 
     :param keyspace: the keyspace; without it, an empty one on a clock that stands still.
+    :param settings: without them, the keyspace keeps its limit of memory and its policy.
     """
 
     def __init__(self, keyspace: Keyspace | None = None, settings: Settings | None = None) -> None:
         #: The clock of a keyspace that was not given.
         self.clock = Clock()
         self.keyspace = new_keyspace(self.clock) if keyspace is None else keyspace
-        self.state = State(settings or Settings(), "address", self.keyspace)
+        if settings is None:
+            limit = self.keyspace.memory_limit
+            max_memory = 0 if limit == math.inf else int(limit)
+            settings = Settings(max_memory=max_memory, max_memory_policy=self.keyspace.policy)
+        self.state = State(settings, "address", self.keyspace)
 
     def connect(self) -> ServedClient:
         """Return a new client, which CLIENT LIST shows."""
@@ -297,11 +303,8 @@ def recount(keyspace: Keyspace) -> int:
             if value.slice(0, len(value)) != ranked:
                 raise AssertionError(f"{key!r} is out of order")
     owned = len(keyspace._owners) * OWNER_COST
-    return (
-        sum(map(keyspace.memory_usage, keyspace._values))
-        + keyspace.expiring * DEADLINE_COST
-        + owned
-    )
+    expiring = keyspace.expiring * DEADLINE_COST
+    return sum(map(keyspace.memory_usage, keyspace._values)) + expiring + owned
 
 
 def unpacked(value: Any) -> Any:
@@ -347,6 +350,11 @@ def reserved(clients: Sequence[ServedClient], blocked: Iterable[tuple[bytes, ...
     watched = [client.watch.keys for client in clients if client.watch is not None]
     keys = [key for each in [*watched, *blocked] for key in each]
     return size + sum(pipecache.WATCH_COST + len(key) for key in keys)
+
+
+def unsubscribing_fails(error: type[BaseException]) -> Any:
+    """Let this error happen when the subscriptions of a client that disconnects are removed."""
+    return mock.patch.object(pipecache.PubSub, "remove", side_effect=error)
 
 
 def queued_deadlines(keyspace: Keyspace) -> int:
@@ -454,6 +462,11 @@ def load(persistence: Persistence) -> None:
 def close_file(persistence: Persistence) -> None:
     """Close the file as it is."""
     persistence._disconnect()
+
+
+def preparing_fails(persistence: Persistence, error: Exception) -> Any:
+    """Let this error happen when an opened file is prepared for writing."""
+    return mock.patch.object(persistence, "_prepare_for_writing", side_effect=error)
 
 
 def fill_disk(persistence: Persistence, free: int | None = None) -> None:

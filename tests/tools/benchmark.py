@@ -1276,7 +1276,8 @@ LOADING = """
 import sys, time
 sys.path.insert(0, {project!r})
 import pipecache
-store = pipecache.Store()
+keyspace = getattr(pipecache, "Keyspace", None) or pipecache.Store
+store = keyspace()
 kept = pipecache.Persistence({path!r}, store)
 started = time.perf_counter()
 kept.open()

@@ -19,6 +19,8 @@ from pipecache import (
     POLICIES,
     CommandError,
     Keyspace,
+    NullReply,
+    SetReply,
     execute,
 )
 from tests.support import required, running_under_wine
@@ -474,7 +476,7 @@ def plain(reply: Any) -> Any:
     """Return a reply in which an error is only its first word, and members are a set."""
     if isinstance(reply, CommandError):
         return "error " + str(reply).split()[0]
-    if type(reply).__name__ == "Members":
+    if isinstance(reply, SetReply):
         return set(reply)
     return [plain(each) for each in reply] if isinstance(reply, list) else reply
 
@@ -512,9 +514,9 @@ class Both:
         self.limit, self.policy = limit, policy
         keyspace.policy = policy
         keyspace.track_changes()
-        keyspace.notify = self.observe
         self.evicted: list[bytes] = []
         state = SharedState(keyspace)
+        keyspace.notify = self.observe
         self.clients = [Client(state.new_client()) for _ in range(2)]
 
     def observe(self, event: bytes, key: bytes, value: Any) -> None:
@@ -573,7 +575,7 @@ class Both:
             if queue is None:  # which leaves the watch as it is
                 return "error ERR"
             client.end()
-            aborted = type(found).__name__ == "Absent"
+            aborted = isinstance(found, NullReply)
             if aborted:
                 if not touched:
                     raise AssertionError(

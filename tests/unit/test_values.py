@@ -208,9 +208,8 @@ class SortedSetTests(unittest.TestCase):
         """Insertions at the ends of the parts are the critical ones."""
         for part, members in self.SIZES:
             for scores in (range(members), range(members, 0, -1), [0] * members):
-                with mock.patch.object(SortedSet, "MAX_CHUNK", part), self.subTest(
-                    part, scores=scores
-                ):
+                chunk = mock.patch.object(SortedSet, "MAX_CHUNK", part)
+                with chunk, self.subTest(part, scores=scores):
                     model = {b"%06d" % number: float(score) for number, score in enumerate(scores)}
                     value = SortedSet()
                     for member, score in model.items():
