@@ -164,7 +164,7 @@ class Run:
         self.output = bytearray()
         self.seconds = 0.0
         #: What the run does at present, for a line about the progress.
-        self.state = "waits"
+        self.state = "waiting"
         self._shown = shown
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped = False
@@ -177,7 +177,7 @@ class Run:
     def run(self) -> Result:
         """Return the result of the run; an exception is one failure."""
         start = time.monotonic()
-        self.state = "is set up"
+        self.state = "being set up"
         try:
             result = self.execute()
         except provision.Unavailable as error:
@@ -213,7 +213,7 @@ class Run:
         self._process = process
         if self._stopped:
             process.kill()
-        self.state = "runs"
+        self.state = "running"
         reader = threading.Thread(target=self._copy, args=(process,), daemon=True)
         reader.start()
         try:
@@ -254,7 +254,7 @@ class Run:
         if "result" in message:
             self._report = message["result"]
         else:
-            self.state = "{done} of {total}".format_map(message)
+            self.state = "{done} of {total} tests".format_map(message)
             if message["failed"]:
                 self.state += " ({failed} failed)".format_map(message)
         return b""
@@ -424,24 +424,32 @@ class WineRun313(WineRun):
 
 
 def run_all(runs: Mapping[str, Run]) -> dict[str, Result]:
-    """Return the result of each run; as many as there are processors go on at the same time."""
+    """Return the result of each run; as many as there are processors go on at the same time.
+
+    :raises KeyboardInterrupt: after all runs have ended.
+    """
     results = {}
     start = time.monotonic()
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    next_line = start + PROGRESS
+    with concurrent.futures.ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
         futures = {pool.submit(run.run): name for name, run in runs.items()}
         pending = set(futures)
         try:
             while pending:
+                # Windows sees Ctrl+C only between waits.
                 done, pending = concurrent.futures.wait(
-                    pending, PROGRESS, concurrent.futures.FIRST_COMPLETED
+                    pending, 0.25, concurrent.futures.FIRST_COMPLETED
                 )
                 for future in done:
                     name = futures[future]
                     results[name] = future.result()
-                    show(runs[name], results[name])
-                if not done:
-                    states = [f"{futures[each]} {runs[futures[each]].state}" for each in pending]
-                    say(f"[{time.monotonic() - start:.0f} s] {', '.join(sorted(states))}")
+                    show(runs[name], str(results[name]))
+                if time.monotonic() > next_line and len(runs) > 1:
+                    next_line += PROGRESS
+                    states = sorted(
+                        f"{futures[each]} {runs[futures[each]].state}" for each in pending
+                    )
+                    say(f"[{time.monotonic() - start:.0f} s] {', '.join(states)}")
         except BaseException:
             for future, name in futures.items():
                 future.cancel()
@@ -450,11 +458,14 @@ def run_all(runs: Mapping[str, Run]) -> dict[str, Result]:
     return {name: results[name] for name in runs}
 
 
-def show(run: Run, result: Result) -> None:
-    """Print the output of a run that has ended, and its result."""
+def show(run: Run, result: str) -> None:
+    """Print the output of a run, and its result."""
     if run.output:
         say(f"\n===== {run.title} =====")
         sys.stdout.buffer.write(run.output)
+        if not run.output.endswith(b"\n"):
+            say()
+        run.output.clear()
     say(f"----- {run.title}: {result} ({run.seconds:.0f} s) -----")
 
 
@@ -481,7 +492,13 @@ def main() -> int:
         kinds.pop("fuzz", None)
     runs = {name: kind(options, shown=len(kinds) == 1) for name, kind in kinds.items()}
     say("Running " + "; ".join(run.title for run in runs.values()) + ".")
-    return conclude(run_all(runs))
+    try:
+        return conclude(run_all(runs))
+    except KeyboardInterrupt:
+        for run in runs.values():
+            if run.output:
+                show(run, run.state)
+        return 1
 
 
 def conclude(results: Mapping[str, Result]) -> int:

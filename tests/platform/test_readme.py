@@ -86,7 +86,7 @@ class ReadmeTests(unittest.TestCase):
             for option in action.option_strings:
                 if option not in ("-h", "--help", "--version"):
                     shown = f"{option} {action.metavar}" if action.metavar else option
-                    self.assertIn(f"`{shown}`", README)
+                    self.assertTrue(f"`{shown}`" in README, shown)
 
 
 class ExampleTests(unittest.TestCase):

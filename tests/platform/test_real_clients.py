@@ -1,7 +1,7 @@
-"""Clients in the languages of the README, and what scripts in them do, against a server process.
+"""Tests of clients in several languages with a server process.
 
-Nothing here uses client.py. Each client reaches the server through what its language has for
-pipes: Python's open(), pywin32, Node's net, Win32 from C, os.OpenFile of Go, and .NET.
+The clients do not use client.py. Each opens the pipe with the means of its language: Python's
+open(), pywin32, Node's net, Win32 from C, os.OpenFile of Go, and .NET.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from tests.support import (
     DEADLINE,
     WINDOWS,
     RawConnection,
-    ServerProcess,
     run_javascript,
     run_program,
     running_under_wine,
+    start_server,
     wait_until,
 )
 from tests.support.programs import on_path
 from tests.support.wire import command
 from tests.tools.provision import Unavailable, given, skip
 
-#: Any bytes, but for the last: a line feed there would be a terminator.
+#: Random bytes. The last one is fixed, because a line feed would be a terminator.
 TEN_MEGABYTES = random.Random(10).getrandbits(80_000_000).to_bytes(10_000_000, "big") + b"."
 
-#: What must come back as it was sent, whether a command is a message or a line.
+#: Values that are returned unchanged, whether a command is a message or a line.
 VALUES = {
     "one word": b"dubai",
     "blanks inside": b"a  b   c",
@@ -63,7 +63,7 @@ VALUES = {
     "200,000 bytes": bytes(range(0x20, 0x7F)) * 2105,
 }
 
-#: What can be sent in text only where a command is a message: on a pipe.
+#: Values that text commands can have only on a pipe, where a command is a message.
 VALUES_OF_LINES = {
     "a line feed": b"one\ntwo",
     "several lines": b"\none\r\ntwo\n\n three",
@@ -74,7 +74,7 @@ VALUES_OF_LINES = {
 
 @contextlib.contextmanager
 def suspended(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Let a process stand still, so that what is sent to it is certain to be under way."""
+    """Suspend a process, so that data sent to it is not read yet."""
     if sys.platform == "win32":
         import ctypes
         from ctypes import wintypes
@@ -96,16 +96,14 @@ def suspended(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 class RealClientCase(unittest.TestCase):
-    """A server process of its own for each test, which must outlive it without an error."""
+    """Tests with a server process each, which must stay alive and log no error."""
 
     def setUp(self) -> None:
-        self.server = ServerProcess()
-        self.server.__enter__()
-        self.addCleanup(self.server.close)
+        self.server = start_server(self)
 
     def tearDown(self) -> None:
         self.assertIsNone(self.server.process.poll(), "the server has ended")
-        if running_under_wine():  # where Ctrl+C takes two programs more to send
+        if running_under_wine():  # there, sending Ctrl+C starts two more programs
             self.server.process.kill()
             self.server.wait()
         else:
@@ -125,17 +123,17 @@ class RealClientCase(unittest.TestCase):
         return Path(folder.name)
 
     def wait_for_clients(self, number: int) -> None:
-        """Wait until the server serves so many clients besides the one that asks."""
+        """Wait until ``number`` clients are connected, besides the one that asks."""
         with self.connect() as connection:
             expected = b"connected_clients:%d" % (number + 1)
             wait_until(
                 lambda: expected in connection.ask(b"INFO clients\n").split(),
-                f"the server to have {number} clients",
+                f"{number} clients are connected",
             )
 
 
 class ProgramTests(RealClientCase):
-    """The programs that the README shows, unmodified."""
+    """The programs of the README, unmodified."""
 
     def check(self, done: subprocess.CompletedProcess[bytes]) -> None:
         output = done.stdout.decode("utf-8", "replace")
@@ -176,7 +174,7 @@ class ProgramTests(RealClientCase):
 
     def c_client(self) -> str:
         if not WINDOWS:
-            self.skipTest("pipe.c is a Windows program: 'python tests' runs it under Wine")
+            self.skipTest("pipe.c uses Win32: 'python tests' runs it under Wine")
         try:
             return given("PIPECACHE_C_CLIENT")
         except Unavailable as error:
@@ -242,18 +240,18 @@ class ProgramTests(RealClientCase):
         dotnet = on_path("dotnet")
         folder = self.temporary_folder()
         env = {
-            # What the first run in a new home does to the user's account is left undone.
+            # The first run must not change the user's account.
             "DOTNET_CLI_HOME": str(folder),
             "DOTNET_ADD_GLOBAL_TOOLS_TO_PATH": "false",
             "DOTNET_GENERATE_ASPNET_CERTIFICATE": "false",
             "DOTNET_CLI_TELEMETRY_OPTOUT": "1",
             "DOTNET_NOLOGO": "1",
-            # The compiler would stay behind and keep the pipes of its output open.
+            # Otherwise the compiler keeps running and holds the pipes of its output open.
             "MSBUILDDISABLENODEREUSE": "1",
         }
         version = run_program([dotnet, "--version"], env)
         if version.returncode:
-            self.skipTest("dotnet can run programs here, but no SDK is there to compile them")
+            self.skipTest("dotnet is installed without the SDK, which has the compiler")
         release = version.stdout.decode().split(".")[0]
         (folder / "client.csproj").write_text(PROJECT.format(release=release), encoding="utf-8")
         shutil.copy(CLIENTS / "csharp.cs", folder)
@@ -264,7 +262,7 @@ class ProgramTests(RealClientCase):
         self.check(run_program([dotnet, output / "client.dll", self.server.name], env))
 
 
-#: Without a host program of its own it needs nothing from the network.
+#: Without a host program, the build downloads nothing.
 PROJECT = """\
 <Project Sdk="Microsoft.NET.Sdk">
   <PropertyGroup>
@@ -278,9 +276,9 @@ PROJECT = """\
 
 
 class PythonOpenTests(RealClientCase):
-    r"""``open(r"\\.\pipe\NAME", "r+b", buffering=0)``; elsewhere a socket and its lines."""
+    r"""Tests of ``open(r"\\.\pipe\NAME", "r+b", buffering=0)``; elsewhere, of lines on a socket."""
 
-    # The Unix socket cannot tell where a command without a terminator ends.
+    # On a Unix socket, a command without a terminator has no end.
     terminators = (b"", b"\n", b"\r\n") if WINDOWS else (b"\n", b"\r\n")
 
     def open(self) -> io.RawIOBase:
@@ -308,14 +306,14 @@ class PythonOpenTests(RealClientCase):
         """Write one message and read its reply, which is not empty."""
         self.assertEqual(pipe.write(command), len(command))
         found = self.read(pipe, len(reply))
-        # Not assertEqual, which would take minutes to show how megabytes differ.
+        # assertEqual would take minutes to show a difference of megabytes.
         self.assertTrue(found == reply, f"{found[:200]!r} for {reply[:200]!r}")
 
     def check_empty(self, pipe: io.RawIOBase, command: bytes) -> io.RawIOBase:
-        """Check for an empty message in reply; the pipe to go on with."""
+        """Check that the reply is an empty message; return the pipe to use after that."""
         pipe.write(command)
         self.assertEqual(pipe.read(65536), b"")
-        if running_under_wine():  # whose C library takes it for the end of the file
+        if running_under_wine():  # its C library takes the message for the end of the file
             pipe.close()
             return self.open()
         return pipe
@@ -371,7 +369,7 @@ class PythonOpenTests(RealClientCase):
         self.check(pipe, b"GET big\n", TEN_MEGABYTES + b"\n")
 
 
-#: A client that stops in the middle, until it is killed: open as the README shows, then act.
+#: A client that opens the pipe as in the README, does something, and waits to be killed.
 DYING_CLIENT = r"""
 import socket, sys, threading
 if sys.platform == "win32":
@@ -388,10 +386,10 @@ def stay():
 
 
 class KilledClientTests(RealClientCase):
-    """A client ends as TerminateProcess ends it; the next one notices nothing."""
+    """Tests with a client that is killed; the next client must not notice."""
 
     def kill_after(self, action: str) -> None:
-        """Run a client until it says that it is ready to be killed, and kill it."""
+        """Run a client until it reports that it is ready, and kill it."""
         process = subprocess.Popen(
             [sys.executable, "-c", DYING_CLIENT + action, self.server.address],
             stdin=subprocess.DEVNULL,
@@ -438,7 +436,7 @@ class KilledClientTests(RealClientCase):
 
 
 def pywin32_folder() -> str | None:
-    """Where pywin32 is, None if it is installed; or skip the test."""
+    """Return the folder of pywin32, or None if it is installed; skip the test if it is missing."""
     if not WINDOWS:
         raise unittest.SkipTest("pywin32 is for Windows: 'python tests' runs it under Wine")
     try:
@@ -453,7 +451,7 @@ def pywin32_folder() -> str | None:
 
 
 class Pywin32Tests(RealClientCase):
-    """win32file and win32pipe, in message mode, as Windows scripts use them."""
+    """Tests of win32file and win32pipe in message mode, as Windows scripts use them."""
 
     file: Any
     pipe: Any
@@ -483,7 +481,7 @@ class Pywin32Tests(RealClientCase):
         return handle
 
     def read(self, handle: Any) -> bytes:
-        """One message, however many reads it takes."""
+        """Read one message, in as many parts as necessary."""
         reply = b""
         while True:
             error, part = self.file.ReadFile(handle, 65536)
@@ -550,7 +548,7 @@ class Pywin32Tests(RealClientCase):
             self.assertEqual(bytes(found), reply)
 
 
-#: Writes each chunk once the one before it is out, and keeps what comes until it is so long.
+#: A program that writes each chunk after the one before, and stores a given length of output.
 EXCHANGE = """\
 const fs = require("fs");
 const [address, file, length] = process.argv.slice(2);
@@ -570,10 +568,10 @@ pipe.on("close", () => fs.writeFileSync(file, Buffer.concat(replies)));
 
 
 class NodeTests(RealClientCase):
-    """Node's net.connect."""
+    """Tests of net.connect of Node."""
 
     def exchange(self, chunks: Sequence[bytes], length: int) -> bytes:
-        """Write each chunk by itself; what came back when so many bytes had, or at the end."""
+        """Write the chunks one by one; return a given length of output, or less at the end."""
         folder = self.temporary_folder()
         script, file = folder / "exchange.js", folder / "data"
         script.write_text(EXCHANGE, encoding="utf-8")
@@ -584,7 +582,7 @@ class NodeTests(RealClientCase):
         return file.read_bytes()
 
     def check(self, chunks: Sequence[bytes], expected: bytes) -> None:
-        # Not assertEqual, which would take minutes to show how megabytes differ.
+        # assertEqual would take minutes to show a difference of megabytes.
         found = self.exchange(chunks, len(expected))
         self.assertTrue(found == expected, f"{found[:200]!r} for {expected[:200]!r}")
 

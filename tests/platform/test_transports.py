@@ -1,4 +1,4 @@
-"""The contracts of Listener and Connection, on the transport of this system."""
+"""Tests of the contracts of Listener and Connection, on the transports of this system."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def watch(connection: Connection, timeout: float | None) -> bool:
 
 
 class TransportCase(unittest.TestCase):
-    """A listener of its own for each test."""
+    """Tests with a new listener each."""
 
     def setUp(self) -> None:
         self.name = self.new_name()
@@ -88,9 +88,9 @@ class TransportCase(unittest.TestCase):
 
 
 class ContractTests(TransportCase):
-    """What the server counts on, whatever the transport."""
+    """The contract that the server relies on, for every transport."""
 
-    def test_to_and_fro(self) -> None:
+    def test_messages_in_both_directions(self) -> None:
         raw, connection = self.connect()
         for message in (b"a", b"some more\n", bytes(range(256))):
             raw.send(message)
@@ -99,7 +99,7 @@ class ContractTests(TransportCase):
             send(connection, message * 2)
             self.assertEqual(raw.receive(), message * 2)
 
-    def test_megabytes_both_ways(self) -> None:
+    def test_megabytes_in_both_directions(self) -> None:
         raw, connection = self.connect()
         data = os.urandom(1024) * 3000
         sending = Background(lambda: raw.send(data))
@@ -118,14 +118,14 @@ class ContractTests(TransportCase):
         self.assertIsNone(connection.receive())
         self.assertFalse(watch(connection, DEADLINE))
 
-    def test_sending_to_nobody(self) -> None:
+    def test_sending_to_a_client_that_has_left(self) -> None:
         raw, connection = self.connect()
         raw.close()
         with self.assertRaises(ConnectionLost):
             for _ in range(100):
                 send(connection, b"x" * 1000)
 
-    def test_what_was_sent_can_be_read_after_close(self) -> None:
+    def test_sent_data_can_be_read_after_close(self) -> None:
         raw, connection = self.connect()
         raw.send(b"unread")
         send(connection, b"the last words")
@@ -133,7 +133,7 @@ class ContractTests(TransportCase):
         self.assertEqual(raw.receive(), b"the last words")
         self.assertTrue(raw.ended())
 
-    def test_watch_keeps_what_is_sent_meanwhile(self) -> None:
+    def test_watch_keeps_data_that_arrives(self) -> None:
         raw, connection = self.connect()
         self.assertTrue(watch(connection, 0))
         self.assertTrue(watch(connection, 0.01))
@@ -146,7 +146,7 @@ class ContractTests(TransportCase):
         raw.send(b"c")
         self.assertEqual(connection.receive(), b"c")
 
-    def test_watch_sees_the_end_behind_what_was_sent(self) -> None:
+    def test_watch_sees_the_end_after_data(self) -> None:
         raw, connection = self.connect()
         self.assertTrue(connection.is_connected())
         watching = Background(lambda: watch(connection, None) and watch(connection, None))
@@ -157,7 +157,7 @@ class ContractTests(TransportCase):
         self.assertEqual(connection.receive(), b"unread")
         self.assertIsNone(connection.receive())
 
-    def test_who_sends_too_much_meanwhile_counts_as_gone(self) -> None:
+    def test_a_client_that_sends_too_much_during_watch_counts_as_gone(self) -> None:
         raw, connection = self.connect()
         with mock.patch.object(pipecache, "MAX_INBOX", 1000):
             raw.send(b"x" * 500)
@@ -201,9 +201,9 @@ class ContractTests(TransportCase):
     def test_push_never_waits_and_keeps_the_order(self) -> None:
         raw, connection = self.connect()
         connection.push(b"%7d\n" % 0)
-        receiving = Background(connection.receive)  # and sends what was not taken
+        receiving = Background(connection.receive)  # receive() also sends what is pending
         pieces = [b"%7d\n" % number * (1 + number % 2000) for number in range(1, 3000)]
-        for piece in pieces:  # before anything is read: beyond every buffer of the system
+        for piece in pieces:  # more than the buffers of the system hold
             connection.push(piece, whole=False)
         self.assertGreater(connection.outbox_bytes, 10_000_000)
         expected = b"%7d\n" % 0 + b"".join(pieces)
@@ -213,7 +213,7 @@ class ContractTests(TransportCase):
         flush(connection)
         self.assertEqual(connection.outbox_bytes, 0)
 
-    def test_flush_waits_for_what_was_pushed_and_keeps_input(self) -> None:
+    def test_flush_waits_for_pushed_data_and_keeps_input(self) -> None:
         raw, connection = self.connect()
         for _ in range(10):
             connection.push(b"x" * 1_000_000)
@@ -231,7 +231,7 @@ class ContractTests(TransportCase):
         with self.assertRaisesRegex(ConnectionLost, "did not read its reply within 0.1 s"):
             flush(connection, 0.1)
 
-    def test_pushing_to_nobody(self) -> None:
+    def test_pushing_to_a_client_that_has_left(self) -> None:
         raw, connection = self.connect()
         raw.close()
         for _ in range(100):
@@ -268,14 +268,14 @@ class ContractTests(TransportCase):
     def test_abort_ends_a_send_that_is_stuck(self) -> None:
         raw, connection = self.connect()
         sending = Background(lambda: send(connection, b"x" * 10_000_000))
-        self.assertTrue(raw.receive(1))  # it is under way
+        self.assertTrue(raw.receive(1))  # the write is pending
         connection.abort()
         with self.assertRaises(ConnectionLost):
             sending.wait()
         with self.assertRaises(ConnectionLost):
             send(connection, b"x")
 
-    def test_a_reply_nobody_takes(self) -> None:
+    def test_a_reply_that_is_not_read(self) -> None:
         _, connection = self.connect()
         with self.assertRaisesRegex(ConnectionLost, "did not read its reply within 0.1 s"):
             send(connection, b"x" * 10_000_000, timeout=0.1)
@@ -287,7 +287,7 @@ class ContractTests(TransportCase):
         self.assertEqual(raw.read(len(data)), data)
         sending.wait()
 
-    def test_input_is_kept_while_a_reply_is_not_taken(self) -> None:
+    def test_input_is_kept_while_a_reply_is_not_read(self) -> None:
         raw, connection = self.connect()
 
         def pipeline() -> None:
@@ -304,7 +304,7 @@ class ContractTests(TransportCase):
         self.assertTrue(data.endswith(b"next"))
         client.wait()
 
-    def test_other_threads_may_come_late(self) -> None:
+    def test_wake_and_interrupt_after_close_do_nothing(self) -> None:
         _, connection = self.connect()
         connection.close()
         connection.close()
@@ -347,7 +347,7 @@ class ContractTests(TransportCase):
         with self.raw(self.name) as raw:
             raw.send(b"a")
             received = None
-            while received is None:  # the look whether somebody answers is a client too
+            while received is None:  # the check for another server connects, too
                 connection = Background(self.listener.accept).wait()
                 assert isinstance(connection, Connection)
                 self.addCleanup(connection.close)
@@ -365,7 +365,7 @@ class ContractTests(TransportCase):
 
 
 class TCPTests(ContractTests):
-    """The contract once more, on a port of 127.0.0.1."""
+    """The contract on a port of 127.0.0.1."""
 
     def new_name(self) -> str:
         return str(free_port())
@@ -376,7 +376,7 @@ class TCPTests(ContractTests):
     def raw(self, name: str) -> RawConnection:
         return TCPConnection(name)
 
-    def test_who_it_is(self) -> None:
+    def test_peer_address(self) -> None:
         raw, connection = self.connect()
         assert isinstance(raw, TCPConnection)
         self.assertEqual(connection.client_address, raw.local)
@@ -385,7 +385,7 @@ class TCPTests(ContractTests):
 
 @unittest.skipUnless(WINDOWS, "named pipes exist on Windows")
 class PipeTests(TransportCase):
-    """What only a pipe does, beside the contract."""
+    """Tests of what only a pipe does."""
 
     def test_messages(self) -> None:
         raw, connection = self.connect()
@@ -409,8 +409,10 @@ class PipeTests(TransportCase):
         sending.wait()
         self.assertEqual([len(piece) for piece in pieces], [65536, 65536, 1])
 
-    @unittest.skipIf(running_under_wine(), "Wine lets anyone take a name; see test_win32")
-    def test_an_address_that_cannot_be(self) -> None:
+    @unittest.skipIf(
+        running_under_wine(), "Wine lets a second server take the name; see test_win32"
+    )
+    def test_invalid_addresses(self) -> None:
         with self.assertRaises(TransportError):
             pipecache.make_listener(pipecache.pipe_address("x" * 300))
 
@@ -438,7 +440,7 @@ if sys.platform != "win32":
             self.assertEqual(pipecache.pipe_address("./P"), "./P")
             self.assertEqual(pipecache.pipe_address("\\\\.\\pipe\\P"), "/tmp/CoreFxPipe_P")
 
-        def test_who_may_connect(self) -> None:
+        def test_access(self) -> None:
             for access, mode in (("user", 0o600), ("admins", 0o600), ("users", 0o666)):
                 with self.subTest(access=access):
                     with self.assertLogs("pipecache", "INFO") as logged:
@@ -447,7 +449,7 @@ if sys.platform != "win32":
                     expected = f"mode {mode:04o}, owner {os.geteuid()}"
                     self.assertTrue(any(expected in line for line in logged.output))
 
-        def test_for_the_user_alone_and_gone_afterwards(self) -> None:
+        def test_the_socket_is_private_and_removed_at_the_end(self) -> None:
             listener = self.listen()
             self.assertEqual(stat.S_IMODE(os.stat(self.path).st_mode), 0o600)
             self.close(listener)
@@ -486,13 +488,13 @@ if sys.platform != "win32":
                 pass
             self.close(successor)
 
-        def test_paths_that_cannot_be(self) -> None:
+        def test_invalid_paths(self) -> None:
             for path in ("/nowhere/at/all/socket", "/tmp/" + "x" * 200):
                 with self.subTest(path=path):
                     with self.assertRaisesRegex(TransportError, "^Cannot serve "):
                         pipecache.make_listener(path)
 
-        def test_nothing_is_left_open(self) -> None:
+        def test_all_descriptors_are_closed(self) -> None:
             def descriptors() -> int:
                 return len(os.listdir("/dev/fd"))
 
@@ -508,7 +510,7 @@ if sys.platform != "win32":
             self.close(listener)
             with self.assertRaises(TransportError):
                 pipecache.make_listener("/nowhere/at/all/socket")
-            wait_until(lambda: descriptors() == before, "every descriptor closed")
+            wait_until(lambda: descriptors() == before, "all descriptors are closed")
 
 
 if __name__ == "__main__":

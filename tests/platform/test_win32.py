@@ -1,4 +1,4 @@
-"""What only real Windows enforces: structures, and the arguments that reach kernel32."""
+"""Tests of what only real Windows enforces: structures, and the arguments of kernel32."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if sys.platform == "win32":
     from tests.support.internals import idle_instances
 
     class Recorder:
-        """Stands in front of a function of kernel32 and keeps the arguments of each call."""
+        """A wrapper of a function of kernel32 that records the arguments of each call."""
 
         def __init__(self, function: Any) -> None:
             self.function = function
@@ -42,8 +42,8 @@ if sys.platform == "win32":
             wide = ctypes.sizeof(ctypes.c_void_p) == 8
             self.assertEqual(ctypes.sizeof(pipecache.SECURITY_ATTRIBUTES), 24 if wide else 12)
 
-        def test_what_both_files_declare_is_the_same(self) -> None:
-            # Neither imports the other, so each has it; names are those of Win32.
+        def test_both_files_declare_the_same(self) -> None:
+            # Neither file imports the other, so both declare the same functions and constants.
             both = vars(pipecache).keys() & vars(client).keys()
             functions = constants = 0
             for name in sorted(both):
@@ -66,7 +66,7 @@ if sys.platform == "win32":
 
         @staticmethod
         def shape(argument: Any) -> str:
-            # Each file has an OVERLAPPED of its own.
+            # Each file declares its own OVERLAPPED.
             return str(argument.__name__)
 
         def test_a_failed_handle_is_seen(self) -> None:
@@ -75,7 +75,7 @@ if sys.platform == "win32":
             self.assertEqual(caught.exception.winerror, 123)  # ERROR_INVALID_NAME
 
     class ServerCallTests(unittest.TestCase):
-        """The server's calls to kernel32."""
+        """Tests of the server's calls to kernel32."""
 
         def record(self, module: Any, name: str) -> Recorder:
             recorder = Recorder(getattr(module, name))
@@ -101,12 +101,12 @@ if sys.platform == "win32":
                 self.assertEqual(call[0], "\\\\.\\pipe\\" + name)
                 self.assertEqual(call[2], 0x4 | 0x2 | 0x8)  # message type and mode, reject remote
                 self.assertEqual(call[3:6], (255, 65536, 65536))
-                # All with one descriptor: a later one that differed would be refused.
+                # Windows refuses an instance with another descriptor.
                 self.assertEqual(bytes(call[7]._obj), bytes(first[7]._obj))
                 self.assertFalse(call[7]._obj.bInheritHandle)
 
         def test_the_name_is_never_free(self) -> None:
-            # A server that closes its last instance before it makes the next lets others in.
+            # Between closing the last instance and creating one, another program could create one.
             events: list[str] = []
             create, close = pipecache.CreateNamedPipeW, pipecache.CloseHandle
             handles = set()
@@ -134,7 +134,7 @@ if sys.platform == "win32":
                         with new_client(name) as cache:
                             cache.ping()
                         seen = list(events)
-            # The first, one to see whether there may be more, and one for each that is closed.
+            # The first instance, one to check for the right to create it, and one for each close.
             self.assertEqual(seen, ["create", *(["create", "close"] * 4)])
 
         def test_the_descriptor(self) -> None:
@@ -145,15 +145,15 @@ if sys.platform == "win32":
             self.assertRegex(sid, r"^S-1-5-\d+(-\d+)*$")
             self.assertEqual(convert.calls[0][0], f"O:{sid}G:{sid}D:P(A;;GA;;;SY)(A;;GA;;;{sid})")
 
-        def test_who_may_connect(self) -> None:
+        def test_access(self) -> None:
             convert = self.record(pipecache, "ConvertStringSecurityDescriptorToSecurityDescriptorW")
             sid = pipecache.current_user_sid()
             own = f"(A;;GA;;;SY)(A;;GA;;;{sid})"
             for access, entries in (
                 ("user", own),
-                # A client's rights, without the one to create an instance (0x4).
+                # The rights of a client, without FILE_CREATE_PIPE_INSTANCE (0x4).
                 ("admins", own + "(A;;0x12019b;;;BA)"),
-                # This account first: over SSH it is a network logon itself.
+                # The entry of this account comes first, because over SSH it is a network logon.
                 ("users", f"{own}(D;;GA;;;NU)(A;;0x12019b;;;AU)"),
                 (f"O:{sid}G:{sid}D:P(A;;GA;;;{sid})", f"(A;;GA;;;{sid})"),
             ):
@@ -164,13 +164,13 @@ if sys.platform == "win32":
                             pass
                     self.assertEqual(convert.calls[-1][0], asked)
                     (told,) = (line for line in logged.output if "Access: " in line)
-                    # As the system reads it back: Windows makes of GA what that is for a pipe.
+                    # Windows replaces GA by the rights of a pipe.
                     expected = self.read_back(asked.replace(";GA;", ";FA;"))
                     self.assertIn(f"({expected})", told.replace(";GA;", ";FA;"))
                     self.assertFalse([line for line in logged.output if "WARNING" in line])
 
         def test_a_descriptor_that_names_no_owner(self) -> None:
-            # It is this account, or its own clients would take it for a stranger's.
+            # The owner must be this account; otherwise its clients would not trust the server.
             sid, name = pipecache.current_user_sid(), unique_name()
             with pipecache.Server(name, access=f"D:P(A;;GA;;;{sid})"), new_client(name) as cache:
                 self.assertTrue(cache.ping())
@@ -179,7 +179,7 @@ if sys.platform == "win32":
 
         @staticmethod
         def read_back(sddl: str) -> str:
-            """The owner and the list of a descriptor, as this system writes them."""
+            """Return the owner and the list of a descriptor in the form of this system."""
             descriptor = pipecache.security_attributes(sddl).lpSecurityDescriptor
             text = wintypes.LPVOID()
             pipecache.ConvertSecurityDescriptorToStringSecurityDescriptorW(
@@ -187,7 +187,7 @@ if sys.platform == "win32":
             )
             return ctypes.wstring_at(text.value or 0)
 
-        def test_others_who_could_serve_the_name_are_told_of(self) -> None:
+        def test_other_accounts_that_can_serve_the_name_are_logged(self) -> None:
             sid = pipecache.current_user_sid()
             own = f"O:{sid}G:{sid}D:P(A;;GA;;;{sid})(A;;GA;;;SY)(A;;GA;;;BA)"
             for entries, other_servers in (
@@ -208,7 +208,7 @@ if sys.platform == "win32":
                     ]
                     self.assertEqual(found, other_servers, logged.output)
 
-        def test_no_list_at_all_lets_everybody(self) -> None:
+        def test_a_descriptor_without_a_list_allows_everyone(self) -> None:
             self.assertEqual(
                 pipecache._sids_with_rights(None, pipecache.SERVER_RIGHTS), ["S-1-1-0"]
             )
@@ -228,7 +228,7 @@ if sys.platform == "win32":
             with self.assertRaises(OSError):
                 RawConnection(name)
 
-        def test_the_last_instance_is_kept_when_there_can_be_no_other(self) -> None:
+        def test_the_last_instance_is_kept_if_no_other_can_be_created(self) -> None:
             name = unique_name()
             refused = mock.Mock(side_effect=ctypes.WinError(1450))
             server = pipecache.Server(name, max_clients=1)
@@ -237,8 +237,10 @@ if sys.platform == "win32":
                     with RawConnection(name) as raw:
                         self.assertEqual(raw.ask(b"PING"), b"PONG")
                         with mock.patch.object(pipecache, "CreateNamedPipeW", refused):
-                            raw.send(b"QUIT")  # the server is who closes
-                            wait_until(lambda: refused.called, "another would have been made")
+                            raw.send(b"QUIT")  # the server closes the connection
+                            wait_until(
+                                lambda: refused.called, "the server has tried to create an instance"
+                            )
                         refused.reset_mock()
                 with RawConnection(name) as raw:
                     self.assertEqual(raw.ask(b"PING"), b"PONG")
@@ -280,13 +282,13 @@ if sys.platform == "win32":
                         with self.assertRaises(OSError):
                             RawConnection(name)
 
-        def test_a_descriptor_that_is_none(self) -> None:
+        def test_an_invalid_descriptor(self) -> None:
             with self.assertRaisesRegex(
                 pipecache.TransportError, r"\(access 'X:nonsense': .*a valid SDDL string$"
             ):
                 pipecache.Server(unique_name(), access="X:nonsense").start()
 
-        def test_what_cannot_be_read_back_is_not_served(self) -> None:
+        def test_a_descriptor_that_cannot_be_read_back(self) -> None:
             name = unique_name()
             with mock.patch.object(pipecache, "GetSecurityInfo", return_value=5):
                 with self.assertRaisesRegex(
@@ -296,7 +298,7 @@ if sys.platform == "win32":
             with self.assertRaises(OSError):
                 RawConnection(name)
 
-        def test_without_a_descriptor_nothing_is_served(self) -> None:
+        def test_no_server_without_a_descriptor(self) -> None:
             name = unique_name()
             with mock.patch.object(
                 pipecache, "security_attributes", side_effect=OSError("no descriptor")
@@ -309,14 +311,16 @@ if sys.platform == "win32":
                 RawConnection(name)
 
         def test_access_denied_to_the_first_instance_means_taken(self) -> None:
-            # What Windows answers FILE_FLAG_FIRST_PIPE_INSTANCE with, and Wine does not.
+            # Windows fails with this error for FILE_FLAG_FIRST_PIPE_INSTANCE; Wine succeeds.
             denied = mock.Mock(side_effect=ctypes.WinError(5))
             with mock.patch.object(pipecache, "CreateNamedPipeW", denied):
                 with self.assertRaisesRegex(pipecache.AddressInUse, "served by another program"):
                     pipecache.Server(unique_name()).start()
-            denied.assert_called_once()  # and is not tried again without the flag
+            denied.assert_called_once()  # no second attempt without the flag
 
-        @unittest.skipIf(running_under_wine(), "Wine does not enforce it; the arguments are tested")
+        @unittest.skipIf(
+            running_under_wine(), "Wine does not enforce FILE_FLAG_FIRST_PIPE_INSTANCE"
+        )
         def test_windows_refuses_a_second_first_instance(self) -> None:
             name = unique_name()
             with pipecache.Server(name):
@@ -340,13 +344,13 @@ if sys.platform == "win32":
             disconnect = self.record(pipecache, "DisconnectNamedPipe")
             name = unique_name()
             with pipecache.Server(name, max_clients=1):
-                for _ in range(2):  # the second is served by the instance of the first
+                for _ in range(2):  # both clients get the same instance
                     with new_client(name) as cache:
                         cache.ping()
             self.assertTrue(disconnect.calls)
 
     class ClientCallTests(unittest.TestCase):
-        """The client's calls to kernel32."""
+        """Tests of the client's calls to kernel32."""
 
         def test_opening(self) -> None:
             create = Recorder(client.CreateFileW)
@@ -357,7 +361,7 @@ if sys.platform == "win32":
                     with pipecache.Server(name), new_client(name) as cache:
                         cache.ping()
             (call,) = create.calls
-            # Identification at most, so that a false server cannot act as the user.
+            # At most identification, so that a false server cannot act as the user.
             self.assertEqual(call[5], 0x40000000 | 0x100000 | 0x10000)
             self.assertEqual(call[1:3], (0xC0000000, 0))
             self.assertEqual(mode.calls[0][1]._obj.value, 2)
@@ -379,14 +383,14 @@ if sys.platform == "win32":
                         with self.assertRaisesRegex(exception, message):
                             new_client(unique_name(), connect_timeout=0).ping()
 
-        def test_ctypes_knows_its_sizes(self) -> None:
+        def test_sizes_of_ctypes(self) -> None:
             self.assertEqual(ctypes.sizeof(wintypes.DWORD), 4)
 
 else:
 
     class Win32Tests(unittest.TestCase):
         def test_on_windows_only(self) -> None:
-            self.skipTest("kernel32 is on Windows; 'python tests' runs these under Wine")
+            self.skipTest("kernel32 is part of Windows: 'python tests' runs these tests under Wine")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Commands about clients, settings, the server and the commands themselves."""
+"""Tests of commands about clients, settings, the server and commands."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def failed(name: bytes, reason: bytes) -> bytes:
 
 
 CLIENTS: tuple[Line, ...] = (
-    # Filters that are wrong are so even if nobody is left to be filtered.
+    # A wrong filter is an error even if no client matches the others.
     (b"CLIENT KILL", wrong_arity(b"client|kill")),
     (b"CLIENT KILL 127.0.0.1:1", b"-ERR No such client\r\n"),
     (b"CLIENT KILL ID", b"-ERR No such client\r\n"),
@@ -110,7 +110,7 @@ CLIENTS: tuple[Line, ...] = (
     (b"RESET x", wrong_arity(b"reset")),
 )
 
-#: What Redis says of the sizes and names that it takes goes on after this.
+#: The beginning of an error, which Redis continues with its own sizes and names.
 ONE_OF = re.compile(
     re.escape(failed(b"maxmemory-policy", b"argument(s) must be one of the following: ")[:-2])
     + rb".*allkeys-lru.*\r\n"
@@ -137,7 +137,7 @@ CONFIG: tuple[Line, ...] = (
     (b"CONFIG SET maxmemory -1", failed(b"maxmemory", b"argument must be a memory value")),
     (b"CONFIG SET maxmemory 1 maxmemory 2", failed(b"maxmemory", b"duplicate parameter")),
     (b"CONFIG SET maxmemory-policy nosuch", ONE_OF),
-    # All of it, or nothing.
+    # CONFIG SET changes all parameters or none.
     (b"CONFIG SET maxmemory 100mb maxmemory-policy nosuch", ONE_OF),
     (b"CONFIG GET maxmemory", b"*2\r\n$9\r\nmaxmemory\r\n$1\r\n0\r\n"),
     (
@@ -173,10 +173,10 @@ SERVER: tuple[Line, ...] = (
     (b"COMMAND DOCS nosuch", b"*0\r\n"),
 )
 
-#: The reply to the last command of each.
+#: The reply to the last command of each line.
 END = b"$7\r\nthe end\r\n"
 
-#: Commands separated by semicolons, and everything that is replied.
+#: Commands separated by semicolons, and the output for all of them.
 REPLIES: tuple[tuple[bytes, bytes], ...] = (
     (b"CLIENT REPLY OFF;PING;SET k v;NOSUCH;GET;CLIENT REPLY ON;GET k", OK + b"$1\r\nv\r\n"),
     (b"CLIENT REPLY OFF;CLIENT REPLY OFF;PING;CLIENT REPLY ON;PING", OK + PONG),
@@ -184,7 +184,7 @@ REPLIES: tuple[tuple[bytes, bytes], ...] = (
     (b"CLIENT REPLY OFF;CLIENT REPLY nosuch;PING;CLIENT REPLY ON", OK),
     (b"CLIENT REPLY OFF;RESET;PING", RESET + PONG),
     (b"CLIENT REPLY OFF;HELLO 3;CLIENT REPLY ON;GET none", OK + b"_\r\n"),
-    # What stands before an option that is none has been done.
+    # Options before a wrong one take effect.
     (
         b"HELLO 2 SETNAME me FOO;CLIENT GETNAME",
         b"-ERR Syntax error in HELLO option 'FOO'\r\n$2\r\nme\r\n",
@@ -205,14 +205,14 @@ REPLIES: tuple[tuple[bytes, bytes], ...] = (
     (b"MULTI;CLIENT REPLY ON;PING;EXEC", OK + b"+QUEUED\r\n" * 2 + b"*2\r\n" + OK + PONG),
 )
 
-#: What redis-py turns into numbers, and what else the clients look for.
+#: Fields that redis-py converts to numbers, and other fields that clients read.
 NUMBERS = (
     *("id", "age", "idle", "db", "sub", "psub", "multi"),
     *("qbuf", "qbuf-free", "argv-mem", "obl", "oll", "omem", "tot-mem"),
 )
 FACTS = {*NUMBERS, "addr", "laddr", "name", "user", "resp"}
 
-#: Where the keys of some commands are: the first, the last, the step, by COMMAND.
+#: The first key, the last key and the step between keys, by COMMAND.
 KEYS = {
     "get": (1, 1, 1),
     "mget": (1, -1, 1),
@@ -230,7 +230,7 @@ KEYS = {
     "sunionstore": (1, -1, 1),
     "sdiffstore": (1, -1, 1),
     "watch": (1, -1, 1),
-    # A number tells where they are.
+    # An argument is the number of keys.
     "sintercard": (0, 0, 0),
     "lmpop": (0, 0, 0),
     "ping": (0, 0, 0),
@@ -238,7 +238,7 @@ KEYS = {
     "multi": (0, 0, 0),
 }
 
-#: The arity of some, and what they do with their keys.
+#: The arity of some commands, and flags about their keys.
 ARITIES = {
     "get": (2, {"readonly"}),
     "set": (-3, {"write", "denyoom"}),
@@ -255,20 +255,20 @@ ARITIES = {
 
 
 def parse(data: bytes) -> Reply:
-    """Return the reply that these bytes are."""
+    """Parse a reply."""
     return read_reply(io.BytesIO(data))
 
 
 def pairs(reply: Reply) -> dict[str, Reply]:
-    """The keys and values of a map."""
+    """Return the keys and values of a map."""
     kind, elements = reply
     if kind != "%":
-        raise AssertionError(f"a map should be here, not {reply}")
+        raise AssertionError(f"expected a map, found {reply}")
     return {key.decode(): value for (_, key), value in zip(elements[::2], elements[1::2])}
 
 
 class ConversationTests(ConversationCase):
-    """Over connections; each table on one."""
+    """The tables, each on one connection."""
 
     def check(self, lines: Sequence[Line]) -> None:
         conversation = self.connect()
@@ -289,7 +289,7 @@ class ConversationTests(ConversationCase):
     def test_server(self) -> None:
         self.check(SERVER)
 
-    def test_replies_or_none(self) -> None:
+    def test_client_reply(self) -> None:
         for line, expected in REPLIES:
             commands = [command(*each.split()) for each in line.split(b";")]
             commands.append(command(b"ECHO", b"the end"))
@@ -306,7 +306,7 @@ class ConversationTests(ConversationCase):
                         self.assertEqual(received, expected + END)
 
     def test_a_lower_limit_of_arguments_holds_at_once(self) -> None:
-        """For clients that are there already, too."""
+        """A new setting applies to connected clients, too."""
         one, other = self.connect(), self.connect()
         self.assertEqual(one.ask(b"PING"), PONG)
         self.assertEqual(other.ask(b"CONFIG", b"SET", b"proto-max-bulk-len", b"1mb"), OK)
@@ -328,12 +328,12 @@ class ConversationTests(ConversationCase):
             self.assertTrue(conversation.raw.ended())
 
     def facts(self, reply: bytes) -> list[dict[str, str]]:
-        """CLIENT LIST or CLIENT INFO as redis-py reads it."""
+        """Parse CLIENT LIST or CLIENT INFO as redis-py does."""
         _, text = parse(reply)
         lines = text.decode().splitlines() if b"\r\n" not in text else None
         return [dict(token.split("=", 1) for token in line.split(" ")) for line in lines or ()]
 
-    def test_what_is_told_of_a_client(self) -> None:
+    def test_client_list(self) -> None:
         one, other = self.connect(), self.connect()
         one.ask(b"CLIENT", b"SETNAME", b"worker")
         one.ask(b"HELLO", b"3")
@@ -361,8 +361,8 @@ class ConversationTests(ConversationCase):
     def local_address(self) -> str:
         return pipecache.pipe_address(self.name)
 
-    def test_who_is_killed(self) -> None:
-        """By a client that lives with two others: which of these end, itself the last."""
+    def test_client_kill(self) -> None:
+        """Run CLIENT KILL in one of three clients, and check which of them end."""
         for line, expected, ended in (
             (b"ID {second}", b":1\r\n", (False, True, False)),
             (b"ID {own}", b":0\r\n", (False, False, False)),
@@ -377,7 +377,7 @@ class ConversationTests(ConversationCase):
             (b"USER default", b":2\r\n", (True, True, False)),
             (b"SKIPME yes", b":2\r\n", (True, True, False)),
             (b"SKIPME no", b":3\r\n", (True, True, True)),
-            # The old form spares nobody; clients of a pipe are all at the same address.
+            # The old form kills all clients at an address, and pipe clients have the same one.
             (b"{address}", OK, (True, True, True)),
         ):
             clients = [self.connect() for _ in range(3)]
@@ -404,7 +404,7 @@ class ConversationTests(ConversationCase):
         )
         last.raw.close()
 
-    def test_one_that_is_killed_gives_up_what_it_holds(self) -> None:
+    def test_a_killed_client_releases_its_keys_and_watches(self) -> None:
         one, other = self.connect(), self.connect()
         for line in (b"MULTI", b"SET k v"):
             one.ask(*line.split())
@@ -412,7 +412,7 @@ class ConversationTests(ConversationCase):
         self.assertTrue(one.raw.ended())
         self.assertEqual(other.ask(b"EXISTS", b"k"), b":0\r\n")
 
-    def test_what_is_told_of_commands(self) -> None:
+    def test_command_info(self) -> None:
         conversation = self.connect()
         conversation.ask(b"HELLO", b"3")
         kind, entries = parse(conversation.ask(b"COMMAND"))
@@ -436,7 +436,7 @@ class ConversationTests(ConversationCase):
         self.assertEqual({kind for kind, _ in names}, {"$"})
         listed = {name.decode() for _, name in names}
         self.assertLessEqual({*told, "client|setname", "config|get"}, listed)
-        # As in Redis a container is one command, with its subcommands inside.
+        # As in Redis, a command with subcommands counts as one.
         self.assertIn("client", told)
         self.assertNotIn("client|setname", told)
 
@@ -473,9 +473,9 @@ class ConversationTests(ConversationCase):
 KEY = ("$", b"key")
 
 
-@unittest.skipIf(WINDOWS, "redis-server has no Windows version")
+@unittest.skipIf(WINDOWS, "redis-server does not run on Windows")
 class RedisConversationTests(ConversationTests):
-    """The same, with a real Redis: it is the tables that are tested."""
+    """The same tables on redis-server, which proves the tables."""
 
     def serve(self) -> str:
         return redis_address(self)
@@ -485,7 +485,7 @@ class RedisConversationTests(ConversationTests):
 
 
 class RecordedConnection(Connection):
-    """Hands out messages, and keeps what is sent."""
+    """A connection that receives given messages and records what is sent."""
 
     message_mode = True
 
@@ -503,7 +503,7 @@ class RecordedConnection(Connection):
 
 
 class MessageTests(unittest.TestCase):
-    """On a pipe an empty message is not nothing: some take it for the end."""
+    """No reply must not become an empty message, which some clients take for the end."""
 
     def sent(self, *messages: bytes) -> list[bytes]:
         connection = RecordedConnection(*messages)
@@ -530,7 +530,7 @@ class InformationTests(ClientCase):
     )
 
     def info(self, *sections: bytes) -> dict[str, dict[str, str]]:
-        """The facts of each section."""
+        """Return the fields of each section of INFO."""
         reply = self.run_command(b"INFO", *sections)
         assert isinstance(reply, bytes)
         blocks = [block.splitlines() for block in reply.decode().split("\r\n\r\n") if block]
@@ -544,7 +544,7 @@ class InformationTests(ClientCase):
         self.assertEqual(self.info(b"nosuch"), {})
 
     def test_facts(self) -> None:
-        """Those that clients and tools look for; ioredis waits for ``loading`` to be 0."""
+        """The fields that clients and tools read; ioredis waits until ``loading`` is 0."""
         self.ask(b"SETEX k 100 v")
         self.ask(b"SETEX l 1 v")
         self.clock.now += 1
@@ -593,14 +593,14 @@ class InformationTests(ClientCase):
         self.assertIn(b"not allowed in a transaction", self.ask(b"EXEC"))
 
     def test_every_error_tells_of_what_there_is(self) -> None:
-        """ "Try CLIENT HELP" helps, and so does everything else that has subcommands."""
+        """Each command with subcommands has HELP, which the error names."""
         for name in (b"CLIENT", b"COMMAND", b"CONFIG", b"DEBUG", b"MEMORY", b"OBJECT"):
             with self.subTest(name=name):
                 self.assertIn(b"Try %b HELP." % name, self.ask(name + b" NOSUCH"))
                 self.assertRegex(self.ask(name + b" HELP"), rb"^\*\d+\r\n\+")
 
     def test_reset(self) -> None:
-        """Everything a client has chosen is as when it came."""
+        """RESET restores all settings of a client."""
         for line in (b"HELLO 3", b"CLIENT SETNAME me", b"WATCH k", b"MULTI", b"SET k v"):
             self.ask(line)
         self.assertEqual(self.ask(b"RESET"), RESET)

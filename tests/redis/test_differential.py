@@ -1,16 +1,16 @@
-r"""Random commands to a real redis-server and to this server: the replies must be equal.
+r"""Comparison with redis-server: the replies to random commands must be equal.
 
 The table in ``support/generator.py`` declares each command and what its arguments are drawn
-from. A sequence of such commands, some of them damaged, goes to both servers. Every reply is
-compared, including its RESP type and the text of an error, and at the end all that the two
-servers hold. Not compared is what no two Redis servers agree on: the order in a set or hash,
-random choices, times to the millisecond, connection ids.
+from. Both servers receive a sequence of such commands, some of which are damaged. The test compares
+every reply, including its RESP type and the text of an error, and at the end all keys. It does not
+compare what differs between two Redis servers: the order in a set or hash, random choices, times to
+the millisecond, connection ids.
 
-The number of a sequence is the seed it is made from. Both are printed, so that
+The number of a sequence is the seed of its random choices. The test prints the seed, so that
 
     PIPECACHE_SEED=12345 PIPECACHE_SEQUENCES=1 python tests --only native -k Differential
 
-repeats one, and a larger PIPECACHE_SEQUENCES looks further. Without a time limit:
+repeats one sequence, and a larger PIPECACHE_SEQUENCES runs more. Without a time limit:
 
     PIPECACHE_REDIS_SERVER=redis-server PIPECACHE_SEQUENCES=100000 \
         python -m unittest tests.redis.test_differential
@@ -32,34 +32,34 @@ from tests.support.generator import TABLE, Generator, Step, command_name, rows
 from tests.support.redis_server import Connection
 from tests.support.wire import Reply, command
 
-#: Sequences in a run.
+#: The number of sequences in a run.
 SEQUENCES = 3000
 
-#: Commands whose differences a run reports; and sequences it shrinks to find so many.
+#: The number of commands whose differences a run reports, and of sequences that it shortens.
 REPORTS = 10
 SHRINKS = 30
 
-#: Seconds that may go into making a sequence shorter.
+#: Seconds after which a sequence is not shortened further.
 SHRINK_TIME = 5.0
 
-#: Milliseconds that may lie between the times at which the two servers carry out a command.
+#: Milliseconds by which the two servers may run a command at different times.
 TOLERANCE = 2000
 
 # ---------------------------------------------------------------------------
-# When replies agree
+# Comparing replies
 # ---------------------------------------------------------------------------
 
-#: Tells whether the replies of both servers to the commands of a step agree.
+#: A function that returns True if the replies of both servers to the commands of a step agree.
 Check = Callable[[Step, Sequence[Reply], Sequence[Reply]], bool]
 
 
 def elements(reply: Reply) -> list[Reply]:
-    """The replies inside an array or a set, and in a map one after the other."""
+    """Return the replies inside an array, set or map, in which keys and values take turns."""
     return list(reply[1]) if isinstance(reply[1], tuple) else []
 
 
 def pairs(reply: Reply) -> list[tuple[Reply, ...]]:
-    """The pairs of a map, of an array of pairs, or of an array of what would be in them."""
+    """Return the pairs of a map, of an array of pairs, or of a flat array."""
     inside = elements(reply)
     if inside and isinstance(inside[0][1], tuple):
         return [tuple(elements(each)) for each in inside]
@@ -67,37 +67,37 @@ def pairs(reply: Reply) -> list[tuple[Reply, ...]]:
 
 
 def shape(reply: Reply) -> object:
-    """A reply without the values in it; but an error is an error."""
+    """Return a reply without the values in it; an error is kept."""
     if isinstance(reply[1], tuple):
         return reply[0], [shape(each) for each in reply[1]]
     return reply if reply[0] == "-" else (reply[0], reply[1] is None)
 
 
 def without_order(reply: Reply) -> object:
-    """A reply whose elements may come in any order."""
+    """Return a form of a reply that does not depend on the order of elements."""
     return (reply[0], Counter(elements(reply))) if elements(reply) else reply
 
 
 def pairs_without_order(reply: Reply) -> object:
-    """A reply whose pairs may come in any order."""
+    """Return a form of a reply that does not depend on the order of pairs."""
     inside = elements(reply)
     return (reply[0], len(inside), Counter(pairs(reply))) if inside else reply
 
 
 def without_id(reply: Reply) -> object:
-    """What HELLO answers, but for the id of the connection."""
+    """Return the reply to HELLO without the id of the connection."""
     inside = elements(reply)
     return (reply[0], inside[:7], inside[8:]) if len(inside) == 14 else reply
 
 
 def page(reply: Reply) -> object:
-    """All of a SCAN; of a single page of it only what it is made of."""
+    """Return all elements of a complete scan; of a single page, only the types."""
     inside = elements(reply)
     return (reply[0], [kind for kind, _ in inside]) if inside else reply
 
 
 def by(normal: Callable[[Reply], object]) -> Check:
-    """Replies agree when they are equal in this form."""
+    """Return a check that two replies are equal in this form."""
 
     def check(step: Step, theirs: Sequence[Reply], ours: Sequence[Reply]) -> bool:
         return [normal(reply) for reply in theirs] == [normal(reply) for reply in ours]
@@ -106,7 +106,7 @@ def by(normal: Callable[[Reply], object]) -> Check:
 
 
 def near(tolerance: int) -> Check:
-    """Replies agree when they are times no further apart than this."""
+    """Return a check that two times differ by at most the tolerance."""
 
     def check(step: Step, theirs: Sequence[Reply], ours: Sequence[Reply]) -> bool:
         ((kind, one),), ((other_kind, other),) = theirs, ours
@@ -118,9 +118,9 @@ def near(tolerance: int) -> Check:
 
 
 def check_choice(step: Step, theirs: Sequence[Reply], ours: Sequence[Reply]) -> bool:
-    """A random choice: as many on both sides, from what was there, and no one twice.
+    """Check a random choice: an equal number of existing members on both sides, none of them twice.
 
-    A negative count allows the same one several times. What SPOP chose must be gone afterwards.
+    With a negative count, a member may appear several times. SPOP must remove the members.
     """
     whole = pairs_without_order if step.name == "HRANDFIELD" else without_order
     if whole(theirs[0]) != whole(ours[0]) or list(map(shape, theirs)) != list(map(shape, ours)):
@@ -154,7 +154,7 @@ CHECKS: dict[str, Check] = {
     **dict.fromkeys(["PTTL", "PEXPIRETIME"], near(TOLERANCE)),
     "CLIENT ID": by(shape),
     "HELLO": by(without_id),
-    # It tells of the past of a value as well: one APPEND, and Redis keeps 1 as a raw string.
+    # The encoding depends on earlier commands, too: after APPEND, Redis keeps 1 as a raw string.
     "OBJECT ENCODING": by(shape),
 }
 EXACT = by(lambda reply: reply)
@@ -166,13 +166,13 @@ EXACT = by(lambda reply: reply)
 
 QUEUED = ("+", b"QUEUED")
 
-#: What stands for a reply that does not come.
+#: The text in place of a reply that does not arrive.
 NO_REPLY = "no reply: "
 
-#: The commands that come in pages, and where their cursor stands.
+#: The commands that return pages, and the index of the cursor among the arguments.
 CURSORS = {"SCAN": 1, "HSCAN": 2, "SSCAN": 2, "ZSCAN": 2}
 
-#: What shows all that a key of a type holds.
+#: The command that returns the whole value of a type.
 CONTENTS = {
     b"string": "GET",
     b"list": "LRANGE 0 -1",
@@ -181,7 +181,7 @@ CONTENTS = {
     b"zset": "ZRANGE 0 -1 WITHSCORES",
 }
 
-#: The connection over which the state is looked at, and what a difference in it is called.
+#: The connection that reads all keys at the end, and the name of a difference in them.
 OBSERVER = 2
 LEFT = "what is left"
 
@@ -195,7 +195,7 @@ class Side:
         self._connections: list[Connection] = []
 
     def begin(self, version: int) -> None:
-        """Take every key away, and bring the connections to a version of RESP."""
+        """Delete all keys, and switch the connections to a version of RESP."""
         if not self._connections:
             self._connections = [Connection(self._address) for _ in (0, 1, OBSERVER)]
         start = [[b"RESET"], [b"FLUSHALL"], [b"HELLO", b"%d" % version]]
@@ -209,11 +209,11 @@ class Side:
     def send(self, connection: int, steps: Iterable[Step]) -> None:
         """Send the commands of several steps at once."""
         commands = [command(*each) for step in steps for each in step.commands]
-        with contextlib.suppress(OSError):  # the replies will be missed
+        with contextlib.suppress(OSError):  # then the replies are missing
             self._connections[connection].send(b"".join(commands))
 
     def receive(self, step: Step) -> list[Reply]:
-        """The replies to the commands of a step."""
+        """Return the replies to the commands of a step."""
         return [self._receive(step.connection) for _ in step.commands]
 
     def _receive(self, connection: int) -> Reply:
@@ -223,7 +223,7 @@ class Side:
             return NO_REPLY, str(error)
 
     def scan(self, step: Step, reply: Reply) -> Reply:
-        """What is in all the pages of a SCAN that has begun with this one."""
+        """Return all pages of a scan that begins with this one."""
         place = CURSORS[step.name]
         arguments = list(step.arguments)
         if arguments[place : place + 1] != [b"0"]:
@@ -242,18 +242,18 @@ class Side:
         return "scan", "without end"
 
     def close(self) -> None:
-        """End the connections; the next sequence has new ones."""
+        """Close the connections; the next sequence has new ones."""
         for connection in self._connections:
             connection.close()
         self._connections = []
 
 
 class Difference(NamedTuple):
-    """Where two servers parted."""
+    """The first difference between two servers."""
 
-    #: What this is a difference in.
+    #: The command whose replies differ.
     name: str
-    #: How many steps of the sequence it took; more than there are if it is in what was left.
+    #: The number of steps up to the difference; one more than all if the final keys differ.
     length: int
     step: Step
     theirs: Sequence[Reply]
@@ -261,20 +261,20 @@ class Difference(NamedTuple):
 
 
 class Comparison:
-    """Two servers that are asked the same.
+    """Two servers that receive the same commands.
 
-    :param theirs: the one that is right.
+    :param theirs: the server whose replies are right.
     """
 
     def __init__(self, theirs: Side, ours: Side) -> None:
         self.sides = (theirs, ours)
-        #: For each command how many replies were values, and how many errors.
+        #: For each command, the number of replies that are values, and of errors.
         self.good: Counter[str] = Counter()
         self.bad: Counter[str] = Counter()
         self._queued: list[list[Step]] = []
 
     def run(self, version: int, steps: Sequence[Step]) -> Difference | None:
-        """Run a sequence on both and return where they part, if they do."""
+        """Run a sequence on both servers and return the first difference, or None."""
         for side in self.sides:
             side.begin(version)
         self._queued = [[], [], []]
@@ -308,7 +308,7 @@ class Comparison:
     def _disagreement(
         self, step: Step, theirs: Sequence[Reply], ours: Sequence[Reply]
     ) -> str | None:
-        """The command that the replies differ in; for EXEC the one inside the transaction."""
+        """Return the command whose replies differ; for EXEC, the one inside the transaction."""
         queued = self._queued[step.connection]
         if theirs[0] == QUEUED:
             queued.append(step)
@@ -336,7 +336,7 @@ class Comparison:
         return CHECKS.get(step.name, EXACT)(step, theirs, ours)
 
     def _state(self, number: int) -> Difference | None:
-        """Whether both hold the same now."""
+        """Return a difference between the keys of both servers, or None."""
 
         def look(*commands: Sequence[bytes]) -> Iterator[tuple[Step, list[Reply], list[Reply]]]:
             steps = [Step(each[0].decode(), tuple(each), OBSERVER) for each in commands]
@@ -356,7 +356,7 @@ class Comparison:
 
 
 def batches(steps: Iterable[Step]) -> Iterator[list[Step]]:
-    """The steps that can be sent at once."""
+    """Return groups of steps that can be sent at once."""
     batch: list[Step] = []
     for step in steps:
         last = batch[-1] if batch else step
@@ -371,7 +371,7 @@ def batches(steps: Iterable[Step]) -> Iterator[list[Step]]:
 def shrink(
     comparison: Comparison, version: int, steps: Sequence[Step], found: Difference
 ) -> tuple[list[Step], Difference]:
-    """Leave out all that the difference does not need, or what can be found out in time."""
+    """Remove the steps that the difference does not need, as far as time allows."""
     deadline = time.monotonic() + SHRINK_TIME
     left = list(steps[: found.length])
 
@@ -408,13 +408,13 @@ def shrink(
 
 
 def show_argument(argument: bytes) -> str:
-    """An argument as a person would type it."""
+    """Return an argument as a person would type it."""
     text = repr(argument)[1:]
     return text[1:-1] if re.fullmatch(rb"[!-~]+", argument) and "\\" not in text else text
 
 
 def show_reply(reply: Reply) -> str:
-    """A reply with the byte of its RESP type."""
+    """Return a reply as text, with the byte of its RESP type."""
     kind, value = reply
     if isinstance(value, tuple):
         return f"{kind}{len(value)} [{', '.join(map(show_reply, value))}]"
@@ -424,7 +424,7 @@ def show_reply(reply: Reply) -> str:
 
 
 def show_step(step: Step) -> Iterator[str]:
-    """The commands of a step, one a line."""
+    """Return the commands of a step, one per line."""
     for arguments in step.commands:
         line = " ".join(map(show_argument, arguments))
         yield f"{'other client> ' * step.connection}{line}"
@@ -433,7 +433,7 @@ def show_step(step: Step) -> Iterator[str]:
 def describe(
     comparison: Comparison, seed: int, version: int, steps: Sequence[Step], found: Difference
 ) -> str:
-    """What a developer needs to see of a difference."""
+    """Return a difference as text: the seed, the commands, the replies."""
     lines = [
         f"{found.name}: PIPECACHE_SEED={seed} PIPECACHE_SEQUENCES=1, RESP{version}",
         *[f"    {line}" for step in steps[: found.length - 1] for line in show_step(step)],
@@ -446,7 +446,7 @@ def describe(
 
 
 def search(comparison: Comparison, seed: int, sequences: int) -> list[str]:
-    """Run the sequences from a seed on, and describe one difference of each command."""
+    """Run sequences from a seed on; return a description of one difference per command."""
     reports: dict[str, str] = {}
     tally: Counter[str] = Counter()
     shrunk = 0
@@ -462,7 +462,7 @@ def search(comparison: Comparison, seed: int, sequences: int) -> list[str]:
             continue
         shrunk += 1
         try:
-            # Nothing in a sequence depends on chance or time, unless the machine stood still.
+            # A sequence does not depend on the time, unless the machine was suspended.
             again = comparison.run(version, steps)
             if again is None:
                 tally["nothing when repeated"] += 1
@@ -474,7 +474,7 @@ def search(comparison: Comparison, seed: int, sequences: int) -> list[str]:
         name = f"what {steps[-1].name} leaves" if found.name == LEFT else found.name
         found = found._replace(name=name)
         reports.setdefault(name, describe(comparison, number, version, steps, found))
-        if lost:  # it has hung or gone, and will the next time
+        if lost:  # a server has stopped replying, and would do so again
             break
     good, bad = sum(comparison.good.values()), sum(comparison.bad.values())
     differ = [f"{count} differ in {name}" for name, count in tally.most_common()]
@@ -492,12 +492,12 @@ def search(comparison: Comparison, seed: int, sequences: int) -> list[str]:
 
 
 def many(kind: str, values: str) -> Reply:
-    """An array, set or map of the words as bulk strings."""
+    """Return an array, set or map of the words as bulk strings."""
     return kind, tuple(("$", value.encode()) for value in values.split())
 
 
 class CheckTests(unittest.TestCase):
-    """What agrees where Redis leaves a choice: replies to a line and those around it."""
+    """Tests of the checks for replies that are not determined."""
 
     AB = many("*", "a b")
     ABC = many("*", "a b c")
@@ -548,7 +548,7 @@ class CheckTests(unittest.TestCase):
                 self.assertEqual(agree, expected)
 
 
-@unittest.skipIf(WINDOWS, "redis-server has no Windows version")
+@unittest.skipIf(WINDOWS, "redis-server does not run on Windows")
 class DifferentialTests(unittest.TestCase):
     def redis(self) -> Side:
         side = Side("redis-server", redis_address(self))
@@ -569,13 +569,13 @@ class DifferentialTests(unittest.TestCase):
             self.fail("\n\n".join(["replies differ", *reports]))
 
     def test_two_redis_servers_agree(self) -> None:
-        """Were it not so, or did most commands fail, the other test would say little."""
+        """Two redis-servers agree, and most commands succeed; otherwise the other test is void."""
         comparison, reports = self.differences(self.redis(), 1000)
         if reports:
             self.fail("\n\n".join(["the test itself is wrong", *reports]))
         good, bad = comparison.good, comparison.bad
         if sum(good.values()) < 10_000:
-            return  # some sequence alone, repeated
+            return  # a single sequence is repeated
         names = {command_name(row) for family in TABLE for row in rows(family)}
         names -= {name for name in names if name.endswith("NOSUCH")}
         names -= {"CLIENT", "OBJECT", "stranger"}

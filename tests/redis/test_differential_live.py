@@ -1,4 +1,4 @@
-r"""Several clients by a fixed schedule, with a real redis-server and with this server.
+r"""Comparison with redis-server: several clients that follow a schedule.
 
 A schedule is a list of steps: which client sends which command. After each step everything that
 any client has been sent is read, and it must be the same from both servers: replies, among them
@@ -31,17 +31,18 @@ from tests.support.wire import Reply, command
 SCHEDULES = 300
 LENGTH = 40
 
-#: Clients: three that wait and push, a subscriber in RESP2, one in RESP3 that also publishes, one
-#: that sees the events of all keys, one with MONITOR, and one that is asked how the others are.
+#: The numbers of the clients: three that block and push, a subscriber in RESP2, one in RESP3 that
+#: also publishes, one that receives the events of all keys, a monitor, and one that reads the
+#: state of the others.
 WORKERS, OLD, NEW, OBSERVER, MONITOR, ADMIN = range(3), 3, 4, 5, 6, 7
 
-#: Who sends what, and what it is that was sent to whom.
+#: A step is a client and its command; an outcome is the replies and messages, by client.
 Step = Tuple[int, Tuple[bytes, ...]]
 Outcome = List[Tuple[int, Reply]]
 
 
 class Client:
-    """A connection, and whether it waits."""
+    """A connection, and True in `waits` while it is blocked."""
 
     def __init__(self, address: str) -> None:
         self.connection = Connection(address)
@@ -50,7 +51,7 @@ class Client:
 
 
 class Server:
-    """One of the servers, with all clients."""
+    """One of the servers, with the connections of all clients."""
 
     def __init__(self, address: str) -> None:
         self.clients = [Client(address) for _ in range(8)]
@@ -67,7 +68,7 @@ class Server:
             client.connection.close()
 
     def carry_out(self, step: Step) -> Outcome:
-        """Do a step and return what came of it, by client."""
+        """Run a step and return the outcome."""
         number, arguments = step
         client = self.clients[number]
         outcome: Outcome = []
@@ -97,7 +98,7 @@ class Server:
         return b"b" in flags[1]
 
     def _drain(self, number: int) -> Outcome:
-        # What a client was sent up to the answer to a PING of its own.
+        # Read what a client receives up to the reply to its own PING.
         connection = self.clients[number].connection
         self._barriers += 1
         token = b"barrier %d" % self._barriers
@@ -118,7 +119,7 @@ class Server:
         return outcome
 
     def finish(self) -> Outcome:
-        """Let nobody wait any more; what the clients were told, and what all keys hold."""
+        """Unblock all clients; return the messages, and the values of all keys."""
         admin = self.clients[ADMIN].connection
         outcome: Outcome = []
         for number in WORKERS:
@@ -178,7 +179,7 @@ class Schedule:
         self.steps += [(worker, each) for each in ((b"MULTI",), *inside, (ending,))]
 
     def _subscription(self) -> tuple[bytes, ...]:
-        # Of several patterns that match a channel, Redis takes them in the order of a hash.
+        # Redis sends to several patterns that match in the order of a hash.
         name = self.random.choice(("SUBSCRIBE", "UNSUBSCRIBE", "PSUBSCRIBE", "PUNSUBSCRIBE"))
         choices = ("n[ae]*", "?u*", "s*") if name.startswith("P") else ("news", "nuts", "spam")
         names = self.random.sample(choices, self.random.randrange(1, 3))
@@ -238,7 +239,7 @@ class Schedule:
         )
 
 
-#: Schedules of which each has a point. A step begins with the number of its client.
+#: Schedules for particular cases. A step begins with the number of its client.
 FIXED = {
     "first come, first served": "0 BLPOP a 0; 1 BRPOP a 0; 2 RPUSH a x y z; 2 LRANGE a 0 -1",
     "several keys": "0 BLPOP a b 0; 1 BLPOP b a 0; 2 MULTI; 2 RPUSH b x; 2 RPUSH a y; 2 EXEC",
@@ -279,7 +280,7 @@ def shown(step: Step) -> str:
     return f"{step[0]} {b' '.join(step[1]).decode('latin-1')}"
 
 
-@unittest.skipIf(WINDOWS, "redis-server has no Windows version")
+@unittest.skipIf(WINDOWS, "redis-server does not run on Windows")
 class DifferentialLiveTests(unittest.TestCase):
     def setUp(self) -> None:
         self.redis = redis_address(self)
@@ -289,7 +290,7 @@ class DifferentialLiveTests(unittest.TestCase):
         self.pipecache = server.address
 
     def difference(self, steps: list[Step]) -> str:
-        """What the two servers do not agree in, or nothing."""
+        """Return a description of the difference between the servers, or an empty text."""
         servers = Server(self.redis), Server(self.pipecache)
         try:
             for number, step in enumerate(steps):
@@ -307,7 +308,7 @@ class DifferentialLiveTests(unittest.TestCase):
                 each.close()
 
     def shortened(self, steps: list[Step]) -> str:
-        """The difference again, with the steps left out that it does not need."""
+        """Return the difference again, without the steps that it does not need."""
         for number in reversed(range(len(steps))):
             without = steps[:number] + steps[number + 1 :]
             if self.difference(without):
@@ -334,7 +335,7 @@ class DifferentialLiveTests(unittest.TestCase):
     def test_events_of_every_family(self) -> None:
         seed = int(os.environ.get("PIPECACHE_SEED") or random.randrange(10**9))
         count = int(os.environ.get("PIPECACHE_SEQUENCES") or SCHEDULES)
-        # What chance or the clock decides, and a second database, which is not there.
+        # Left out: events of random choices and of the clock, and a second database.
         left_out = {b"SPOP", b"SRANDMEMBER", b"HRANDFIELD", b"RANDOMKEY", b"RESET", b"DB", b"QUIT"}
         for each in range(seed, seed + count):
             steps = [
@@ -356,7 +357,7 @@ class DifferentialLiveTests(unittest.TestCase):
                     server.close()
 
     def events(self, server: Server, step: Step) -> Outcome:
-        """The events of a step, but for keys that expire while it waits for its turn."""
+        """Return the events of a step, except those of keys that expire meanwhile."""
         return [
             (client, reply)
             for client, reply in server.carry_out(step)

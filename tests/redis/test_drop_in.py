@@ -1,4 +1,4 @@
-"""client.py beside redis-py 8: the same calls, made on a real redis-server, give the same results.
+"""Comparison of client.py with redis-py 8: the same calls on redis-server give the same results.
 
 Each line of CALLS is evaluated twice, for redis-py in a process of its own and for client.py here;
 what it gives, exceptions included, must be the same. Signatures are compared too.
@@ -17,11 +17,19 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Callable, Sequence
 
 import client
-from tests.support import DEADLINE, ROOT, WINDOWS, ServerProcess, new_client, wait_until
-from tests.tools import provision
+from tests.support import (
+    DEADLINE,
+    ROOT,
+    WINDOWS,
+    ServerProcess,
+    new_client,
+    redis_address,
+    required,
+    wait_until,
+)
 
-#: The server begins each family empty. A line is an expression, or a statement that has no result.
-#: Not all that is asked of the last two families is answered by pipecache.py.
+#: The server is empty at the beginning of each family. A line is an expression, or a statement
+#: without a result. pipecache.py does not support all of the last two families.
 CALLS = {
     "strings": """
         r.set("k", "v")
@@ -669,7 +677,7 @@ CALLS = {
     """,
 }
 
-#: What redis-py makes an exception of its own side of, and the server an error here.
+#: Calls for which redis-py itself raises an exception, and here the server replies an error.
 REFUSED_BY_THE_SERVER = (
     'r.set("k", "v", nx=True, xx=True)',
     'r.set("k", "v", ex=1, px=1)',
@@ -688,7 +696,7 @@ REFUSED_BY_THE_SERVER = (
     'r.bzmpop(1, 1, ["z"], min=True, max=True)',
 )
 
-#: Parameters of redis-py that client.py has not, by the reason.
+#: Parameters of redis-py that client.py does not have, by the reason.
 LEFT_OUT = {
     "a condition of Redis 8.4 that the server has not": {
         "set": ["ifne", "ifdeq", "ifdne"],
@@ -709,7 +717,7 @@ LEFT_OUT = {
     "the server has no shards": {"run_in_thread": ["pubsub", "sharded_pubsub"]},
 }
 
-#: Methods whose parameters are other ones, and why.
+#: Methods with other parameters than in redis-py, and the reason.
 OTHER_PARAMETERS = {
     "execute_command": "the conversion is given, where redis-py gives options to its own",
     "transaction": "what redis-py takes out of **kwargs is named",
@@ -719,17 +727,17 @@ OTHER_PARAMETERS = {
     "cached": "redis-py has no such thing",
 }
 
-#: Parameters that redis-py has not: keys that are owned are an addition to Redis.
+#: Parameters that redis-py does not have, because owned keys are an addition to Redis.
 ADDED = {"set": ["owned"], "lock": ["owned"]}
 
 
 def fields(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """The names of an answer's facts with their types."""
+    """Return the name and the type of each field."""
     return [(name, type(fact).__name__) for name, fact in facts.items()]
 
 
 def shown(result: Any) -> str:
-    """A result as text, in which a set has an order and a pipeline no address."""
+    """Return a result as text; sets are sorted, and a pipeline has no address."""
     if isinstance(result, dict):
         return "{" + ", ".join(f"{shown(k)}: {shown(v)}" for k, v in result.items()) + "}"
     if isinstance(result, (list, tuple, set)):
@@ -743,16 +751,16 @@ def shown(result: Any) -> str:
 
 
 def shown_error(error: Exception) -> str:
-    """The name that an exception has in redis-py, and what it says."""
+    """Return the name of an exception in redis-py, and its text."""
     name = type(error).__name__
-    if name in ("DataError", "TypeError"):  # made on this side, each in its own words
+    if name in ("DataError", "TypeError"):  # the texts of the two clients differ
         return name
     ours = {"CacheError": "RedisError", "WrongTypeError": "ResponseError"}
     return f"{ours.get(name, name)}: {error}"
 
 
 def transcript(r: Any, lines: str) -> list[tuple[str, str]]:
-    """Evaluate the lines for the client `r`: each with what it gave."""
+    """Evaluate the lines for the client `r`; return each line with its result."""
     moment = datetime(2033, 5, 18, 3, 33, 20, 500_000, timezone.utc)
     names = {"r": r, "timedelta": timedelta, "moment": moment, "fields": fields}
     names["wait_until"] = wait_until
@@ -771,7 +779,7 @@ def transcript(r: Any, lines: str) -> list[tuple[str, str]]:
 
 
 def transcripts(r: Any) -> dict[str, list[tuple[str, str]]]:
-    """Evaluate all of CALLS."""
+    """Evaluate all of CALLS; return the results by family."""
     given = {}
     for family, lines in CALLS.items():
         r.flushall()
@@ -781,7 +789,7 @@ def transcripts(r: Any) -> dict[str, list[tuple[str, str]]]:
 
 
 def parameters(method: Callable[..., Any]) -> list[tuple[str, str, str]]:
-    """Names, kinds and defaults of a method's parameters, without self and **kwargs."""
+    """Return name, kind and default of the parameters, without self and **kwargs."""
     return [
         (parameter.name, parameter.kind.name, repr(parameter.default))
         for parameter in list(inspect.signature(method).parameters.values())[1:]
@@ -790,7 +798,7 @@ def parameters(method: Callable[..., Any]) -> list[tuple[str, str, str]]:
 
 
 def signatures(kind: Any) -> dict[str, list[tuple[str, str, str]]]:
-    """The parameters of every public method of a class."""
+    """Return the parameters of each public method of a class."""
     methods = {name: getattr(kind, name) for name in dir(kind) if not name.startswith("_")}
     return {name: parameters(method) for name, method in methods.items() if callable(method)}
 
@@ -799,7 +807,7 @@ REDIS_PY = """
 import json, sys, warnings, redis
 from tests.redis.test_drop_in import signatures, transcripts
 
-warnings.simplefilter("ignore")  # what Redis 8 has is experimental
+warnings.simplefilter("ignore")  # about new commands of Redis 8
 results = []
 for options in ({}, {"protocol": 2}, {"decode_responses": False}):
     options = {"decode_responses": True, **options}
@@ -815,26 +823,15 @@ json.dump({
 """
 
 
-@unittest.skipIf(WINDOWS, "redis-server is not for Windows; client.py's other tests run there")
+@unittest.skipIf(WINDOWS, "redis-server does not run on Windows")
 class DropInTests(unittest.TestCase):
     theirs: dict[str, Any]
     address: str
 
     @classmethod
     def setUpClass(cls) -> None:
-        try:
-            redis_py = provision.given("PIPECACHE_REDIS_PY")
-            server = provision.given("PIPECACHE_REDIS_SERVER")
-        except provision.Unavailable as error:
-            provision.skip(error)
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        cls.address = os.path.join(folder.name, "redis.sock")
-        options = ["--port", "0", "--unixsocket", cls.address, "--save", "", "--dir", folder.name]
-        process = subprocess.Popen([server, *options], stdout=subprocess.DEVNULL)
-        cls.addClassCleanup(process.wait, DEADLINE)
-        cls.addClassCleanup(process.kill)
-        wait_until(lambda: os.path.exists(cls.address), "redis-server listens")
+        redis_py = required("PIPECACHE_REDIS_PY")
+        cls.address = redis_address(cls)
         done = subprocess.run(
             [sys.executable, "-c", REDIS_PY, cls.address],
             cwd=ROOT,
@@ -873,7 +870,9 @@ class DropInTests(unittest.TestCase):
             for (line, given), (_, expected) in zip(ours[family], theirs[family]):
                 with self.subTest(family=family, line=line):
                     self.assertEqual(given, expected)
-                    self.assertNotRegex(given, "^(Name|Attribute|Index|Unicode)")  # a slip here
+                    self.assertNotRegex(
+                        given, "^(Name|Attribute|Index|Unicode)"
+                    )  # an error of this test
             self.assertEqual(len(ours[family]), len(theirs[family]))
 
     def test_every_method_is_called(self) -> None:

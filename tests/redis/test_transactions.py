@@ -1,4 +1,4 @@
-"""MULTI, EXEC and WATCH: what breaks a watch and what does not, and that nobody sees a half."""
+"""Tests of MULTI, EXEC and WATCH."""
 
 from __future__ import annotations
 
@@ -27,18 +27,21 @@ from tests.support.wire import (
     EMPTY,
     NIL_ARRAY,
     NO_MULTI,
+    NOT_AN_INTEGER,
     OK,
     PONG,
     QUEUED,
     RESET,
     SYNTAX,
+    array,
+    bulk,
     command,
     unknown_command,
     unknown_subcommand,
     wrong_arity,
 )
 
-#: What is there before a client watches the key k, and what another client does then: commands,
+#: The commands before a client watches the key k, and the commands of another client after that;
 #: separated by semicolons.
 Change = Tuple[bytes, bytes]
 
@@ -125,22 +128,22 @@ BREAKS: tuple[Change, ...] = (
     (b"ZADD k 1 a", b"ZPOPMAX k 5"),
     (b"ZADD k 1 a", b"ZREMRANGEBYRANK k 0 0"),
     (b"ZADD k 1 a", b"ZREMRANGEBYSCORE k 0 5"),
-    # Another transaction; and a change that is undone
+    # Another transaction; a change that is reverted
     (b"SET k v", b"MULTI;SET k w;EXEC"),
     (b"SET k v", b"DEL k;SET k v"),
 )
 
 KEEPS: tuple[Change, ...] = (
-    # What only looks
+    # Commands that only read
     *((b"SET k v", line) for line in (b"GET k", b"MGET k", b"TTL k", b"TOUCH k", b"TYPE k")),
     *((b"SET k v", line) for line in (b"GETEX k", b"EXISTS k", b"SCAN 0", b"OBJECT ENCODING k")),
     (b"SADD k a", b"SUNION k k"),
     (b"RPUSH k a", b"LRANGE k 0 -1"),
-    # What changes another key
+    # Commands that change another key
     (b"SET k v;SET other v", b"DEL other"),
     (b"SET k v", b"COPY k other"),
     (b"SADD k a", b"SUNIONSTORE other k"),
-    # What changes nothing
+    # Commands that change nothing
     (b"", b"DEL k"),
     (b"", b"FLUSHALL"),
     (b"", b"GETDEL k"),
@@ -186,13 +189,13 @@ KEEPS: tuple[Change, ...] = (
     (b"ZADD k 1 a", b"ZPOPMIN k 0"),
     (b"ZADD k 1 a", b"ZREMRANGEBYRANK k 5 6"),
     (b"ZADD k 1 a", b"ZREMRANGEBYSCORE k 5 6"),
-    # What fails
+    # Commands that fail
     (b"SET k v", b"INCR k"),
     (b"SET k v", b"LPUSH k a"),
     (b"SET k v", b"SET k w NX XX"),
     (b"HSET k f v", b"HINCRBY k f 1"),
     (b"RPUSH k a", b"LSET k 5 b"),
-    # Another transaction that does not happen
+    # Another transaction that is aborted
     (b"SET k v", b"MULTI;SET k w;DISCARD"),
     (b"SET k v", b"MULTI;SET k w;RESET"),
     (b"SET k v", b"MULTI;SET k w;NOSUCH;EXEC"),
@@ -201,6 +204,39 @@ KEEPS: tuple[Change, ...] = (
 
 #: Conversations of one client.
 CONVERSATIONS: dict[str, tuple[Line, ...]] = {
+    "commands": (
+        (b"EXEC", NO_MULTI),
+        (b"DISCARD", b"-ERR DISCARD without MULTI\r\n"),
+        (b"MULTI", OK),
+        (b"SET k v", QUEUED),
+        (b"DISCARD", OK),
+        (b"EXISTS k", b":0\r\n"),
+        (b"MULTI", OK),
+        (b"SET k v", QUEUED),
+        (b"INCR k", QUEUED),
+        (b"GET k", QUEUED),
+        (b"EXEC", array(OK, NOT_AN_INTEGER, bulk(b"v"))),
+        (b"MULTI", OK),
+        (b"SET k w", QUEUED),
+        (b"FOO", unknown_command(b"FOO")),
+        (b"EXEC", ABORTED),
+        (b"MULTI", OK),
+        (b"GET", wrong_arity(b"get")),
+        (b"EXEC", ABORTED),
+        (b"MULTI", OK),
+        (b"EXEC", EMPTY),
+        (b"WATCH k", OK),
+        (b"SET k x", OK),
+        (b"MULTI", OK),
+        (b"SET k y", QUEUED),
+        (b"EXEC", NIL_ARRAY),
+        (b"GET k", bulk(b"x")),
+        (b"WATCH k", OK),
+        (b"SET k x", OK),
+        (b"UNWATCH", OK),
+        (b"MULTI", OK),
+        (b"EXEC", EMPTY),
+    ),
     "errors before EXEC": (
         (b"MULTI", OK),
         (b"SET k", wrong_arity(b"set")),
@@ -211,13 +247,13 @@ CONVERSATIONS: dict[str, tuple[Line, ...]] = {
         (b"EXEC", ABORTED),
         (b"EXISTS k", b":0\r\n"),
         (b"EXEC", NO_MULTI),
-        # Not so these, which are no fault in what is queued.
+        # These errors do not abort the transaction.
         (b"MULTI", OK),
         (b"MULTI", b"-ERR MULTI calls can not be nested\r\n"),
         (b"WATCH k", b"-ERR WATCH inside MULTI is not allowed\r\n"),
         (b"PING", QUEUED),
         (b"EXEC", b"*1\r\n" + PONG),
-        # An EXEC that cannot be right ends it; a DISCARD that cannot does not.
+        # A wrong EXEC ends the transaction; a wrong DISCARD does not.
         (b"MULTI", OK),
         (
             b"EXEC now",
@@ -261,7 +297,7 @@ CONVERSATIONS: dict[str, tuple[Line, ...]] = {
         (b"SET k v", OK),
         (b"MULTI", OK),
         (b"EXEC", NIL_ARRAY),
-        # It is over with EXEC, whatever came of that,
+        # EXEC ends the watch, even if the transaction is aborted.
         (b"MULTI", OK),
         (b"PING", QUEUED),
         (b"EXEC", b"*1\r\n" + PONG),
@@ -272,7 +308,7 @@ CONVERSATIONS: dict[str, tuple[Line, ...]] = {
         (b"EXEC", ABORTED),
         (b"MULTI", OK),
         (b"EXEC", EMPTY),
-        # and with DISCARD and UNWATCH.
+        # DISCARD and UNWATCH end the watch.
         (b"WATCH k none", OK),
         (b"SET k v", OK),
         (b"MULTI", OK),
@@ -290,7 +326,7 @@ CONVERSATIONS: dict[str, tuple[Line, ...]] = {
         (b"WATCH k none", OK),
         (b"MULTI", OK),
         (b"EXEC", NIL_ARRAY),
-        # What is queued breaks nothing.
+        # A queued command does not break a watch.
         (b"WATCH k", OK),
         (b"MULTI", OK),
         (b"SET k w", QUEUED),
@@ -312,7 +348,7 @@ CONVERSATIONS: dict[str, tuple[Line, ...]] = {
 
 
 class ConversationTests(ConversationCase):
-    """Two clients, over connections."""
+    """Tests with two clients, over connections."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -332,10 +368,10 @@ class ConversationTests(ConversationCase):
                 self.assertEqual(watching.ask(b"PING"), QUEUED)
                 self.assertEqual(watching.ask(b"EXEC"), expected)
 
-    def test_what_breaks_a_watch(self) -> None:
+    def test_changes_that_break_a_watch(self) -> None:
         self.each(BREAKS, NIL_ARRAY)
 
-    def test_what_does_not(self) -> None:
+    def test_commands_that_do_not_break_a_watch(self) -> None:
         self.each(KEEPS, b"*1\r\n" + PONG)
 
     def test_a_member_without_bytes(self) -> None:
@@ -358,12 +394,12 @@ class ConversationTests(ConversationCase):
         watching, other = self.clients
         self.assertEqual(other.ask(b"PSETEX", b"k", b"200", b"v"), OK)
         self.assertEqual(watching.ask(b"WATCH", b"k"), OK)
-        wait_until(lambda: other.ask(b"EXISTS", b"k") == b":0\r\n", "it has expired")
+        wait_until(lambda: other.ask(b"EXISTS", b"k") == b":0\r\n", "the key has expired")
         self.assertEqual(watching.ask(b"MULTI"), OK)
-        # On a slow machine it had expired before it was watched.
+        # On a slow machine the key may have expired before WATCH.
         self.assertIn(watching.ask(b"EXEC"), (NIL_ARRAY, EMPTY))
 
-    def test_of_one_client(self) -> None:
+    def test_conversations_of_one_client(self) -> None:
         for title, lines in CONVERSATIONS.items():
             self.clients[1].ask(b"FLUSHALL")
             for number, (line, expected) in enumerate(lines):
@@ -379,7 +415,7 @@ class ConversationTests(ConversationCase):
         self.assertTrue(watching.raw.ended())
         self.assertEqual(other.ask(b"EXISTS", b"k"), b":0\r\n")
 
-    def test_a_queue_is_one_client_s(self) -> None:
+    def test_each_client_has_its_own_queue(self) -> None:
         one, other = self.clients
         self.assertEqual(one.ask(b"MULTI"), OK)
         self.assertEqual(one.ask(b"SET", b"k", b"v"), QUEUED)
@@ -389,7 +425,7 @@ class ConversationTests(ConversationCase):
         self.assertEqual(other.ask(b"GET", b"k"), b"$1\r\nv\r\n")
 
     def in_threads(self, *works: Callable[[Conversation], object]) -> None:
-        """Do all of these at once, each with a connection of its own."""
+        """Run all of these at the same time, each with its own connection."""
         failures: list[BaseException] = []
 
         def work(this: Callable[[Conversation], object], conversation: Conversation) -> None:
@@ -405,8 +441,8 @@ class ConversationTests(ConversationCase):
             thread.join(DEADLINE)
         self.assertEqual(failures, [])
 
-    def test_nobody_sees_a_half(self) -> None:
-        """Not of one transaction, and not between what a transaction reads."""
+    def test_no_client_sees_half_a_transaction(self) -> None:
+        """No client sees one of two changes of a transaction, in or outside a transaction."""
 
         def add(conversation: Conversation, number: bytes) -> None:
             for _ in range(100):
@@ -426,7 +462,7 @@ class ConversationTests(ConversationCase):
         self.assertEqual(self.clients[0].ask(b"GET", b"a"), b"$1\r\n0\r\n")
 
     def test_a_counter_with_watch_loses_nothing(self) -> None:
-        """Look, and write if nobody else has meanwhile; else once more."""
+        """Read, and write unless another client has written meanwhile; otherwise try again."""
 
         def count(conversation: Conversation) -> None:
             done = 0
@@ -442,23 +478,23 @@ class ConversationTests(ConversationCase):
         self.assertEqual(self.clients[0].ask(b"GET", b"n"), b"$3\r\n200\r\n")
 
 
-@unittest.skipIf(WINDOWS, "redis-server has no Windows version")
+@unittest.skipIf(WINDOWS, "redis-server does not run on Windows")
 class RedisConversationTests(ConversationTests):
-    """The same, with a real Redis: it is the tables that are tested."""
+    """The same tables on redis-server, which proves the tables."""
 
     def serve(self) -> str:
         return redis_address(self)
 
 
 class WatchTests(ClientCase):
-    """What a server process would show only now and then."""
+    """Tests without a server, on a clock that the test sets."""
 
     def setUp(self) -> None:
         super().setUp()
         self.other = self.state.connect()
 
     def broken(self) -> bool:
-        """Whether EXEC does nothing; in any case the watch is over."""
+        """Return True if EXEC is aborted; in any case the watch is ended."""
         self.assertEqual(self.ask(b"MULTI"), OK)
         reply = self.run_command(b"EXEC")
         self.assertIn(reply, ([], NULL_ARRAY))
@@ -479,7 +515,7 @@ class WatchTests(ClientCase):
         self.ask(b"WATCH k")
         self.assertFalse(self.broken())
 
-    def test_a_key_that_expires_however_that_is_noticed(self) -> None:
+    def test_an_expired_key_breaks_a_watch_whoever_notices(self) -> None:
         for notice in (b"GET k", b"EXISTS k", b"SET k v", b"KEYS *", b"SCAN 0", b"RANDOMKEY"):
             with self.subTest(notice=notice):
                 self.ask(b"FLUSHALL")
@@ -506,7 +542,7 @@ class WatchTests(ClientCase):
                 self.keyspace.memory_limit = math.inf
 
     def test_a_transaction_evicts_what_it_watches(self) -> None:
-        """EXEC makes room before it looks at the watch, as Redis does."""
+        """As in Redis, EXEC evicts keys before it checks the watch."""
         self.keyspace.policy = "allkeys-lru"
         self.ask(b"SET k v")
         self.ask(b"WATCH k")
@@ -515,7 +551,7 @@ class WatchTests(ClientCase):
         self.keyspace.memory_limit = self.keyspace.used_memory - 1
         self.assertIs(self.run_command(b"EXEC"), NULL_ARRAY)
 
-    def test_nothing_is_left_of_a_watch(self) -> None:
+    def test_a_watch_is_removed_completely(self) -> None:
         for number, end in enumerate((b"EXEC", b"DISCARD", b"UNWATCH", b"RESET", b"EXEC now")):
             with self.subTest(end=end):
                 self.ask(b"WATCH a b c")
@@ -530,7 +566,7 @@ class WatchTests(ClientCase):
                 self.ask(b"UNWATCH", self.other)
                 self.assertEqual(watched_keys(self.keyspace), {})
 
-    def test_one_that_leaves_watches_no_more(self) -> None:
+    def test_a_client_that_leaves_ends_its_watches(self) -> None:
         self.ask(b"WATCH a b")
         self.ask(b"MULTI")
         self.ask(b"SET a v")
@@ -547,7 +583,7 @@ class WatchTests(ClientCase):
         self.assertEqual(self.ask(b"EXEC", self.client), NIL_ARRAY)
         self.assertEqual(self.ask(b"GET k", third), b"$1\r\nv\r\n")
 
-    def test_the_store_s_own(self) -> None:
+    def test_watches_of_the_store(self) -> None:
         watch = Watch()
         self.keyspace.watch(b"k", watch)
         self.keyspace.watch(b"k", watch)
@@ -557,7 +593,7 @@ class WatchTests(ClientCase):
 
 
 class LeavingTests(unittest.TestCase):
-    """A client that leaves in the middle of it."""
+    """Tests with a client that disconnects during a transaction."""
 
     def setUp(self) -> None:
         self.name = unique_name()
@@ -565,7 +601,7 @@ class LeavingTests(unittest.TestCase):
         self.server.start()
         self.addCleanup(self.server.stop)
 
-    def test_its_watches_end_with_it(self) -> None:
+    def test_the_watches_of_a_client_end_with_it(self) -> None:
         def leave(last: bytes) -> None:
             with RawConnection(self.name) as raw:
                 begin = command(b"WATCH", b"a", b"b") + command(b"MULTI")
@@ -582,7 +618,8 @@ class LeavingTests(unittest.TestCase):
             for last in (b"", command(b"QUIT"), b"*1\r\nfoo\r\n"):
                 leave(last)
                 wait_until(
-                    lambda: not watched_keys(keyspace_of(self.server)), "its watches are gone"
+                    lambda: not watched_keys(keyspace_of(self.server)),
+                    "the watches of the client are gone",
                 )
         with new_client(self.name) as cache:
             self.assertEqual(cache.dbsize(), 0)

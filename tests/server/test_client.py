@@ -1,4 +1,4 @@
-"""client.py against a server inside this process, and against things that are no server."""
+"""Tests of client.py with a server inside the test process, and with other programs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ from tests.support.internals import keyspace_locked
 
 
 def encoded(reply: Any) -> Any:
-    """A reply as it is without decoding."""
+    """Return a reply without decoding."""
     if isinstance(reply, list):
         return [encoded(element) for element in reply]
     return reply.encode() if isinstance(reply, str) else reply
@@ -126,7 +126,7 @@ class ReplyReaderTests(unittest.TestCase):
     )
 
     def readers(self, stream: bytes) -> Iterator[ReplyReader]:
-        """Readers that get the stream in chunks of one size each."""
+        """Return readers, each of which receives the stream in chunks of one size."""
         for size in (1, 2, 3, 7, 1000, len(stream)):
             chunks = [stream[start : start + size] for start in range(0, len(stream), size)]
             reader = ReplyReader(iter(chunks[1:]).__next__)
@@ -191,7 +191,7 @@ class ReplyReaderTests(unittest.TestCase):
                 self.assertEqual((type(error), str(error)), (kind, message))
                 self.assertEqual(error.status_code, line.split()[0])
 
-    def test_what_is_not_resp(self) -> None:
+    def test_input_that_is_not_resp(self) -> None:
         for data in (b"HTTP/1.1 400 Bad Request\r\n", b"\r\n", b"$abc\r\n", b":1.5\r\n"):
             for method in ("read", "read_many"):
                 reader = ReplyReader(lambda: b"")
@@ -199,7 +199,7 @@ class ReplyReaderTests(unittest.TestCase):
                 with self.subTest(data=data, method=method), self.assertRaises(ProtocolError):
                     reader.read(True) if method == "read" else reader.read_many(2, True)
 
-    def test_what_is_not_utf_8(self) -> None:
+    def test_replies_that_are_not_utf_8(self) -> None:
         reader = ReplyReader(lambda: b"")
         reader.feed(b"*1\r\n$1\r\n\xff\r\n")
         with self.assertRaises(UnicodeDecodeError):
@@ -382,7 +382,7 @@ class ClientTests(ServerCase):
                     value = f"{number}-{turn}" * (1 + turn * 30)
                     self.cache.set(str(number), value)
                     if self.cache.get(str(number)) != value:
-                        raise AssertionError("somebody else's reply")
+                        raise AssertionError("the reply to another thread")
             except BaseException as error:
                 failures.append(error)
 
@@ -452,7 +452,7 @@ class TransactionTests(ServerCase):
             with self.assertRaisesRegex(WatchError, r"^Watched variable changed\.$"):
                 pipe.set("k", "never").execute()
             self.assertEqual(pipe.get("k").execute(), ["3"])
-        self.assertEqual(self.info("total_connections_received"), 3)  # with this one
+        self.assertEqual(self.info("total_connections_received"), 3)  # including this one
 
     def test_a_watch_that_is_given_up(self) -> None:
         with self.cache.pipeline() as pipe:
@@ -465,7 +465,9 @@ class TransactionTests(ServerCase):
             pipe.watch("k")
         del pipe
         gc.collect()
-        wait_until(lambda: self.info("connected_clients") <= 3, "the watching connection ends")
+        wait_until(
+            lambda: self.info("connected_clients") <= 3, "the connection that watches has ended"
+        )
 
     def test_an_error_while_watching(self) -> None:
         with self.cache.pipeline() as pipe:
@@ -513,11 +515,11 @@ class TransactionTests(ServerCase):
         pipe.multi()
         self.server.stop()
         with pipecache.Server(self.name):
-            with self.assertRaises(ConnectionLost):  # it may have run, for all this side knows
+            with self.assertRaises(ConnectionLost):  # the client cannot know if it has run
                 pipe.incr("k").execute()
             self.assertEqual(pipe.get("k").execute(), [None])
 
-    def test_what_is_read_in_vain_ends_the_watch(self) -> None:
+    def test_a_failed_read_ends_the_watch(self) -> None:
         self.cache.set("k", b"\xff")
         pipe = self.cache.pipeline()
         pipe.watch("k")
@@ -570,7 +572,7 @@ class LockTests(ServerCase):
             self.assertEqual(self.cache.ttl("k"), -1)
         self.assertEqual(self.cache.exists("k"), 0)
 
-    def test_its_time(self) -> None:
+    def test_the_timeout_of_a_lock(self) -> None:
         lock = self.cache.lock("k", timeout=100)
         with lock:
             self.assertEqual(self.cache.ttl("k"), 100)
@@ -629,7 +631,7 @@ class LockTests(ServerCase):
 
 
 class VanishedServerTests(ServerCase):
-    def test_nobody_there(self) -> None:
+    def test_no_server(self) -> None:
         name = unique_name()
         with new_client(name) as cache:
             with self.assertRaisesRegex(ServerNotRunning, "^Cache server not running: "):
@@ -654,7 +656,7 @@ class VanishedServerTests(ServerCase):
     def test_the_other_idle_connections_are_dropped_too(self) -> None:
         server = self.serve()
         with new_client(self.name) as cache:
-            with keyspace_locked(server):  # so that each call needs a connection of its own
+            with keyspace_locked(server):  # then each call needs its own connection
                 calls = [Background(lambda: cache.set("k", "v")) for _ in range(3)]
             for call in calls:
                 call.wait()
@@ -704,7 +706,7 @@ class VanishedServerTests(ServerCase):
     if sys.platform != "win32":
 
         def test_time_limits_near_zero(self) -> None:
-            # The kernel takes 0 microseconds for no limit at all.
+            # For a socket, a limit of 0 microseconds means no limit.
             with contextlib.ExitStack() as stack:
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
                 path = os.path.join(folder, "socket")
@@ -720,7 +722,7 @@ class VanishedServerTests(ServerCase):
                 with Client(path, connect_timeout=0) as cache, self.assertRaises(CacheTimeout):
                     cache.ping()
 
-    @unittest.skipIf(WINDOWS, "a pipe has messages, which come whole")
+    @unittest.skipIf(WINDOWS, "a pipe delivers messages whole")
     def test_a_reply_that_was_cut(self) -> None:
         for said, expected in ((b"", ConnectionLost), (b"x" * 100, ConnectionLost)):
             with self.subTest(said=said):
@@ -803,7 +805,7 @@ class CommandLineTests(ServerCase):
             "SET city never\n"
         )
         status, out, _ = self.run_main(lines=lines)
-        self.assertEqual(status, 1)  # the worst of all
+        self.assertEqual(status, 1)  # the highest of all statuses
         self.assertEqual(
             out.splitlines(),
             [
@@ -823,7 +825,7 @@ class CommandLineTests(ServerCase):
 
 
 class SourceTests(unittest.TestCase):
-    """Each of the two files works alone, and what both declare is declared alike."""
+    """Each of the two files works alone, and both declare the same things in the same way."""
 
     def tree(self, name: str) -> ast.Module:
         return ast.parse((ROOT / name).read_text(encoding="utf-8"))
@@ -842,7 +844,7 @@ class SourceTests(unittest.TestCase):
                 for module in modules:
                     self.assertIn(module.split(".")[0], known, name)
 
-    def test_what_both_declare_is_alike(self) -> None:
+    def test_both_files_declare_the_same(self) -> None:
         def declarations(name: str) -> dict[str, str]:
             found = {}
             nodes = [*self.tree(name).body]
@@ -853,7 +855,7 @@ class SourceTests(unittest.TestCase):
                     if ast.get_docstring(node):  # Each file has its own words.
                         del node.body[0]
                     found[node.name] = ast.dump(node)
-                elif isinstance(node, ast.If):  # what is for Windows alone
+                elif isinstance(node, ast.If):  # code for Windows only
                     nodes += node.body
             return found
 

@@ -1,4 +1,4 @@
-"""client.py: waiting, channels, MONITOR, owned locks, cached results."""
+"""Tests of client.py: blocking, publish/subscribe, MONITOR, owned locks, cached results."""
 
 from __future__ import annotations
 
@@ -40,12 +40,15 @@ class LiveClientCase(ServerCase):
         return cache
 
     def blocked(self, count: int) -> None:
-        """Wait until so many clients wait."""
-        wait_until(lambda: self.cache.info("clients")["blocked_clients"] == count, "the waiting")
+        """Wait until ``count`` clients are blocked."""
+        wait_until(
+            lambda: self.cache.info("clients")["blocked_clients"] == count,
+            f"{count} clients are blocked",
+        )
 
 
 class WaitingTests(LiveClientCase):
-    def test_each_is_given_what_comes(self) -> None:
+    def test_blocking_methods_return_new_elements(self) -> None:
         other = self.client()
         calls: tuple[tuple[Callable[[], Any], Callable[[], Any], Any], ...] = (
             (lambda: other.blpop("l"), lambda: self.cache.rpush("l", "v"), ("l", "v")),
@@ -72,12 +75,12 @@ class WaitingTests(LiveClientCase):
                 push()
                 self.assertEqual(waiting.wait(), expected)
 
-    def test_nothing_comes(self) -> None:
+    def test_blocking_methods_time_out(self) -> None:
         self.assertIsNone(self.cache.blpop("l", 0.01))
         self.assertIsNone(self.cache.bzpopmin(["a", "b"], timeout=0.01))
         self.assertIsNone(self.cache.blmove("a", "b", 0.01))
 
-    def test_it_may_take_longer_than_the_time_limit_of_a_reply(self) -> None:
+    def test_blocking_may_take_longer_than_the_timeout_of_replies(self) -> None:
         hasty = self.client(timeout=0.1)
         self.assertIsNone(hasty.blpop("l", 0.3))
         waiting = Background(lambda: hasty.blpop("l", 0))
@@ -146,12 +149,14 @@ class PubSubTests(LiveClientCase):
         pubsub = self.subscribed("first")
         listening = Background(lambda: [pubsub.get_message(timeout=DEADLINE) for _ in range(2)])
         pubsub.subscribe("second")
-        wait_until(lambda: self.cache.publish("second", "hello"), "the second channel")
+        wait_until(
+            lambda: self.cache.publish("second", "hello"), "the second channel is subscribed"
+        )
         heard: Any = listening.wait()
         self.assertEqual([each["type"] for each in heard], ["subscribe", "message"])
 
     def test_a_thread_that_listened_has_ended(self) -> None:
-        # Windows cancels what it has begun to read; nothing may be lost of what comes after it.
+        # Windows cancels the pending read of a thread that ends; no later message may be lost.
         pubsub = self.subscribed("news")
         self.assertIsNone(Background(lambda: pubsub.get_message(timeout=0.01)).wait())
         self.assertEqual(self.cache.publish("news", "hello"), 1)
@@ -164,7 +169,7 @@ class PubSubTests(LiveClientCase):
         listening = Background(lambda: list(pubsub.listen()))
         pubsub.close()
         self.assertEqual(listening.wait(), [])
-        wait_until(lambda: self.cache.publish("news", "x") == 0, "the end of the connection")
+        wait_until(lambda: self.cache.publish("news", "x") == 0, "the connection is closed")
 
     def test_handlers_in_a_thread(self) -> None:
         heard: list[Any] = []
@@ -174,10 +179,10 @@ class PubSubTests(LiveClientCase):
         pubsub.subscribe(news=heard.append)
         pubsub.psubscribe(**{"w*": lambda message: heard.append(message["data"])})
         thread = pubsub.run_in_thread(daemon=True)
-        wait_until(self.cache.pubsub_numpat, "the subscription")
+        wait_until(self.cache.pubsub_numpat, "the pattern is subscribed")
         self.cache.publish("weather", "rain")
         self.cache.publish("news", "hello")
-        wait_until(lambda: len(heard) == 2, "both messages")
+        wait_until(lambda: len(heard) == 2, "both messages have arrived")
         self.assertEqual((heard[0], heard[1]["data"]), ("rain", "hello"))
         thread.stop()
         thread.join(DEADLINE)
@@ -195,12 +200,12 @@ class PubSubTests(LiveClientCase):
         thread = pubsub.run_in_thread(exception_handler=handler)
         for text in ("one", "two"):
             wait_until(lambda text=text: self.cache.publish("news", text), "the subscription")  # type: ignore[misc]
-        wait_until(lambda: len(failures) == 2, "both failures")
+        wait_until(lambda: len(failures) == 2, "both calls have failed")
         thread.stop()
         thread.join(DEADLINE)
         self.assertEqual(failures, ["one", "two"])
 
-    def test_it_subscribes_again_when_the_server_is_back(self) -> None:
+    def test_subscriptions_are_renewed_when_the_server_is_back(self) -> None:
         pubsub = self.subscribed("news")
         pubsub.psubscribe("w*")
         self.assertIsNotNone(pubsub.get_message(timeout=DEADLINE))
@@ -210,11 +215,11 @@ class PubSubTests(LiveClientCase):
         self.addCleanup(again.stop)
         listening = Background(lambda: [pubsub.get_message(timeout=DEADLINE) for _ in range(3)])
         other = self.client()
-        wait_until(lambda: other.publish("weather", "rain"), "the subscription")
+        wait_until(lambda: other.publish("weather", "rain"), "the channel is subscribed")
         heard: Any = listening.wait()
         self.assertEqual([each["type"] for each in heard], ["subscribe", "psubscribe", "pmessage"])
 
-    @unittest.skipIf(WINDOWS, "the socket of a stand-in for the server")
+    @unittest.skipIf(WINDOWS, "the other program uses a socket")
     def test_a_server_that_hangs_up_again_and_again(self) -> None:
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
@@ -226,7 +231,7 @@ class PubSubTests(LiveClientCase):
         connections = []
 
         def hang_up() -> None:
-            with contextlib.suppress(OSError):  # closed, in the end
+            with contextlib.suppress(OSError):  # the socket is closed at the end
                 while True:
                     connection, _ = listener.accept()
                     connections.append(connection.recv(100))
@@ -252,7 +257,7 @@ class PubSubTests(LiveClientCase):
 
 
 class MonitorTests(LiveClientCase):
-    def test_what_others_do(self) -> None:
+    def test_a_monitor_receives_commands_of_others(self) -> None:
         with self.client().monitor() as monitor:
             self.cache.set("k", 'two "words"')
             told = monitor.next_command()
@@ -263,7 +268,7 @@ class MonitorTests(LiveClientCase):
             self.assertEqual(next(monitor.listen())["command"], "GET k")
         with self.assertRaises(CacheError):
             monitor.next_command()
-        wait_until(lambda: "flags=O" not in str(self.cache.client_list()), "its end")
+        wait_until(lambda: "flags=O" not in str(self.cache.client_list()), "the monitor is gone")
 
 
 class CachedTests(LiveClientCase):
@@ -274,7 +279,7 @@ class CachedTests(LiveClientCase):
     def cached(self, cache: client.Client, **options: Any) -> Any:
         @cache.cached(ttl=60, **options)
         def double(value: Any, plus: Any = None) -> Any:
-            """Twice that."""
+            """Return the double."""
             self.calls.append(value)
             if value == "bad":
                 raise ValueError(value)
@@ -297,7 +302,7 @@ class CachedTests(LiveClientCase):
         double(1)
         self.assertEqual(self.calls, [1, 1, None, 1])
 
-    def test_another_client_and_program_share_it(self) -> None:
+    def test_cached_results_are_shared(self) -> None:
         self.cached(self.cache, key=str, prefix="double:")(2)
         self.assertEqual(self.cache.get("double:2"), "[2, 2, null]")
         self.assertEqual(
@@ -331,7 +336,7 @@ class CachedTests(LiveClientCase):
             self.cache.cached(ttl=0)
 
 
-#: Takes an owned lock and keeps it until it is killed.
+#: A program that acquires an owned lock and holds it until it is killed.
 HOLDER = """\
 import sys, client
 lock = client.Client(pipe=sys.argv[1]).lock("lock", owned=True)
@@ -342,7 +347,7 @@ sys.stdin.read()
 
 class OwnedLockTests(LiveClientCase):
     def holder(self) -> subprocess.Popen[bytes]:
-        """A process that holds the lock."""
+        """Return a process that holds the lock."""
         process = subprocess.Popen(
             [sys.executable, "-c", HOLDER, self.name], cwd=ROOT, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -370,7 +375,7 @@ class OwnedLockTests(LiveClientCase):
             self.assertTrue(lock.owned())
             self.assertEqual(self.cache.ttl("lock"), -1)
             self.assertEqual(sum(int(each["owned"]) for each in self.cache.client_list()), 1)
-            self.cache.close()  # which the lock outlives
+            self.cache.close()  # the lock has its own connection
             self.assertTrue(lock.owned())
         self.assertFalse(lock.locked())
         with self.assertRaises(LockError):
@@ -384,20 +389,20 @@ class OwnedLockTests(LiveClientCase):
         self.assertEqual(sum(int(each["owned"]) for each in self.cache.client_list()), 1)
         lock.release()
 
-    def test_it_is_lost_with_its_connection(self) -> None:
+    def test_a_lock_is_lost_with_its_connection(self) -> None:
         lock = self.cache.lock("lock", owned=True)
         lock.acquire()
         for each in self.cache.client_list():
             if int(each["owned"]):
                 self.cache.client_kill_filter(_id=each["id"])
-        wait_until(lambda: not lock.locked(), "the end of the lock")
+        wait_until(lambda: not lock.locked(), "the lock is released")
         self.assertFalse(lock.owned())
         with self.assertRaises(LockNotOwnedError):
             lock.release()
         self.assertTrue(lock.acquire(blocking=False))
         lock.release()
 
-    def test_it_is_anothers_by_now(self) -> None:
+    def test_a_lock_that_another_client_has_taken(self) -> None:
         lock = self.cache.lock("lock", owned=True)
         lock.acquire()
         self.cache.set("lock", "somebody")
@@ -406,9 +411,9 @@ class OwnedLockTests(LiveClientCase):
             lock.release()
         self.assertEqual(self.cache.get("lock"), "somebody")
 
-    def test_one_that_is_forgotten(self) -> None:
+    def test_a_lock_that_is_garbage_collected(self) -> None:
         self.cache.lock("lock", owned=True, thread_local=False).acquire()
-        wait_until(lambda: not self.cache.exists("lock"), "the end of the lock")
+        wait_until(lambda: not self.cache.exists("lock"), "the lock is released")
 
     def test_many_threads_and_one_lock(self) -> None:
         inside, most = [0], [0]
@@ -440,8 +445,8 @@ class OwnedLockTests(LiveClientCase):
                 self.assertTrue(lock.owned())
                 lock.release()
                 self.assertTrue(lock.acquire())
-                del lock  # and its connection, which the child must not keep open
-                wait_until(lambda: not self.cache.exists("lock"), "the end of the lock")
+                del lock  # the child must not keep the connection open either
+                wait_until(lambda: not self.cache.exists("lock"), "the lock is released")
             finally:
                 os.write(end, b"x")
                 status = os.waitpid(child, 0)[1]
@@ -454,12 +459,12 @@ class OwnedLockTests(LiveClientCase):
         self.assertIs(other.set("here", "yes", owned=True, ex=60), True)
         self.assertEqual(self.cache.get("here"), "yes")
         other.close()
-        wait_until(lambda: not self.cache.exists("here"), "the end of the key")
+        wait_until(lambda: not self.cache.exists("here"), "the key is deleted")
 
 
 class CommandLineTests(LiveClientCase):
     def run_until_interrupted(self, arguments: list[str], act: Callable[[], object]) -> list[str]:
-        """The lines that client.py prints until the first one after something was done."""
+        """Return the lines that client.py prints up to the first one after an action."""
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "client.py"), "--pipe", self.name, *arguments],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""``python pipecache.py`` and ``python client.py`` as processes, as a user starts them."""
+"""Tests of ``python pipecache.py`` and ``python client.py`` as processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STAMP = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} "
 
 
 def run(*arguments: str, file: str = "pipecache.py") -> tuple[int, str, str]:
-    """Run a program to its end: exit status, standard output, standard error."""
+    """Run a program; return the exit status, standard output and standard error."""
     argv = [sys.executable, str(ROOT / file), *arguments]
     done = provision.start_once_more(
         lambda: subprocess.run(
@@ -45,7 +45,7 @@ class ServerTests(unittest.TestCase):
             banner, access, ready = server.lines
             self.assertRegex(banner, STAMP + "INFO Serving ")
             self.assertIn(server.address, banner)
-            if not running_under_wine():  # which has ids of its own
+            if not running_under_wine():  # Wine has its own process ids
                 self.assertIn(f"(process {server.process.pid}, ", banner)
             self.assertRegex(access, STAMP + r"INFO Access: this user's programs \(.*\)$")
             self.assertRegex(ready, STAMP + "INFO Ready to accept connections$")
@@ -68,7 +68,7 @@ class ServerTests(unittest.TestCase):
             crowd = [RawConnection(server.name) for _ in range(100)]
             crowd[0].send(b"SET big " + b"x" * 5_000_000 + b"\n")
             self.assertEqual(crowd[0].receive(), b"OK\n")
-            crowd[1].send(b"GET big\n")  # and does not read the reply
+            crowd[1].send(b"GET big\n")  # the client does not read the reply
             self.assertEqual(crowd[1].receive(1), b"x")
             crowd[2].send(b"*2\r\n$3\r\nGE")
             server.interrupt()
@@ -162,7 +162,7 @@ class ServerTests(unittest.TestCase):
         )
 
     def test_without_a_console(self) -> None:
-        # As under pythonw.exe.
+        # pythonw.exe has no console.
         with mock.patch.object(sys, "stderr", None):
             with log_restored():
                 log_to(None)
@@ -184,7 +184,7 @@ class ClientTests(unittest.TestCase):
         self.assertEqual((status, out), (2, ""))
         self.assertRegex(err, "^Error: Cache server not running: ")
 
-    def test_output_that_is_no_console_is_what_is_stored(self) -> None:
+    def test_output_to_a_pipe_is_the_stored_bytes(self) -> None:
         value = "\u00fc\u20ac\U0001f600".encode() + b"\xff\r\n"
         with ServerProcess() as server, new_client(server.name, decode_responses=False) as cache:
             cache.set("k", value)
@@ -203,8 +203,8 @@ class ClientTests(unittest.TestCase):
                 self.assertEqual(done.stdout[: len(value)], value)
             self.assertEqual(cache.get("\u00fc"), "\u20ac".encode())
 
-    @unittest.skipIf(WINDOWS, "a shell of another kind")
-    def test_nobody_reads_the_output(self) -> None:
+    @unittest.skipIf(WINDOWS, "the test uses sh")
+    def test_a_closed_standard_output(self) -> None:
         with ServerProcess() as server:
             done = subprocess.run(
                 f"'{sys.executable}' client.py --pipe {server.name} HELP | head -0",
@@ -216,7 +216,7 @@ class ClientTests(unittest.TestCase):
             )
             self.assertEqual(done.stderr, b"")
 
-    def test_a_name_that_cannot_be(self) -> None:
+    def test_an_invalid_name(self) -> None:
         for name in ("", " ", "a\nb"):
             status, out, err = run("--pipe", name, "PING", file="client.py")
             self.assertEqual((status, out), (2, ""))

@@ -1,4 +1,4 @@
-"""Whom a client talks to, and what its doctor says."""
+"""Tests of the check for the server's owner, and of ``client.py doctor``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if sys.platform == "win32":
 
 @contextlib.contextmanager
 def a_stranger() -> Any:
-    """Let every server be another account's."""
+    """Make every server look like one of another account."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(client, "current_user", lambda: "S-1-5-21-1-2-3-4"))
         stack.enter_context(mock.patch.object(client, "TRUSTED_SIDS", ()))
@@ -40,11 +40,11 @@ class OwnerTests(unittest.TestCase):
         self.addCleanup(server.stop)
         return server
 
-    def test_ones_own_server(self) -> None:
+    def test_a_server_of_this_account(self) -> None:
         self.serve()
         self.assertTrue(new_client(self.name).ping())
 
-    def test_somebody_elses_is_told_nothing(self) -> None:
+    def test_a_server_of_another_account_receives_nothing(self) -> None:
         server = self.serve()
         with a_stranger():
             with self.assertRaisesRegex(client.UntrustedServer, "another user.*trust_any_owner"):
@@ -60,7 +60,7 @@ class OwnerTests(unittest.TestCase):
                 self.assertTrue(cache.ping())
             self.assertEqual(client.send_command("PING", self.name, trust_any_owner=True), "PONG")
 
-    def test_who_has_more_power_anyway_is_trusted(self) -> None:
+    def test_administrators_are_trusted(self) -> None:
         self.serve()
         with a_stranger():
             with mock.patch.object(client, "TRUSTED_SIDS", (self.owner(),)):
@@ -71,7 +71,7 @@ class OwnerTests(unittest.TestCase):
         with contextlib.closing(transport):
             return transport.owner()
 
-    def test_the_owner_is_who_serves(self) -> None:
+    def test_the_owner_is_the_account_of_the_server(self) -> None:
         self.serve()
         if sys.platform == "win32":
             self.assertEqual(self.owner(), pipecache.current_user_sid())
@@ -82,7 +82,7 @@ class OwnerTests(unittest.TestCase):
 
     def test_another_user(self) -> None:
         if sys.platform == "win32" or os.geteuid() != 0:
-            self.skipTest("only root can be two users")
+            self.skipTest("only root can change the user")
         os.seteuid(65534)
         try:
             server = self.serve(access="users")
@@ -94,7 +94,7 @@ class OwnerTests(unittest.TestCase):
         self.assertEqual(command_count(server), 0)
         self.assertTrue(new_client(self.name, trust_any_owner=True).ping())
 
-    def test_an_owner_that_is_not_told(self) -> None:
+    def test_an_unknown_owner(self) -> None:
         self.serve()
         with mock.patch.object(client.Transport, "owner", side_effect=OSError(errno.EPERM, "no")):
             with self.assertRaisesRegex(client.UntrustedServer, "Cannot read the owner of"):
@@ -114,7 +114,7 @@ class OwnerTests(unittest.TestCase):
 
 
 def run(*arguments: str) -> tuple[int, str]:
-    """The exit status of client.py, and what it prints."""
+    """Run client.py in this process; return the exit status and the output."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         try:
@@ -138,7 +138,8 @@ class DoctorTests(unittest.TestCase):
                 "Allowed to connect: .*",
                 f"pipecache {pipecache.__version__} on Python .*, running for \\d+ s",
                 r"A round trip takes \d+ µs; 99 of 100 take \d+ µs or less",
-                "The server answers text commands", "1 of 1000 clients connected",
+                # The server may still count the connection that the text commands came over.
+                "The server answers text commands", "[12] of 1000 clients connected",
                 r"\d+ bytes of memory used \(no limit\)",
                 "No persistence .*--db FILE", "No problems found.$",
             )  # fmt: skip
@@ -156,7 +157,7 @@ class DoctorTests(unittest.TestCase):
                 for each in clients:
                     each.ping()
                 clients[0].set("key", "x" * 18_000)
-                # Of those of the doctor, too, one of which the server may not have seen leave yet.
+                # The doctor's connections count, and the server may still count a closed one.
                 self.examine(
                     server.name, 1, "[45] of 5 clients connected, which is close to the limit",
                     "of 20480 bytes of memory used, which is close to the limit: delete keys",
@@ -179,7 +180,7 @@ class DoctorTests(unittest.TestCase):
             "pipe of this name. Advice: start pipecache.py", "Not usable; see the lines above.$",
         )  # fmt: skip
 
-    def test_somebody_elses(self) -> None:
+    def test_examining_a_server_of_another_account(self) -> None:
         with ServerProcess() as server, a_stranger():
             out = self.examine(server.name, 2, "Not usable", "is served by another user")
             self.assertNotIn("round trip", out)
@@ -190,7 +191,7 @@ class DoctorTests(unittest.TestCase):
 
         @contextlib.contextmanager
         def stand_in(self) -> Iterator[tuple[str, socket.socket]]:
-            """A name, and a socket that is bound to it."""
+            """Bind a socket to a new name; yield both."""
             name = unique_name()
             address = client.pipe_address(name)
             with socket.socket(socket.AF_UNIX) as listening:
@@ -200,7 +201,7 @@ class DoctorTests(unittest.TestCase):
                 finally:
                     os.unlink(address)
 
-        def test_one_that_is_no_server(self) -> None:
+        def test_examining_another_program(self) -> None:
             with self.stand_in() as (name, listening):
                 self.examine(
                     name, 2, f"Error {errno.ECONNREFUSED}, ECONNREFUSED: the socket exists"
@@ -208,7 +209,7 @@ class DoctorTests(unittest.TestCase):
                 listening.listen()
 
                 def answer() -> None:
-                    for _ in range(2):  # the first looks who it is
+                    for _ in range(2):  # the first connection checks the owner
                         accepted, _ = listening.accept()
                         with accepted:
                             if accepted.recv(1000):
@@ -218,7 +219,7 @@ class DoctorTests(unittest.TestCase):
                 self.examine(name, 2, "FAIL", "Not usable")
                 answering.wait()
 
-        def test_one_that_never_answers(self) -> None:
+        def test_examining_a_server_that_never_answers(self) -> None:
             with self.stand_in() as (name, listening):
                 listening.listen()
                 with mock.patch.object(client, "TIMEOUT", 0.1):
@@ -254,7 +255,7 @@ class DoctorTests(unittest.TestCase):
         self.assertEqual(status, 2)
         self.assertIn("'please' is not an error number", out)
 
-    def test_who_may_connect_in_words(self) -> None:
+    def test_access_in_words(self) -> None:
         for access, words in (
             ("0600", "its owner"), ("0666", "all accounts"),
             ("D:P(A;;GA;;;SY)(A;;0x12019b;;;AU)", "SYSTEM, all accounts of this machine"),

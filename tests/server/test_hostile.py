@@ -1,4 +1,4 @@
-"""Clients that ask for little and would have the server do, or keep, much."""
+"""Tests with small requests that could cost the server much time or memory."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ TRANSPORT: Any = getattr(pipecache, "PipeConnection" if WINDOWS else "SocketConn
 
 
 def peak_of(work: Callable[[], object]) -> int:
-    """The bytes of memory that something takes at most, beyond what was there before."""
+    """Return the peak number of bytes that a call allocates."""
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
@@ -60,10 +60,10 @@ def peak_of(work: Callable[[], object]) -> int:
 
 
 class ProcessorTests(ClientCase):
-    """What costs the one who asks nothing, and held up everybody else."""
+    """Cheap requests that once took much processor time, during which other clients waited."""
 
     def test_the_same_option_again_and_again(self) -> None:
-        # With the square of their number a hundred thousand took ten seconds.
+        # In quadratic time a hundred thousand options took ten seconds.
         started = time.process_time()
         for words in (
             [b"ZADD", b"z"] + [b"CH"] * 100_000,
@@ -84,7 +84,7 @@ class ProcessorTests(ClientCase):
         members = [b"%d" % number for number in range(20_000)]
         execute(self.client, [b"SADD", b"s", *members])
         execute(self.client, [b"HSET", b"h", *itertools.chain(*zip(members, members))])
-        with mock.patch("random.sample", side_effect=AssertionError("all were listed")):
+        with mock.patch("random.sample", side_effect=AssertionError("all members were listed")):
             for words in (
                 b"SRANDMEMBER s 3", b"SRANDMEMBER s -3", b"HRANDFIELD h 3 WITHVALUES", b"SPOP s 2"
             ):  # fmt: skip
@@ -99,12 +99,12 @@ class ProcessorTests(ClientCase):
         self.assertIn("the patterns are longer than 16384 bytes in total", str(reply))
         self.assertEqual(self.ask(b"PUBSUB NUMPAT"), b":0\r\n")
 
-    def test_what_stands_between_stars_is_found_as_by_the_expression(self) -> None:
+    def test_a_literal_between_stars_matches_like_a_class(self) -> None:
         chance = random.Random(3)
         for _ in range(3000):
             pattern = bytes(chance.choices(b"ab*\\", k=chance.randrange(1, 10)))
             key = bytes(chance.choices(b"ab*", k=chance.randrange(8)))
-            # A class of one is no literal, and means the same.
+            # A class of one character means the same, but is not matched as a literal.
             other = re.sub(rb"\\?[ab]", lambda match: b"[%b]" % match[0][-1:], pattern)
             found, expected = (bool(compile_glob(each)(key)) for each in (pattern, other))
             self.assertEqual(found, expected, (pattern, key))
@@ -121,10 +121,10 @@ class ReplyTests(ClientCase):
         replies: list[Any] = []
         peak = peak_of(lambda: replies.append(execute(self.client, [b"EXEC"])))
         self.assertIn("longer than max-reply", str(replies[0]))
-        self.assertLess(peak, 2 * MEGABYTE)  # two of the fifty lists
+        self.assertLess(peak, 2 * MEGABYTE)  # two of the fifty replies
         self.assertEqual(execute(self.client, [b"GET", b"after"]), b"1")
 
-    def test_what_is_short_but_much(self) -> None:
+    def test_many_short_elements_are_measured(self) -> None:
         for reply in ([b""] * 20_000, [None] * 20_000, [1] * 20_000, [[b""]] * 10_000):
             encoded = len(pipecache.encode_resp(reply))
             measured = pipecache.reply_size(reply)
@@ -152,7 +152,7 @@ class SubscriberTests(PushCase):
         self.assertEqual(max(sizes) // MEGABYTE, 4)
         self.assertLess(peak, 12 * MEGABYTE)
 
-    def test_memory_is_short_for_one_of_them(self) -> None:
+    def test_memory_is_short_for_one_subscriber(self) -> None:
         (first, one), (second, two) = self.join(), self.join()
         for each in (first, second):
             execute(each, [b"SUBSCRIBE", b"c"])
@@ -182,7 +182,7 @@ class ServedTests(ServerCase):
                     self.assertEqual(raw.read(len(expected)), expected)
             self.assertEqual(send.call_count, turns)
 
-    @unittest.skipIf(WINDOWS, "a message is one text command")
+    @unittest.skipIf(WINDOWS, "on a pipe, a message is one text command")
     def test_lines_beyond_a_thousand_are_answered(self) -> None:
         self.serve()
         raw = self.raw()
@@ -197,29 +197,29 @@ class ServedTests(ServerCase):
         raw.ask(command(b"PSUBSCRIBE", *patterns))
         with new_client(self.name) as cache, self.assertLogs("pipecache", "INFO") as logged:
             self.assertEqual(cache.publish("c" * 30, "x" * 500), 30)
-            wait_until(lambda: client_count(server) == 1, "it is dropped")
+            wait_until(lambda: client_count(server) == 1, "the client is dropped")
         expected = "disconnected: output buffer exceeded --subscriber-buffer (1000 bytes)"
         self.assertIn(expected, logged.output[-1])
 
-    def test_who_wants_no_replies_receives_all_the_same(self) -> None:
-        # It is where a push can wake it from the moment at which it listens.
+    def test_a_subscriber_without_replies_receives_messages(self) -> None:
+        # A push can wake the client from the moment at which it subscribes.
         self.serve()
         raw = self.raw()
         raw.send(command(b"CLIENT", b"REPLY", b"OFF") + command(b"SUBSCRIBE", b"c"))
         text = b"x" * MEGABYTE
         with new_client(self.name) as cache:
-            wait_until(cache.pubsub_channels, "it listens")
+            wait_until(cache.pubsub_channels, "the channel is subscribed")
             for _ in range(5):
                 self.assertEqual(cache.publish("c", text), 1)
         expected = b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$%d\r\n%b\r\n" % (len(text), text) * 5
         self.assertTrue(raw.read(len(expected)) == expected)
 
-    def test_one_that_sleeps_sleeps_alone(self) -> None:
+    def test_a_sleeping_client_does_not_block_others(self) -> None:
         self.serve()
         raw, other = self.raw(), self.raw()
         raw.send(command(b"DEBUG", b"SLEEP", b"3600"))
         with new_client(self.name) as cache:
-            wait_until(lambda: cache.info()["blocked_clients"] == 1, "it sleeps")
+            wait_until(lambda: cache.info()["blocked_clients"] == 1, "the client sleeps")
         self.assertEqual(other.ask(b"SET k v\n"), b"OK\n")
         short = self.raw()
         self.assertEqual(short.ask(b"DEBUG SLEEP 0.001\n"), b"OK\n")
@@ -229,10 +229,10 @@ class ServedTests(ServerCase):
             server = self.serve()
         with self.assertLogs("pipecache", "ERROR") as logged:
             with mock.patch.object(keyspace_of(server), "remove_expired", side_effect=MemoryError):
-                wait_until(lambda: logged.output, "it is told")
+                wait_until(lambda: logged.output, "the error is logged")
         with new_client(self.name) as cache:
             cache.set("short", "1", px=1)
-            wait_until(lambda: cache.info()["expired_keys"], "it expires unasked")
+            wait_until(lambda: cache.info()["expired_keys"], "the key expires")
 
     def test_memory_is_short_when_a_client_leaves(self) -> None:
         server = self.serve()
@@ -242,12 +242,12 @@ class ServedTests(ServerCase):
             with self.assertLogs("pipecache", "ERROR") as logged:
                 raw.send(command(b"QUIT"))
                 self.assertEqual(raw.read(5), b"+OK\r\n")
-                self.assertTrue(raw.ended())  # it is closed all the same
-                wait_until(lambda: logged.output, "it is told")
+                self.assertTrue(raw.ended())  # the connection is closed nevertheless
+                wait_until(lambda: logged.output, "the error is logged")
         self.assertEqual(self.raw().ask(command(b"PING")), b"+PONG\r\n")
         self.assertTrue(server.stop())
 
-    def test_a_setting_that_is_no_size(self) -> None:
+    def test_a_setting_that_is_not_a_size(self) -> None:
         self.serve()
         with new_client(self.name) as cache:
             for value in ("9" * 400, "9" * 19, "99999999999999gb", "9" * 1_000_000):
@@ -264,7 +264,7 @@ class ServedTests(ServerCase):
 
 
 class KeptTests(PushCase):
-    """What is kept for a client counts as memory, and there is an end to it."""
+    """Data that the server keeps for a client counts as memory, and is limited."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -272,7 +272,7 @@ class KeptTests(PushCase):
         self.free.start()
         self.addCleanup(self.free.stop)
 
-    def test_it_is_counted_and_given_back(self) -> None:
+    def test_memory_of_clients_is_counted_and_released(self) -> None:
         names = [b"name%d" % number for number in range(100)]
         least = sum(map(len, names)) + 100 * 300
         for begin, end in (
@@ -284,7 +284,7 @@ class KeptTests(PushCase):
             with self.subTest(command=begin[0]):
                 execute(self.client, begin)
                 self.assertGreater(self.keyspace.used_memory, least)
-                execute(self.client, begin)  # the same once more is no more
+                execute(self.client, begin)  # a repetition takes no more memory
                 execute(self.client, end)
                 self.assertEqual(self.keyspace.used_memory, 0)
         for begin in ([b"BLPOP", *names, b"0"], [b"SUBSCRIBE", *names], [b"WATCH", *names]):
@@ -294,7 +294,7 @@ class KeptTests(PushCase):
             self.state.disconnect(joined)
             self.assertEqual(self.keyspace.used_memory, 0)
 
-    def test_there_is_no_room_for_more(self) -> None:
+    def test_memory_of_clients_is_limited(self) -> None:
         self.keyspace.memory_limit = 50_000
         names = [b"name%d" % number for number in range(1000)]
         for words in (
@@ -304,7 +304,7 @@ class KeptTests(PushCase):
             with self.subTest(command=words[0]):
                 self.assertIn("OOM", str(execute(self.client, words)))
                 self.assertEqual(self.keyspace.used_memory, 0)
-        # A little is let in whatever there is; but not again and again.
+        # A small request is accepted even without memory, but not many of them.
         self.keyspace.memory_limit = 0
         replies = [execute(self.client, [b"SUBSCRIBE", name]) for name in names]
         self.assertNotIn("OOM", str(replies[0]))
@@ -332,7 +332,7 @@ class KeptTests(PushCase):
             shown = self.ask(b"CLIENT LIST ID %d" % self.client.id, other)
             self.assertIn(b" cmd=%b user=default " % told, shown)
 
-    def test_what_the_monitor_shows_of_a_long_argument(self) -> None:
+    def test_a_monitor_shows_a_part_of_a_long_argument(self) -> None:
         other, peer = self.join()
         execute(other, [b"MONITOR"])
         long = b"\xff" * 10 * MEGABYTE
@@ -345,9 +345,9 @@ class KeptTests(PushCase):
 
 
 class CollectionTests(ClientCase):
-    """What is taken away from a collection is not kept in memory."""
+    """A collection releases the memory of removed members."""
 
-    def test_most_of_it_is_taken_away(self) -> None:
+    def test_most_members_are_removed(self) -> None:
         members = [b"%d" % number for number in range(50_000)]
         scored = list(itertools.chain(*((b"1", member) for member in members)))
         fields = list(itertools.chain(*((member, b"") for member in members)))
@@ -368,7 +368,7 @@ class CollectionTests(ClientCase):
                 self.assertEqual(len(self.keyspace.peek(b"k")), 1)
                 execute(self.client, [b"DEL", b"k"])
 
-    def test_what_was_drawn_from_is_not_held(self) -> None:
+    def test_random_choices_do_not_hold_removed_members(self) -> None:
         def members(start: int) -> list[bytes]:
             return [b"%d" % number + b"x" * 100_000 for number in range(start, 40)]
 
@@ -401,7 +401,7 @@ class CollectionTests(ClientCase):
             self.assertLessEqual(staying, found)
         ListValue([b"a"]).shrink()
 
-    def test_keys_that_went(self) -> None:
+    def test_deleted_keys(self) -> None:
         for number in range(1000):
             self.keyspace.replace(b"%d" % number, b"")
         self.keyspace.remove_expired(0)
@@ -413,7 +413,7 @@ class CollectionTests(ClientCase):
 
 
 class ParserTests(unittest.TestCase):
-    def test_lines_come_a_thousand_at_a_time(self) -> None:
+    def test_a_chunk_gives_a_thousand_requests_at_most(self) -> None:
         parser = RequestParser(False, Settings())
         requests = parser.feed(b"\n" * 32_768)
         self.assertEqual(len(requests), pipecache.MAX_PARSED_REQUESTS)
@@ -425,14 +425,14 @@ class ParserTests(unittest.TestCase):
             count += len(requests)
         self.assertEqual((count, parser.buffered_bytes), (32_768, 0))
 
-    def test_an_error_holds_nothing(self) -> None:
+    def test_an_error_has_no_traceback(self) -> None:
         ((error, _),) = RequestParser(False, Settings()).feed(b'GET "x\n')
         assert isinstance(error, CommandError)
         self.assertIsNone(error.__traceback__)
 
 
 class TextErrorTests(ClientCase):
-    def test_who_wants_no_replies_gets_none(self) -> None:
+    def test_errors_obey_client_reply(self) -> None:
         error = CommandError("ERR Unbalanced quotes in the command")
         self.assertIs(execute(self.client, error), error)
         execute(self.client, [b"CLIENT", b"REPLY", b"OFF"])
@@ -440,7 +440,7 @@ class TextErrorTests(ClientCase):
         execute(self.client, [b"CLIENT", b"REPLY", b"ON"])
         self.assertIs(execute(self.client, error), error)
 
-    def test_it_spoils_a_transaction(self) -> None:
+    def test_an_error_aborts_a_transaction(self) -> None:
         execute(self.client, [b"MULTI"])
         execute(self.client, CommandError("ERR Unbalanced quotes in the command"))
         self.assertIn("EXECABORT", str(execute(self.client, [b"EXEC"])))

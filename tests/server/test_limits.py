@@ -1,4 +1,4 @@
-"""The bounds on what clients may take: that each can be set, is told, and holds."""
+"""Tests of the limits for clients: setting, reading and enforcing each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.internals import (
 )
 from tests.support.wire import command
 
-#: What each can be set to, and how CONFIG tells of it.
+#: A value for each limit, and the reply of CONFIG GET for it.
 OTHERS = {
     "max_clients": ("7", "7"),
     "max_message": ("10mb", "10485760"),
@@ -40,7 +40,7 @@ OTHERS = {
 
 
 class SettingTests(ServerCase):
-    def test_every_limit_is_tried(self) -> None:
+    def test_every_limit_is_tested(self) -> None:
         self.assertEqual(set(OTHERS), set(LIMITS))
 
     def test_defaults(self) -> None:
@@ -81,7 +81,7 @@ class SettingTests(ServerCase):
         for name, (_, told) in OTHERS.items():
             self.assertEqual(options[name], float(told), name)
 
-    def test_what_is_too_small(self) -> None:
+    def test_values_that_are_too_small(self) -> None:
         for name, limit in LIMITS.items():
             if limit.minimum:
                 with self.subTest(limit=name), self.assertRaisesRegex(
@@ -109,7 +109,7 @@ class SizeTests(ServerCase):
         raw = self.raw()
         value = b"x" * 30_000
         self.assertEqual(raw.ask(command(b"MSET", b"a", value, b"b", value)), b"+OK\r\n")
-        # The third is refused when it is announced.
+        # The server refuses the third value when its length arrives.
         raw.send(command(b"MSET", b"a", value, b"b", value, b"c", value)[: -30_000 - 2])
         self.assertIn(b"the command is longer than the limit of 65536 bytes", raw.receive())
         self.assertTrue(raw.ended())
@@ -138,68 +138,64 @@ class SizeTests(ServerCase):
         self.assertRegex(self.raw().ask(b"LRANGE list 0 -1\n"), b"^ERROR: the reply is longer than")
 
     def test_a_reply_is_measured_before_it_is_made(self) -> None:
-        # A list of a million times the same value takes no memory before it is encoded.
+        # A list of a million references to one value takes little memory until it is encoded.
         value = b"x" * 1_000_000
         for reply in ([value] * 1_000_000, {b"a": [value] * 999_999, b"b": (value, 1, None)}):
             self.assertTrue(10**12 <= pipecache.reply_size(reply) < 1.0001 * 10**12)
 
-    def test_commands_half_read_count_as_memory(self) -> None:
+    def test_incomplete_commands_count_as_memory(self) -> None:
         server = self.serve(max_memory=10_000_000)
         beginning = b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$4000000\r\n" + b"x" * 1_900_000
         senders = [self.raw() for _ in range(8)]
         for raw in senders:
-            with contextlib.suppress(OSError):  # it is refused before it has sent all
+            with contextlib.suppress(OSError):  # the server disconnects some before the end
                 raw.send(beginning)
-        wait_until(lambda: client_count(server) < 6, "some are refused")
-        self.assertTrue(
-            4_000_000 < keyspace_of(server).used_memory < 10_200_000,
-            keyspace_of(server).used_memory,
-        )
+        wait_until(lambda: client_count(server) < 6, "some clients are disconnected")
+        used = keyspace_of(server).used_memory
+        self.assertTrue(4_000_000 < used < 10_200_000, used)
         with new_client(self.name) as cache:
             self.assertTrue(cache.ping())
         for raw in senders:
             raw.close()
-        wait_until(lambda: client_count(server) == 0, "all are gone")
+        wait_until(lambda: client_count(server) == 0, "all clients are gone")
         self.assertEqual(keyspace_of(server).used_memory, 0)
 
-    def test_what_is_sent_ahead_counts_as_memory(self) -> None:
+    def test_input_that_is_not_processed_counts_as_memory(self) -> None:
         server = self.serve(max_memory=10_000_000)
         big, small = b"x" * 1_000_000, b"y" * 10_000
         with new_client(self.name) as cache:
             cache.set("big", big)
-        wait_until(lambda: client_count(server) == 0, "it is gone")
+        wait_until(lambda: client_count(server) == 0, "the client is gone")
         before = keyspace_of(server).used_memory
         raw = self.raw()
-        # Whose replies are not taken, while it sends on.
+        # The client does not read replies while it sends.
         count = 2000
         sending = Background(
             lambda: raw.send(command(b"GET", b"big") * 20 + command(b"ECHO", small) * count)
         )
-        wait_until(lambda: is_inbox_full(server), "it is full")
-        self.assertTrue(
-            10_000_000 < keyspace_of(server).used_memory < 10_200_000,
-            keyspace_of(server).used_memory,
-        )
+        wait_until(lambda: is_inbox_full(server), "the server stops reading")
+        used = keyspace_of(server).used_memory
+        self.assertTrue(10_000_000 < used < 10_200_000, used)
         expected = b"$%d\r\n%b\r\n" % (len(big), big) * 20
         expected += b"$%d\r\n%b\r\n" % (len(small), small) * count
         self.assertTrue(raw.read(len(expected)) == expected)
         sending.wait()
         raw.close()
-        wait_until(lambda: keyspace_of(server).used_memory == before, "nothing of it is left")
+        wait_until(lambda: keyspace_of(server).used_memory == before, "all memory is released")
 
-    def test_who_waits_and_sends_more_than_may_be_kept(self) -> None:
+    def test_a_blocked_client_that_sends_too_much(self) -> None:
         server = self.serve(max_memory=5_000_000)
         raw = self.raw()
         with self.assertLogs("pipecache", "INFO") as logs:
-            with contextlib.suppress(OSError):  # nobody takes it any more
+            with contextlib.suppress(OSError):  # the server disconnects the client
                 raw.send(command(b"BLPOP", b"list", b"0"))
                 raw.send(command(b"ECHO", b"y" * 10_000) * 2000)
-            wait_until(lambda: client_count(server) == 0, "it is gone")
+            wait_until(lambda: client_count(server) == 0, "the client is gone")
         expected = "disconnected: sent more input than can be buffered while it was blocked"
         self.assertIn(expected, "".join(logs.output))
         self.assertEqual(keyspace_of(server).used_memory, 0)
 
-    def test_a_half_read_command_makes_keys_give_way(self) -> None:
+    def test_an_incomplete_command_evicts_keys(self) -> None:
         self.serve(max_memory=5_000_000, policy="allkeys-random")
         with new_client(self.name) as cache:
             for number in range(40):
@@ -207,17 +203,17 @@ class SizeTests(ServerCase):
             raw = self.raw()
             data = command(b"SET", b"k", b"y" * 3_000_000)
             raw.send(data[:-10])
-            wait_until(lambda: cache.info()["evicted_keys"], "keys give way")
+            wait_until(lambda: cache.info()["evicted_keys"], "keys are evicted")
             self.assertLess(cache.dbsize(), 40)
             self.assertEqual(raw.ask(data[-10:]), b"+OK\r\n")
 
-    def test_what_is_beyond_a_lower_limit_goes_by_itself(self) -> None:
+    def test_a_lower_limit_evicts_keys_without_commands(self) -> None:
         server = self.serve(policy="allkeys-lru")
         with new_client(self.name) as cache:
             cache.mset({str(number): "x" for number in range(5 * pipecache.KEYS_PER_CYCLE)})
             cache.config_set("maxmemory", "10kb")
             wait_until(
-                lambda: keyspace_of(server).used_memory <= 10240, "the keys beyond it are gone"
+                lambda: keyspace_of(server).used_memory <= 10240, "memory is below the limit"
             )
             self.assertTrue(0 < cache.dbsize() < pipecache.KEYS_PER_CYCLE)
 
@@ -230,7 +226,7 @@ class OverdueTests(unittest.TestCase):
         self.client = SilentClient(self.settings)
 
     def check(self, *reasons: tuple[float, str]) -> None:
-        """Check why the client would be dropped after so many seconds."""
+        """Check the reason for dropping the client after each number of seconds."""
         for seconds, reason in reasons:
             with self.subTest(seconds=seconds):
                 self.assertEqual(self.client.timeout_reason(seconds), reason)
@@ -242,7 +238,7 @@ class OverdueTests(unittest.TestCase):
         self.settings.idle_timeout = 0
         self.check((1e9, ""))
 
-    def test_who_waits_or_listens_is_not_idle(self) -> None:
+    def test_blocked_and_subscribed_clients_are_not_idle(self) -> None:
         pipecache.execute(self.client.object, [b"SUBSCRIBE", b"news"])
         self.check((1000, ""))
         pipecache.execute(self.client.object, [b"UNSUBSCRIBE"])
@@ -264,7 +260,7 @@ class TimeTests(ServerCase):
         self.addCleanup(patched.stop)
         return super().serve(**options)
 
-    def test_silent_clients_give_their_places_up(self) -> None:
+    def test_silent_clients_are_dropped(self) -> None:
         with self.assertLogs("pipecache", "INFO") as logged:
             self.serve(max_clients=3, idle_timeout=0.2)
             silent = [self.raw() for _ in range(3)]
@@ -274,7 +270,9 @@ class TimeTests(ServerCase):
             for raw in silent:
                 self.assertTrue(raw.ended())
             said = "disconnected: idle for longer than --idle-timeout (0.2 s)"
-            wait_until(lambda: str(logged.output).count(said) >= len(silent), "all are told of")
+            wait_until(
+                lambda: str(logged.output).count(said) >= len(silent), "each client is logged"
+            )
 
     def test_clients_that_never_finish_a_command(self) -> None:
         beginnings = (b"*", b"*2\r\n", b"*2\r\n$3\r\nGET\r\n$5\r\nab")
@@ -288,10 +286,12 @@ class TimeTests(ServerCase):
                     self.assertTrue(raw.ended())
             self.assertEqual(bystander.ask(b"PING\n"), b"PONG\n")
             said = "disconnected: incomplete command after --message-timeout (0.2 s)"
-            wait_until(lambda: str(logged.output).count(said) >= len(beginnings), "all are told of")
+            wait_until(
+                lambda: str(logged.output).count(said) >= len(beginnings), "each client is logged"
+            )
         self.assertEqual(str(logged.output).count(said), len(beginnings))
 
-    def test_a_byte_now_and_then_does_not_help(self) -> None:
+    def test_single_bytes_do_not_prolong_the_timeout(self) -> None:
         self.serve(message_timeout=0.3)
         raw = self.raw()
         raw.send(b"*2\r\n$3\r\nGET\r\n$100000\r\n")
@@ -308,7 +308,10 @@ class TimeTests(ServerCase):
             self.assertEqual(raw.ask(command(b"PING")), b"+PONG\r\n")
             looked = mock.Mock(wraps=getattr(server, DROP_OVERDUE))
             with mock.patch.object(server, DROP_OVERDUE, looked):
-                wait_until(functools.partial(self.seen, looked), "it was looked for")
+                wait_until(
+                    functools.partial(self.seen, looked),
+                    "the server has looked for clients to drop",
+                )
         self.assertEqual(raw.ask(command(b"PING")), b"+PONG\r\n")
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Waiting, channels, events, MONITOR, owned keys: what happens between clients."""
+"""Tests of what happens between clients: blocking, messages, events, MONITOR, owned keys."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class WaitingTests(PushCase):
             self.ask(line)
         self.assertEqual(self.first.woken, 1)
 
-    def test_who_is_served_may_serve_another(self) -> None:
+    def test_a_served_client_can_serve_another(self) -> None:
         self.block(self.one, b"BLMOVE a b LEFT RIGHT 0")
         self.block(self.two, b"BRPOPLPUSH b c 0")
         self.ask(b"RPUSH a v")
@@ -93,7 +93,7 @@ class WaitingTests(PushCase):
         self.assertEqual(self.served(self.two), bulk(b"v"))
         self.assertEqual(self.ask(b"LPOP c"), bulk(b"v"))
 
-    def test_another_kind_of_value_wakes_nobody(self) -> None:
+    def test_a_value_of_another_type_serves_no_client(self) -> None:
         self.block(self.one, b"BLPOP k 0")
         self.block(self.two, b"BZPOPMIN k 0")
         self.ask(b"SET k v")
@@ -112,7 +112,7 @@ class WaitingTests(PushCase):
         self.assertEqual(self.served(self.one), WRONG_TYPE)
         self.assertEqual(self.served(self.two), array(bulk(b"k"), bulk(b"a")))
 
-    def test_the_dead_take_nothing(self) -> None:
+    def test_disconnected_clients_take_nothing(self) -> None:
         self.block(self.one, b"BLPOP k 0")
         self.block(self.two, b"BLPOP k 0")
         self.first.connected = False
@@ -122,14 +122,14 @@ class WaitingTests(PushCase):
         self.state.disconnect(self.one)
         self.assertEqual(self.state.leftovers(), [])
 
-    def test_a_fault_while_serving_is_told_to_the_one_that_waits(self) -> None:
+    def test_an_internal_error_is_the_reply_of_the_blocked_client(self) -> None:
         self.block(self.one, b"BLPOP k 0")
         with mock.patch.object(ListValue, "pop_many", side_effect=ZeroDivisionError):
             with self.assertLogs("pipecache", "ERROR"):
                 self.assertEqual(self.ask(b"RPUSH k a"), b":1\r\n")
         self.assertIn(b"internal error", self.served(self.one))
 
-    def test_it_never_waits_in_a_transaction(self) -> None:
+    def test_commands_never_block_in_a_transaction(self) -> None:
         for line in (
             b"MULTI",
             b"BLPOP k 0",
@@ -151,14 +151,14 @@ class WaitingTests(PushCase):
         self.assertEqual(self.ask(b"CLIENT UNBLOCK %d ERROR" % self.one.id), b":1\r\n")
         self.assertTrue(self.served(self.one).startswith(b"-UNBLOCKED "))
 
-    def test_what_is_told_of_who_waits(self) -> None:
+    def test_blocked_clients_in_info_and_client_list(self) -> None:
         self.block(self.one, b"BLPOP k 0")
         self.assertIn(b"\r\nblocked_clients:1\r\n", self.ask(b"INFO clients"))
         self.assertIn(b" flags=b ", self.ask(b"CLIENT LIST ID %d" % self.one.id))
         self.ask(b"RPUSH k v")
         self.assertIn(b"\r\nblocked_clients:0\r\n", self.ask(b"INFO clients"))
 
-    def test_a_watch_and_a_wait_for_the_same_key(self) -> None:
+    def test_a_watch_and_a_blocked_client_for_one_key(self) -> None:
         self.ask(b"WATCH k", self.two)
         self.ask(b"MULTI", self.two)
         self.block(self.one, b"BLPOP k 0")
@@ -169,7 +169,7 @@ class WaitingTests(PushCase):
     def test_memory_short(self) -> None:
         self.block(self.one, b"BLPOP k 0")
         self.keyspace.memory_limit = self.keyspace.used_memory
-        self.ask(b"RPUSH k v")  # the last one that is let in
+        self.ask(b"RPUSH k v")  # the last command that is accepted
         self.served(self.one)
         self.assertEqual(self.ask(b"BLMOVE a b LEFT LEFT 0", self.two)[:4], b"")
 
@@ -196,7 +196,7 @@ class ChannelTests(PushCase):
         self.ask(b"RESET", self.reader)
         self.assertEqual(self.ask(b"PUBLISH news hello"), b":0\r\n")
 
-    def test_each_reads_it_in_its_own_form(self) -> None:
+    def test_each_subscriber_has_its_own_format(self) -> None:
         new, lines, peers = *self.join(), self.join()
         self.ask(b"HELLO 3", new)
         for client in (self.reader, new, peers[0]):
@@ -207,7 +207,7 @@ class ChannelTests(PushCase):
         self.assertEqual(lines.take(), [message(b"message", b"news", b"hello", resp=b">")])
         self.assertEqual(peers[1].take(), [b"message news hello\r\n"])
 
-    def test_nothing_is_left_of_one_that_leaves(self) -> None:
+    def test_a_client_that_leaves_is_removed_completely(self) -> None:
         self.ask(b"SUBSCRIBE a b", self.reader)
         self.ask(b"PSUBSCRIBE a*", self.reader)
         self.ask(b"MONITOR", self.reader)
@@ -221,7 +221,7 @@ class ChannelTests(PushCase):
         self.assertTrue(reply.startswith(b"-ERR the pattern is longer"))
         self.assertEqual(self.ask(b"PUBSUB NUMPAT"), b":0\r\n")
 
-    def test_what_is_told_of_channels(self) -> None:
+    def test_pubsub_and_info(self) -> None:
         self.ask(b"SUBSCRIBE news spam", self.reader)
         self.ask(b"PSUBSCRIBE x*", self.reader)
         self.assertEqual(self.ask(b"PUBSUB CHANNELS"), array(bulk(b"news"), bulk(b"spam")))
@@ -242,7 +242,7 @@ class EventTests(PushCase):
         self.ask(b"PSUBSCRIBE __key*", self.notify)
 
     def events(self) -> list[tuple[bytes, ...]]:
-        """What the observer was told: channel, message."""
+        """Return the messages to the observer, as pairs of channel and message."""
         return [tuple(told.split(b"\r\n")[6:9:2]) for told in self.peer.take()]
 
     def test_letters(self) -> None:
@@ -298,7 +298,7 @@ class EventTests(PushCase):
         missed = [key for _, key in self.events()]
         self.assertEqual(missed, [b"none", b"a", b"b"])
 
-    def test_a_start_with_letters(self) -> None:
+    def test_letters_as_an_option(self) -> None:
         with self.assertRaisesRegex(ValueError, "must be made of the letters Ag"):
             Settings(notify_keyspace_events="Kq")
         self.assertEqual(Settings(notify_keyspace_events="KEA").notify_keyspace_events, "KEA")
@@ -336,7 +336,7 @@ class MonitorTests(PushCase):
         self.ask(b"PING", other)
         self.assertRegex(peer.take()[0], rb'^\+\d{10}\.\d{6} \[0 unix:/run/x\] "PING"\r\n$')
 
-    def test_it_costs_nothing_when_nobody_watches(self) -> None:
+    def test_commands_are_fast_again_after_monitor(self) -> None:
         watcher, _ = self.join()
         self.ask(b"MONITOR", watcher)
         later, _ = self.join()
@@ -354,10 +354,10 @@ class OwnedTests(PushCase):
         self.owner, _ = self.join()
 
     def check_owned(self, *keys: bytes) -> None:
-        """Check what the owner has now."""
+        """Check which keys the owner owns."""
         self.assertEqual(owned_keys(self.keyspace, self.owner), set(keys))
 
-    def test_it_goes_with_its_owner(self) -> None:
+    def test_an_owned_key_is_deleted_with_its_owner(self) -> None:
         notify, peer = self.join()
         self.ask(b"CONFIG SET notify-keyspace-events Eg")
         self.ask(b"PSUBSCRIBE __*", notify)
@@ -387,7 +387,7 @@ class OwnedTests(PushCase):
         self.assertEqual(self.ask(b"PTTL k"), b":5000\r\n")
         self.assertEqual(self.ask(b"SET k v NX OWNED"), b"$-1\r\n")
         self.check_owned(b"k")
-        self.assertEqual(self.ask(b"SET k v OWNED"), OK)  # another's now
+        self.assertEqual(self.ask(b"SET k v OWNED"), OK)  # now the other client owns the key
         self.assertEqual(self.keyspace.count_owned(self.owner), 0)
         self.state.disconnect(self.owner)
         self.assertEqual(self.ask(b"GET k"), bulk(b"v"))
@@ -399,7 +399,7 @@ class OwnedTests(PushCase):
         self.ask(b"EXEC", self.owner)
         self.check_owned(b"k")
 
-    def test_what_ends_it_and_what_does_not(self) -> None:
+    def test_commands_that_end_ownership(self) -> None:
         for line, owned in (
             (b"SET k w", ()),
             (b"SET k w KEEPTTL", ()),
@@ -431,29 +431,29 @@ class OwnedTests(PushCase):
                 self.check_owned(*owned)
                 self.assertEqual(self.keyspace.used_memory, recount(self.keyspace))
 
-    def test_it_expires_too(self) -> None:
+    def test_an_owned_key_can_expire(self) -> None:
         self.ask(b"SET k v PX 10 OWNED", self.owner)
         self.clock.now += 0.02
         self.keyspace.remove_expired(10)
         self.check_owned()
 
-    def test_no_text_and_no_other_command_has_it(self) -> None:
+    def test_owned_is_only_an_option_of_set_in_resp(self) -> None:
         self.assertIsInstance(execute(self.owner, [b"GETEX", b"k", b"OWNED"]), CommandError)
         self.assertEqual(pipecache.parse_text_command(b"SET k v OWNED"), [b"SET", b"k", b"v OWNED"])
 
 
 class ServedTests(ServerCase):
-    """The same with connections."""
+    """Several clients with connections to one server."""
 
     def read(self, raw: RawConnection, expected: bytes) -> None:
         self.assertEqual(raw.read(len(expected)), expected)
 
     def blocked(self, count: int, raw: RawConnection) -> None:
-        """Wait until so many clients are waiting."""
+        """Wait until ``count`` clients are blocked."""
         text = b"blocked_clients:%d\r\n" % count
-        wait_until(lambda: text in raw.ask(b"INFO clients\r\n"), f"{count} blocked clients")
+        wait_until(lambda: text in raw.ask(b"INFO clients\r\n"), f"{count} clients are blocked")
 
-    def test_commands_behind_one_that_waits(self) -> None:
+    def test_commands_after_a_blocking_one(self) -> None:
         self.serve()
         waiting, other = self.raw(), self.raw()
         waiting.send(command(b"SET", b"a", b"1") + command(b"BLPOP", b"k", b"0"))
@@ -485,7 +485,7 @@ class ServedTests(ServerCase):
         other.ask(b"RPUSH k v\n")
         self.assertEqual(raw.receive(), b"k\nv\n")
 
-    def test_a_text_subscriber_that_waits(self) -> None:
+    def test_a_blocked_subscriber_in_text(self) -> None:
         self.serve()
         raw, other = self.raw(), self.raw()
         raw.ask(b"HELLO 3\n")
@@ -495,7 +495,7 @@ class ServedTests(ServerCase):
         other.ask(b"RPUSH k v\n")
         self.assertEqual(raw.receive(), b"k\nv\n")
 
-    def test_one_that_leaves_while_it_waits_swallows_nothing(self) -> None:
+    def test_a_blocked_client_that_leaves_takes_nothing(self) -> None:
         self.serve()
         leaving, behind, other = self.raw(), self.raw(), self.raw()
         leaving.send(command(b"BLPOP", b"k", b"0"))
@@ -503,12 +503,12 @@ class ServedTests(ServerCase):
         behind.send(command(b"BLPOP", b"k", b"0") + command(b"PING"))
         self.blocked(2, other)
         leaving.close()
-        other.ask(command(b"RPUSH", b"k", b"v"))  # it may not be noticed yet
+        other.ask(command(b"RPUSH", b"k", b"v"))  # the server may not have noticed yet
         self.read(behind, array(bulk(b"k"), bulk(b"v")) + b"+PONG\r\n")
         self.blocked(0, other)
         self.assertEqual(other.ask(command(b"EXISTS", b"k")), b":0\r\n")
 
-    def test_one_that_is_killed_while_it_waits(self) -> None:
+    def test_a_blocked_client_that_is_killed(self) -> None:
         self.serve()
         script = (
             "import sys\nfrom tests.support import RawConnection\n"
@@ -530,7 +530,7 @@ class ServedTests(ServerCase):
         other.ask(command(b"RPUSH", b"k", b"v"))
         self.assertEqual(other.ask(command(b"LLEN", b"k")), b":1\r\n")
 
-    def test_a_wait_that_is_ended_from_elsewhere(self) -> None:
+    def test_client_unblock_over_connections(self) -> None:
         self.serve()
         raw, other = self.raw(), self.raw()
         raw.send(command(b"CLIENT", b"ID"))
@@ -554,7 +554,7 @@ class ServedTests(ServerCase):
         raw.send(command(b"PING"))
         self.read(raw, b"+PONG\r\n")
 
-    def test_many_that_wait_and_a_stop(self) -> None:
+    def test_stop_with_blocked_clients(self) -> None:
         server = self.serve()
         raws = [self.raw() for _ in range(100)]
         for raw in raws:
@@ -563,11 +563,11 @@ class ServedTests(ServerCase):
         self.assertTrue(server.stop())
         self.assertTrue(all(raw.ended() for raw in raws))
 
-    @unittest.skipIf(WINDOWS, "a pipe's message is one command")
-    def test_what_follows_in_the_same_chunk_is_told_in_text_too(self) -> None:
+    @unittest.skipIf(WINDOWS, "on a pipe, a message is one text command")
+    def test_messages_after_subscribe_in_the_same_chunk_are_text(self) -> None:
         self.serve()
         raw = self.raw()
-        self.assertIn(b"proto\n3\n", raw.ask(b"HELLO 3\n"))  # a subscriber may publish now
+        self.assertIn(b"proto\n3\n", raw.ask(b"HELLO 3\n"))  # a subscriber may publish in RESP3
         raw.send(b"SUBSCRIBE a\nPUBLISH a x\n")
         expected = b"subscribe a 1\nmessage a x\n1\n"
         self.assertEqual(raw.read(len(expected)), expected)
@@ -585,7 +585,7 @@ class ServedTests(ServerCase):
         self.assertEqual(raw.ask(b"UNSUBSCRIBE\r\n"), b"unsubscribe news 0\r\n")
         self.assertEqual(raw.ask(b"GET k\r\n"), b"\r\n")
 
-    @unittest.skipUnless(WINDOWS, "a stream has no messages")
+    @unittest.skipUnless(WINDOWS, "only a pipe has messages")
     def test_one_message_a_message(self) -> None:
         self.serve()
         raw, other = self.raw(), self.raw()
@@ -656,7 +656,7 @@ class ServedTests(ServerCase):
                 self.read(good, told)
                 if reply == b":1\r\n":
                     break
-            wait_until(lambda: len(logs.output) > 0, "a line in the log")
+            wait_until(lambda: len(logs.output) > 0, "a line is logged")
         self.assertEqual(reply, b":1\r\n")
         expected = (
             r"\(process \d+, .*python.*\) disconnected: output buffer exceeded --subscriber-buff"
@@ -674,7 +674,7 @@ class ServedTests(ServerCase):
 
         self.assertTrue(watched())
         with self.assertLogs("pipecache", "INFO"):
-            wait_until(lambda: not watched(), "the end of MONITOR")
+            wait_until(lambda: not watched(), "the monitor is gone")
 
     def test_one_message_may_be_longer_than_the_limit(self) -> None:
         self.serve(subscriber_buffer=1000)
@@ -685,7 +685,7 @@ class ServedTests(ServerCase):
         self.read(raw, message(b"message", b"c", text))
         self.assertEqual(publishing.wait(), b":1\r\n")
 
-    def test_expiry_is_told_without_anybody_asking(self) -> None:
+    def test_expiry_events_without_commands(self) -> None:
         self.serve(notify_keyspace_events="Ex")
         raw = self.raw()
         raw.ask(command(b"SUBSCRIBE", b"__keyevent@0__:expired"))
@@ -715,7 +715,7 @@ class ServedTests(ServerCase):
         self.read(raw, message(b"message", b"__keyevent@0__:del", b"lock"))
         self.assertEqual(other.ask(command(b"EXISTS", b"lock")), b":0\r\n")
 
-    def test_who_is_there(self) -> None:
+    def test_client_list_over_connections(self) -> None:
         self.serve()
         raw = self.raw()
         reply = raw.ask(b"CLIENT INFO\n").decode()
@@ -727,7 +727,7 @@ class ServedTests(ServerCase):
         self.assertEqual((facts["cmd"], facts["flags"][0]), ("NULL", "N" if WINDOWS else "U"))
         self.assertIn(" cmd=client ", raw.ask(b"CLIENT INFO\n").decode())
 
-    def test_the_log_names_who_connects(self) -> None:
+    def test_the_log_names_clients(self) -> None:
         with self.assertLogs("pipecache", "DEBUG") as logs:
             self.serve()
             self.raw().ask(b"PING\n")
@@ -762,12 +762,12 @@ class ServedTests(ServerCase):
             each.wait()
         other = self.raw()
         wait_until(
-            lambda: other.ask(command(b"PUBLISH", b"c", b"x")) == b":0\r\n", "the last to go"
+            lambda: other.ask(command(b"PUBLISH", b"c", b"x")) == b":0\r\n", "no subscriber is left"
         )
 
 
 class ProcessTests(unittest.TestCase):
-    """The server as a program."""
+    """Tests with a server process."""
 
     def test_ctrl_c_with_a_hundred_blocked_clients(self) -> None:
         with ServerProcess() as server:
@@ -777,7 +777,8 @@ class ProcessTests(unittest.TestCase):
                 raw.send(command(b"BLPOP", b"k", b"0"))
             with RawConnection(server.name) as other:
                 wait_until(
-                    lambda: b"blocked_clients:100\r\n" in other.ask(b"INFO clients\r\n"), "all"
+                    lambda: b"blocked_clients:100\r\n" in other.ask(b"INFO clients\r\n"),
+                    "all are blocked",
                 )
                 begin = time.monotonic()
                 server.interrupt()

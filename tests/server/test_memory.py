@@ -1,4 +1,4 @@
-"""--max-memory: what gives way when memory is short, and whether what is counted is true."""
+"""Tests of --max-memory: refused commands, eviction, and the accuracy of the count."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tests.support.wire import (
 
 OOM = b"-OOM command not allowed when used memory > 'maxmemory'.\r\n"
 
-#: The commands that Redis refuses when memory is short, and some that it never refuses.
+#: The commands that Redis refuses when memory is short, and some others.
 REFUSED = (
     *(b"SET k v", b"SETNX k v", b"SETEX k 1 v", b"PSETEX k 1 v", b"GETSET k v", b"APPEND k v"),
     *(b"SETRANGE k 0 v", b"MSET k v", b"MSETNX k v", b"INCR k", b"DECR k", b"INCRBY k 1"),
@@ -59,10 +59,10 @@ ALLOWED = (
     *(b"FLUSHALL", b"CONFIG SET maxmemory 1"),
 )
 
-#: A command or ``&`` before one of another client, and the reply.
+#: A command and the reply; ``&`` stands before a command of another client.
 Line = Tuple[bytes, bytes]
 
-#: As Redis has it: queued commands take memory too, so none is queued, whatever it does.
+#: Queued commands take memory, so Redis queues none when memory is short.
 MULTI: tuple[Line, ...] = (
     (b"SET k v", OK),
     (b"MULTI", OK),
@@ -74,7 +74,7 @@ MULTI: tuple[Line, ...] = (
     (b"MULTI", OK),
     (b"PING", OOM),
     (b"EXEC", ABORTED),
-    # What was queued before is not carried out, if it could take more memory; that ends it.
+    # A queued command that may need memory aborts the transaction.
     (b"CONFIG SET maxmemory 0", OK),
     (b"WATCH k", OK),
     (b"MULTI", OK),
@@ -83,7 +83,7 @@ MULTI: tuple[Line, ...] = (
     (b"EXEC", b"-EXECABORT Transaction discarded because of: %b" % OOM[1:]),
     (b"EXEC", NO_MULTI),
     (b"GET k", b"$1\r\nv\r\n"),
-    # Else it is.
+    # Other queued commands are run.
     (b"CONFIG SET maxmemory 0", OK),
     (b"MULTI", OK),
     (b"GET k", QUEUED),
@@ -93,13 +93,13 @@ MULTI: tuple[Line, ...] = (
     (b"CONFIG SET maxmemory 0", OK),
 )
 
-#: A command that cannot be right is refused as such.
+#: Errors for wrong commands when memory is short.
 WRONG: tuple[Line, ...] = (
     (b"SET filler " + b"x" * 1000, OK),
     (b"CONFIG SET maxmemory 1", OK),
     (b"SET k", wrong_arity(b"set")),
     (b"NOSUCH", unknown_command(b"NOSUCH")),
-    # But Redis does not look as far as this.
+    # Redis checks for memory before these errors.
     (b"HSET k f v g", OOM),
     (b"INCR filler", OOM),
     (b"LPUSH filler e", OOM),
@@ -108,7 +108,7 @@ WRONG: tuple[Line, ...] = (
 
 
 class OutOfMemoryTests(ConversationCase):
-    """Without eviction, over connections."""
+    """Tests without eviction, over connections."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -139,8 +139,8 @@ class OutOfMemoryTests(ConversationCase):
     def test_transactions(self) -> None:
         self.check(MULTI)
 
-    def test_what_is_queued_takes_memory_too(self) -> None:
-        """Until then: a client cannot keep more in its queue than there may be."""
+    def test_queued_commands_take_memory(self) -> None:
+        """The memory of a queue counts, so a client cannot queue more than the limit."""
         facts = self.ask(b"INFO memory").decode().splitlines()
         (used,) = (line.split(":")[1] for line in facts if line.startswith("used_memory:"))
         limit = b"CONFIG SET maxmemory %d" % (int(used) + 3_000_000)
@@ -154,13 +154,13 @@ class OutOfMemoryTests(ConversationCase):
                 self.assertEqual(self.ask(b"SET k v"), OK)
         self.ask(b"CONFIG SET maxmemory 0")
 
-    def test_what_is_wrong_anyway(self) -> None:
+    def test_errors_of_wrong_commands(self) -> None:
         self.check(WRONG)
 
 
-@unittest.skipIf(WINDOWS, "redis-server has no Windows version")
+@unittest.skipIf(WINDOWS, "redis-server does not run on Windows")
 class RedisOutOfMemoryTests(OutOfMemoryTests):
-    """The same tables, with a real Redis: it is they that are tested."""
+    """The same tables on redis-server, which proves the tables."""
 
     def serve(self) -> str:
         return redis_address(self)
@@ -174,7 +174,7 @@ class MemoryCase(ClientCase):
         return set(self.keyspace.keys())
 
     def fill(self, count: int, prefix: bytes = b"k", lifetime: int | None = None) -> None:
-        """Set keys, one each second, of which each expires some seconds after the one before."""
+        """Set one key per second; each expires ten seconds after the one before."""
         for number in range(count):
             words = [b"SET", b"%b%d" % (prefix, number), b"v" * 100]
             if lifetime is not None:
@@ -194,7 +194,7 @@ class EvictionTests(MemoryCase):
                 self.assertEqual(self.ask(b"SET other v"), OK)
                 self.assertEqual((len(self.keyspace), self.keyspace.evicted), (101, 0))
 
-    def test_no_more_is_evicted_than_must_be(self) -> None:
+    def test_no_more_keys_are_evicted_than_necessary(self) -> None:
         for policy in POLICIES[1:]:
             with self.subTest(policy=policy):
                 self.limit(policy, math.inf)
@@ -207,7 +207,7 @@ class EvictionTests(MemoryCase):
                 self.assertIn(b"other", self.keys())
 
     def test_the_least_recently_used(self) -> None:
-        """Of a few that chance takes, so that now and then another goes."""
+        """The key is chosen from a random sample, so now and then another one is evicted."""
         uses: tuple[bytes, ...] = (
             *(b"GET {}", b"SET {} v", b"APPEND {} x", b"TOUCH {}", b"MGET {} none", b"STRLEN {}"),
             *(b"GETSET {} v", b"SETRANGE {} 0 x", b"COPY {} other REPLACE"),
@@ -224,10 +224,10 @@ class EvictionTests(MemoryCase):
                 self.keyspace.free_memory()
                 evicted = 1000 - len(self.keys() - {b"other"})
                 self.assertGreater(evicted, 200)
-                # By chance it would be half of them.
+                # A random choice would evict half of them.
                 self.assertGreater(len(self.keys() & used), 500 - evicted * 0.15)
 
-    def test_what_does_not_count_as_a_use(self) -> None:
+    def test_commands_that_do_not_count_as_a_use(self) -> None:
         self.limit("allkeys-lru", math.inf)
         self.fill(1)
         self.clock.now += 1000
@@ -239,7 +239,7 @@ class EvictionTests(MemoryCase):
                 self.ask(line)
                 self.assertEqual(self.ask(b"OBJECT IDLETIME k0"), b":1001\r\n")
 
-    def test_of_those_that_expire_the_least_recently_used(self) -> None:
+    def test_the_least_recently_used_of_expiring_keys(self) -> None:
         self.limit("volatile-lru", math.inf)
         self.fill(200, b"stays")
         self.fill(1000, lifetime=100_000)
@@ -254,10 +254,10 @@ class EvictionTests(MemoryCase):
         self.assertGreater(evicted, 200)
         self.assertGreater(len(left & used), 500 - evicted * 0.15)
 
-    def test_of_those_that_expire_the_soonest(self) -> None:
+    def test_the_keys_that_expire_first(self) -> None:
         self.fill(20, b"stays")
         self.fill(100, lifetime=10_000)
-        # Deadlines that were moved, taken away and set anew.
+        # Deadlines that were changed, removed and set again.
         self.check(
             (b"PERSIST k0", b":1\r\n"),
             (b"EXPIRE k1 1000000", b":1\r\n"),
@@ -275,7 +275,7 @@ class EvictionTests(MemoryCase):
         self.assertEqual(self.ask(b"SET other v"), OOM)
         self.assertEqual(self.keyspace.evicted, len(order))
 
-    def test_any(self) -> None:
+    def test_random_keys(self) -> None:
         self.fill(1000)
         for key in range(500):
             self.ask(b"GET k%d" % key)
@@ -288,21 +288,21 @@ class EvictionTests(MemoryCase):
             quarter = {b"k%d" % number for number in range(start, start + 250)}
             self.assertTrue(75 < len(quarter & evicted) < 175)
 
-    def test_any_includes_the_newest(self) -> None:
-        """However long it is since the others came."""
+    def test_random_keys_include_the_newest(self) -> None:
+        """New keys are evicted as often as old ones."""
         self.fill(2000)
         self.limit("allkeys-random", math.inf)
         self.limit("allkeys-random", self.keyspace.used_memory - 1)
         self.keyspace.free_memory()
         self.limit("allkeys-random", math.inf)
         self.fill(200, b"new")
-        # Of those as many are left as of the others: every second.
+        # Half of the new keys are left, as of the old ones.
         self.limit("allkeys-random", self.keyspace.used_memory / 2)
         self.keyspace.free_memory()
         left = sum(key.startswith(b"new") for key in self.keys())
         self.assertTrue(60 < left < 140, left)
 
-    def test_nothing_expires(self) -> None:
+    def test_no_key_expires(self) -> None:
         self.fill(10)
         for policy in ("volatile-lru", "volatile-ttl", "noeviction"):
             with self.subTest(policy=policy):
@@ -310,12 +310,12 @@ class EvictionTests(MemoryCase):
                 self.limit(policy, self.keyspace.used_memory - 1)
                 self.assertEqual(self.ask(b"SET other v"), OOM)
                 self.assertEqual(len(self.keyspace), 10)
-                # Those that expire no more do not count.
+                # A key that no longer expires is not evicted.
                 self.check((b"EXPIRE k0 100", b":1\r\n"), (b"PERSIST k0", b":1\r\n"))
                 self.assertEqual(self.ask(b"SET other v"), OOM)
 
-    def test_what_has_expired_goes_first(self) -> None:
-        """It is not there any more, so nothing else has to give way to it."""
+    def test_expired_keys_are_removed_first(self) -> None:
+        """An expired key is removed first, so no other key is evicted for it."""
         for policy in POLICIES:
             with self.subTest(policy=policy):
                 self.keyspace.clear()
@@ -329,7 +329,7 @@ class EvictionTests(MemoryCase):
                 self.assertEqual((len(self.keyspace), self.keyspace.evicted), (11, 0))
 
     def test_a_value_above_the_limit(self) -> None:
-        """Is let in, as in Redis, which looks before a command; and then everything else goes."""
+        """As in Redis, memory is checked before a command: the value is stored, then evicted."""
         self.limit("allkeys-lru", 10_000)
         self.fill(20)
         self.run_command(b"SET", b"big", b"x" * 20_000)
@@ -338,7 +338,7 @@ class EvictionTests(MemoryCase):
         self.assertLess(self.keyspace.used_memory, 10_000)
         self.assertNotIn(b"big", self.keyspace)
 
-    def test_every_kind_of_value_goes(self) -> None:
+    def test_every_type_of_value_is_evicted(self) -> None:
         for policy in ("allkeys-lru", "allkeys-random"):
             with self.subTest(policy=policy):
                 self.limit(policy, 100_000)
@@ -352,7 +352,7 @@ class EvictionTests(MemoryCase):
                 self.assertGreater(self.keyspace.used_memory, 90_000)
                 self.assertLess(len(self.keyspace), 1000)
 
-    def test_a_key_with_a_time_to_live_is_counted_off_whole(self) -> None:
+    def test_the_memory_of_a_time_to_live_is_released(self) -> None:
         self.limit("volatile-ttl", math.inf)
         self.fill(100, lifetime=1000)
         self.limit("volatile-ttl", 0)
@@ -363,7 +363,7 @@ class EvictionTests(MemoryCase):
 
 
 class SettingTests(MemoryCase):
-    """CONFIG SET while the server runs, and what is told of it."""
+    """Tests of CONFIG SET, INFO and MEMORY."""
 
     def facts(self, section: bytes = b"memory") -> dict[str, str]:
         reply = self.run_command(b"INFO", section)
@@ -410,7 +410,7 @@ class SettingTests(MemoryCase):
                 words = (b"CONFIG", b"SET", b"maxmemory-policy", policy.encode())
                 self.assertEqual(self.run_command(*words), b"OK")
                 self.assertEqual(self.facts()["maxmemory_policy"], policy)
-        # To remember when each key was used takes memory, as long as that is done.
+        # The times of use take memory while a policy needs them.
         self.assertEqual(self.keyspace.used_memory, before)
         self.ask(b"CONFIG SET maxmemory-policy allkeys-lru")
         self.assertGreater(self.keyspace.used_memory, before + 100 * 40)
@@ -430,7 +430,7 @@ class SettingTests(MemoryCase):
         self.assertEqual(self.facts(b"stats")["evicted_keys"], str(self.keyspace.evicted))
 
     def test_memory_usage(self) -> None:
-        """Is what is counted for the key."""
+        """MEMORY USAGE returns the bytes that are counted for the key."""
         for line in (b"SET k v", b"RPUSH k a b", b"HSET k f v", b"SADD k m", b"ZADD k 1 m 2 n"):
             for policy in ("noeviction", "allkeys-lru"):
                 with self.subTest(line=line, policy=policy):
@@ -458,7 +458,7 @@ class SettingTests(MemoryCase):
             (b"GET k", b"$1\r\nv\r\n"),
             (b"OBJECT IDLETIME k", b":0\r\n"),
         )
-        # Keys there are before it is asked for are as if used just then.
+        # For older keys, the time of use is that of the change of policy.
         self.limit("noeviction", math.inf)
         self.clock.now += 100
         self.assertTrue(self.ask(b"OBJECT IDLETIME k").startswith(b"-ERR "))
@@ -468,11 +468,11 @@ class SettingTests(MemoryCase):
 
 
 class NothingLeftTests(MemoryCase):
-    """Where nothing is stored, no memory is in use, however it went."""
+    """An empty store uses no memory, in whatever way it became empty."""
 
     KINDS = (b"SET %d v", b"RPUSH %d a b", b"HSET %d f v", b"SADD %d m", b"ZADD %d 1 m")
 
-    def test_nothing_left(self) -> None:
+    def test_an_empty_store_uses_no_memory(self) -> None:
         ways: dict[str, Callable[[], object]] = {
             "FLUSHALL": lambda: self.ask(b"FLUSHALL"),
             "FLUSHDB": lambda: self.ask(b"FLUSHDB ASYNC"),
@@ -523,15 +523,14 @@ class NothingLeftTests(MemoryCase):
         self.run_command(b"DEL", b"one")
 
 
-#: One command for each key or element numbered so.
+#: A function that returns a command for the key or element of that number.
 Filling = Callable[[int], Sequence[bytes]]
 
 
 class HonestyTests(unittest.TestCase):
-    """The memory counted is the memory taken, as Python measures it."""
+    """Comparisons of the counted memory with what tracemalloc measures."""
 
-    #: A dict has room to spare until it grows to twice the size: the sizes over which that evens
-    #: out.
+    #: Numbers of keys. A dict doubles when it is full; these two sizes average that out.
     SIZES = (3000, 4800)
 
     FILLINGS: tuple[tuple[str, str, Filling], ...] = (
@@ -578,10 +577,10 @@ class HonestyTests(unittest.TestCase):
         ),
     )
 
-    #: By how much they may differ.
+    #: The largest relative difference.
     TOLERANCE = 0.25
 
-    def test_what_is_counted_is_what_is_taken(self) -> None:
+    def test_counted_and_measured_memory(self) -> None:
         for name, policy, filling in self.FILLINGS:
             with self.subTest(name):
                 counted, taken = map(sum, zip(*self.measure(policy, filling)))
@@ -589,9 +588,9 @@ class HonestyTests(unittest.TestCase):
                 self.assertLess(abs(counted / taken - 1), self.TOLERANCE, message)
 
     def test_while_keys_are_evicted(self) -> None:
-        """What finds the keys to evict takes memory too, just where that is short.
+        """The tables that find keys to evict take memory, too.
 
-        So does a dict that keys come and go in: it is never as full as one they only come in.
+        A dict in which keys are added and removed is less full than one that only grows.
         """
         fillings = {name: filling for name, _, filling in self.FILLINGS}
         for policy in POLICIES[1:]:

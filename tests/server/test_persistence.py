@@ -1,4 +1,4 @@
-"""What is kept in a file: that it is there afterwards, and what happens when it cannot be."""
+"""Tests of --db: saving and loading, errors of the file and the disk, commands."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ from tests.support.internals import (
 
 
 def contents(keyspace: Keyspace) -> dict[bytes, tuple[Any, int | None, bool]]:
-    """What a store holds, to be compared: each key's value and when it expires."""
+    """Return what a store holds: for each key the value and the time at which it expires."""
     found = {}
     keys = keyspace.keys()
     for key in keys:
@@ -99,7 +99,7 @@ def packed(value: Any) -> bytes:
 
 
 class PackTest(unittest.TestCase):
-    def test_each_kind_comes_back(self) -> None:
+    def test_each_type_is_restored(self) -> None:
         for value in VALUES[2:]:
             with self.subTest(value=value):
                 letter = pipecache.event_class(value)
@@ -119,7 +119,7 @@ class PackTest(unittest.TestCase):
         again.put(b"17", 2.0)
         self.assertEqual(again.rank((2.0, b"17")), 4999)
 
-    def test_what_is_damaged_is_no_value(self) -> None:
+    def test_damaged_values(self) -> None:
         for value in VALUES[2:]:
             letter, data = pipecache.event_class(value), packed(value)
             for wrong in (
@@ -136,14 +136,14 @@ class PackTest(unittest.TestCase):
 
 
 class FileCase(unittest.TestCase):
-    """A folder of its own for each test, and stores kept in a file there."""
+    """Tests with a new folder each, and stores that are kept in a file there."""
 
     def setUp(self) -> None:
         self.folder = Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
         self.path = self.folder / "pipecache.db"
         self.clock, self.wall = Clock(1000.0), Clock(1_600_000_000.0)
-        # Not to wait for a file in use.
+        # Tests do not wait for a file in use.
         patched = mock.patch.object(pipecache, "FILE_LOCK_TIMEOUT", 0.0)
         patched.start()
         self.addCleanup(patched.stop)
@@ -157,14 +157,14 @@ class FileCase(unittest.TestCase):
         return keyspace, persistence
 
     def reopened(self) -> dict[bytes, tuple[Any, int | None, bool]]:
-        """What the file holds, to a store that has another clock."""
+        """Load the file into a new store with another clock, and return its contents."""
         keyspace, persistence = self.open(new_keyspace(Clock(5.0), self.wall))
         persistence.stop(DEADLINE)
         return contents(keyspace)
 
 
 class KeepingTest(FileCase):
-    def test_everything_comes_back(self) -> None:
+    def test_all_keys_are_restored(self) -> None:
         keyspace, persistence = self.open()
         for number, value in enumerate(VALUES):
             keyspace.replace(b"key%d" % number, value)
@@ -182,7 +182,7 @@ class KeepingTest(FileCase):
         if not WINDOWS:
             self.assertEqual(stat.S_IMODE(self.path.stat().st_mode), 0o600)
 
-    def test_what_has_expired_is_gone(self) -> None:
+    def test_expired_keys_are_not_loaded(self) -> None:
         keyspace, persistence = self.open()
         keyspace.replace(b"short", b"1", keyspace.now() + 1000)
         keyspace.replace(b"long", b"1", keyspace.now() + 3000)
@@ -197,7 +197,7 @@ class KeepingTest(FileCase):
         with contextlib.closing(sqlite3.connect(self.path)) as database:
             self.assertEqual(database.execute("SELECT key FROM keys").fetchall(), [(b"long",)])
 
-    def test_what_belongs_to_a_client_is_not_kept(self) -> None:
+    def test_owned_keys_are_not_saved(self) -> None:
         keyspace, persistence = self.open()
         for key in (b"plain", b"taken", b"later"):
             keyspace.replace(key, b"1")
@@ -213,7 +213,7 @@ class KeepingTest(FileCase):
         self.assertEqual(set(self.reopened()), {b"plain", b"taken"})
 
     def test_each_change_is_written(self) -> None:
-        # Whatever is done by chance, the file holds what the store does.
+        # After random commands, the file holds what the store holds.
         chance = random.Random(20)
         commands = (
             b"SET %k %v", b"SET %k %v PX 50000", b"APPEND %k x", b"DEL %k", b"PERSIST %k",
@@ -244,7 +244,7 @@ class KeepingTest(FileCase):
             persistence.stop(DEADLINE)
             kept = contents(keyspace)
             self.assertEqual(self.reopened(), kept, turn)
-            # Go on with a store that is what was loaded.
+            # Continue with a store that was loaded from the file.
             self.clock = Clock(chance.randrange(10_000))
             keyspace, persistence = self.open()
             client = new_client_object(keyspace)
@@ -261,14 +261,14 @@ class KeepingTest(FileCase):
                 save(persistence)
             self.assertRegex(logged.output[0], "b'key' takes 101 bytes, more than the file can")
             self.assertEqual(persistence.refused, {b"key": 101})
-            # What it was before is not what it is.
+            # The old value in the file is removed.
             keyspace.replace(b"key", b"small again")
             save(persistence)
         self.assertEqual(persistence.refused, {})
         persistence.stop(DEADLINE)
         self.assertEqual(self.reopened()[b"key"][0], b"small again")
 
-    @unittest.skipUnless(sys.platform == "linux", "Linux tells which files are open")
+    @unittest.skipUnless(sys.platform == "linux", "only Linux has /proc")
     def test_nothing_is_written_elsewhere(self) -> None:
         keyspace, persistence = self.open()
         for turn in range(2):
@@ -279,8 +279,8 @@ class KeepingTest(FileCase):
         opened = [file for file in files if "/" in file and str(self.folder) not in file]
         self.assertFalse([file for file in opened if "etilqs" in file], opened)
 
-    @unittest.skipUnless(sys.platform == "linux", "Linux tells what memory a process takes")
-    def test_what_was_written_is_not_kept_in_memory(self) -> None:
+    @unittest.skipUnless(sys.platform == "linux", "only Linux has /proc")
+    def test_written_values_are_not_kept_in_memory(self) -> None:
         script = (
             "import random, sys, pipecache\n"
             "from tests.support.internals import save\n"
@@ -326,7 +326,7 @@ class KeepingTest(FileCase):
         self.assertEqual(told[:-1], expected)
         self.assertRegex(told[-1], "^2501 keys loaded in")
 
-    def test_little_is_in_memory_twice(self) -> None:
+    def test_saving_and_loading_take_little_memory(self) -> None:
         keyspace, persistence = self.open()
         for number in range(30):
             members = [b"%d %d " % (number, n) + b"x" * 1000 for n in range(1000)]
@@ -360,7 +360,7 @@ class KeepingTest(FileCase):
         keyspace.replace(b"key", b"1")
         while_writing(persistence, lambda: told.append(persistence.unsaved_changes))
         save(persistence)
-        self.assertEqual(told, sorted(told, reverse=True))  # until it is
+        self.assertEqual(told, sorted(told, reverse=True))  # the number falls until all is written
         self.assertEqual((told[0], persistence.unsaved_changes), (1, 0))
 
     def test_many_changes_are_written_sooner(self) -> None:
@@ -384,7 +384,7 @@ class KeepingTest(FileCase):
             self.assertAlmostEqual(found, expected, delta=least / 2)
         self.assertAlmostEqual(pauses[8], least, delta=least / 2)
 
-    def test_nobody_waits_for_the_disk(self) -> None:
+    def test_commands_do_not_wait_for_the_disk(self) -> None:
         keyspace, persistence = self.open()
         writing, go_on = threading.Event(), threading.Event()
         self.addCleanup(go_on.set)
@@ -408,7 +408,7 @@ class KeepingTest(FileCase):
 
 
 class TroubleTest(FileCase):
-    """A file that cannot be used is said so, in one line, and left as it is."""
+    """A file that cannot be used is reported in one line and not changed."""
 
     def refused(self, pattern: str) -> None:
         before = self.digest()
@@ -417,7 +417,7 @@ class TroubleTest(FileCase):
         self.assertNotIn("\n", str(raised.exception))
         self.assertIn(str(self.path), str(raised.exception))
         self.assertEqual(self.digest(), before)
-        # A second attempt says the same: nothing is left behind, no lock is held.
+        # A second attempt fails in the same way: the first one holds no lock.
         with self.assertRaisesRegex(PersistenceError, pattern):
             self.open()
 
@@ -429,7 +429,7 @@ class TroubleTest(FileCase):
         }
 
     def kept(self, count: int = 1000) -> None:
-        """Make a file with keys in it."""
+        """Create a file with keys."""
         keyspace, persistence = self.open()
         for number in range(count):
             keyspace.replace(b"key%d" % number, b"x" * 100)
@@ -525,7 +525,7 @@ class TroubleTest(FileCase):
         with self.assertRaises(PersistenceError):
             self.open()
 
-    @unittest.skipIf(running_under_wine(), "Wine lets root write everything")
+    @unittest.skipIf(running_under_wine(), "under Wine, root can write every file")
     def test_a_file_that_cannot_be_written(self) -> None:
         self.kept()
         os.chmod(self.path, stat.S_IREAD)
@@ -535,7 +535,7 @@ class TroubleTest(FileCase):
 
     @contextlib.contextmanager
     def as_somebody(self) -> Iterator[None]:
-        """Not as root, who may write everything."""
+        """Run as another user than root, who can write every file."""
         if sys.platform == "win32" or os.geteuid() != 0:
             yield
             return
@@ -562,7 +562,7 @@ class TroubleTest(FileCase):
                 pipecache.log.debug("attempt")
                 save(persistence)
             said, reason = "Keeping changes in memory; will retry in", "is full.*make room"
-            self.assertEqual(len(logged.output), 1 if outcomes[1:] else 2)  # said once
+            self.assertEqual(len(logged.output), 1 if outcomes[1:] else 2)  # logged only once
             self.assertRegex(outcomes[-1], reason)
             if not outcomes[1:]:
                 self.assertRegex(logged.output[1], f"{reason}.*{said}")
@@ -625,8 +625,8 @@ class TroubleTest(FileCase):
         persistence.stop(DEADLINE)
         self.assertEqual(set(self.reopened()), {b"after"})
 
-    @unittest.skipIf(WINDOWS, "Windows lets nobody take a file away that is in use")
-    def test_the_file_or_its_log_was_taken_away(self) -> None:
+    @unittest.skipIf(WINDOWS, "Windows does not delete an open file")
+    def test_the_file_or_its_log_was_deleted(self) -> None:
         for path, changed in itertools.product(
             (self.path, Path(f"{self.path}-wal")), (True, False)
         ):
@@ -641,7 +641,7 @@ class TroubleTest(FileCase):
                 with self.assertLogs("pipecache", "WARNING") as logged:
                     save(persistence)
                 self.assertIn("the file or its WAL file was removed", logged.output[0])
-                # As after a crash: what is there is what SQLite finds, not what it has in hand.
+                # A copy of the folder is what SQLite would find after a crash.
                 shutil.copytree(self.folder, self.folder / "copy")
                 with contextlib.closing(
                     sqlite3.connect(self.folder / "copy" / self.path.name)
@@ -651,8 +651,8 @@ class TroubleTest(FileCase):
                 shutil.rmtree(self.folder / "copy")
                 persistence.stop(DEADLINE)
 
-    @unittest.skipIf(WINDOWS, "Windows lets nobody take a file away that is in use")
-    def test_beginning_anew_fails_at_first(self) -> None:
+    @unittest.skipIf(WINDOWS, "Windows does not delete an open file")
+    def test_a_new_file_cannot_be_created_at_first(self) -> None:
         for path in (self.path, Path(f"{self.path}-wal")):
             with self.subTest(path=path.name):
                 keyspace, persistence = self.open()
@@ -669,7 +669,7 @@ class TroubleTest(FileCase):
                 persistence.stop(DEADLINE)
                 self.assertEqual(set(self.reopened()), {b"key"})
 
-    @unittest.skipIf(WINDOWS, "Windows lets nobody take a file away that is in use")
+    @unittest.skipIf(WINDOWS, "Windows does not delete an open file")
     def test_another_pipecache_file_was_put_in_its_place(self) -> None:
         keyspace, persistence = self.open()
         keyspace.replace(b"theirs", b"1")
@@ -711,14 +711,14 @@ class TroubleTest(FileCase):
         with mock.patch.object(pipecache, "FILE_LOCK_TIMEOUT", DEADLINE):
             with self.assertLogs("pipecache", "INFO") as logged:
                 second = Background(self.reopened)
-                wait_until(lambda: logged.output, "it waits")
+                wait_until(lambda: logged.output, "the second server waits")
                 persistence.stop(DEADLINE)
                 self.assertEqual(list(second.wait()), [b"key"])  # type: ignore[call-overload]
         waiting = [line for line in logged.output if "Waiting for" in line]
         self.assertEqual(len(waiting), 1)
 
-    def test_one_that_is_refused_does_not_give_up_the_lock(self) -> None:
-        # Off Windows to close a file, however often it is open, ends the process's locks on it.
+    def test_a_refused_second_open_keeps_the_lock(self) -> None:
+        # On POSIX, closing one descriptor of a file releases all locks of the process on it.
         self.open()
         with self.assertRaisesRegex(PersistenceError, "locked"):
             self.open()
@@ -733,7 +733,7 @@ class TroubleTest(FileCase):
         )  # fmt: skip
         self.assertIn(b"database is locked", done.stderr)
 
-    def test_nothing_is_left_of_what_could_not_be_loaded(self) -> None:
+    def test_a_failed_load_leaves_the_store_empty(self) -> None:
         self.kept()
         with self.database() as database:
             database.execute("UPDATE keys SET kind='?' WHERE key=x'6b6579393939'")
@@ -747,7 +747,7 @@ class TroubleTest(FileCase):
         now = Clock(0.0)
 
         class Slow(threading.Thread):
-            """Takes ten seconds a key, up to a number of them, and then does no more."""
+            """A thread that needs ten seconds for each key, and stops after some keys."""
 
             turns = 0
 
@@ -768,8 +768,8 @@ class TroubleTest(FileCase):
             self.assertIn("keys to be written", logged.output[0])
             self.assertEqual("Stopped before" in logged.output[-1], not ends)
 
-    @unittest.skipIf(WINDOWS, "names and devices are others there")
-    def test_what_to_do_is_said_by_the_error_and_not_by_the_name(self) -> None:
+    @unittest.skipIf(WINDOWS, "Windows has other rules for names, and no FIFOs")
+    def test_the_advice_depends_on_the_error(self) -> None:
         for name, pattern in (
             (
                 "unlocked/full.db",
@@ -791,7 +791,7 @@ class TroubleTest(FileCase):
         with self.assertRaisesRegex(PersistenceError, "not a regular file"):
             self.open()
 
-    @unittest.skipIf(WINDOWS, "Windows lets nobody take a file away that is in use")
+    @unittest.skipIf(WINDOWS, "Windows does not delete an open file")
     def test_another_file_was_put_in_its_place(self) -> None:
         keyspace, persistence = self.open()
         self.path.unlink()
@@ -810,7 +810,7 @@ class TroubleTest(FileCase):
 
 
 class ServingTest(FileCase):
-    """The same through a server's commands and its command line."""
+    """Tests of persistence with a server."""
 
     @contextlib.contextmanager
     def server(self, *options: str) -> Iterator[tuple[ServerProcess, client.Client]]:
@@ -834,7 +834,7 @@ class ServingTest(FileCase):
             loaded = [line for line in server.lines if "1 keys loaded" in line]
             self.assertEqual(len(loaded), 1, server.lines)
 
-    def test_saved_is_saved_however_it_ends(self) -> None:
+    def test_saved_data_survives_a_kill(self) -> None:
         expected: dict[bytes, bytes] = {}
         for turn in range(5):
             with self.server() as (server, connected):
@@ -845,17 +845,18 @@ class ServingTest(FileCase):
                         expected[f"{turn}:{number}".encode()] = b"x" * number
                     pipeline.execute()
                 self.assertIn(connected.execute_command("SAVE"), (True, "OK"))
-                connected.set(f"{turn}:0", "")  # what is under way when it ends
+                connected.set(f"{turn}:0", "")  # this command is running when the server ends
                 server.process.kill()
                 server.process.wait(DEADLINE)
         self.assertEqual(self.keys(), expected)
 
-    def test_it_is_saved_unasked(self) -> None:
+    def test_changes_are_saved_without_commands(self) -> None:
         with self.server() as (server, connected):
             connected.set("key", "value")
             facts = connected.info("persistence")
             wait_until(
-                lambda: connected.info("persistence")["rdb_changes_since_last_save"] == 0, "saved"
+                lambda: connected.info("persistence")["rdb_changes_since_last_save"] == 0,
+                "the key is saved",
             )
             self.assertEqual(facts["rdb_last_bgsave_status"], "ok")
             server.process.kill()
@@ -875,7 +876,7 @@ class ServingTest(FileCase):
             self.assertEqual(facts["rdb_changes_since_last_save"], 0)
             self.assertGreaterEqual(connected.lastsave(), before)
             self.assertEqual(connected.config_get("dbfilename"), {"dbfilename": str(self.path)})
-            # The file alone is all of it now, and can be copied while the server has it.
+            # After SAVE the file is complete, and can be copied while the server uses it.
             shutil.copyfile(self.path, self.folder / "copy.db")
             with contextlib.closing(sqlite3.connect(self.folder / "copy.db")) as database:
                 rows = database.execute("SELECT key, kind FROM keys").fetchall()
@@ -914,7 +915,7 @@ class ServingTest(FileCase):
             self.assertTrue(connected.ping())
         self.assertEqual(foreign.read_text(), "precious")
 
-    def test_the_name_comes_first(self) -> None:
+    def test_the_pipe_is_checked_before_the_file(self) -> None:
         with self.server() as (first, _):
             second = ServerProcess("--db", str(self.folder / "other.db"), name=first.name)
             self.addCleanup(second.close)
@@ -955,8 +956,8 @@ class ServingTest(FileCase):
         )  # fmt: skip
         self.assertEqual(self.keys(), {b"before": b"1", b"after": b"1"})
 
-    @unittest.skipUnless(sys.platform == "linux", "a name that is no text")
-    def test_a_name_that_is_no_text(self) -> None:
+    @unittest.skipUnless(sys.platform == "linux", "other systems have only names that are text")
+    def test_a_file_name_that_is_not_utf_8(self) -> None:
         self.path = Path(os.fsdecode(os.fsencode(self.folder) + b"/a=b,c caf\xe9.db"))
         with self.server() as (_, connected):
             self.assertIsInstance(connected.info("persistence")["db_file"], str)
@@ -979,7 +980,7 @@ class ServingTest(FileCase):
         with self.assertRaisesRegex(ValueError, "db must be the name of a file, not ''"):
             pipecache.Server(unique_name(), db="")
 
-    def test_a_failed_start_can_be_made_good(self) -> None:
+    def test_a_start_after_a_failed_start(self) -> None:
         self.path.write_text("not ours")
         name = unique_name()
         with self.assertRaises(PersistenceError):
@@ -1000,7 +1001,7 @@ class ServingTest(FileCase):
             self.assertEqual(len(connected.get("key")), 100_000)
             facts = connected.info("persistence")
             self.assertEqual(facts["rdb_last_bgsave_status"], "err")
-            # In words, with or without a comma.
+            # The text of the error does not depend on commas.
             self.assertRegex(facts["db_last_error"], "Cannot save to .*is full.*make room")
             empty_disk(persistence_of(server))
             connected.execute_command("SAVE")
@@ -1017,8 +1018,8 @@ class ServingTest(FileCase):
                 self.assertFalse(server.stop())
         self.assertIn("1 changed keys were not saved", logs.output[-1])
 
-    @unittest.skipIf(WINDOWS, "Windows lets nobody take away the folder of an open file")
-    def test_what_is_not_saved_is_an_exit_status(self) -> None:
+    @unittest.skipIf(WINDOWS, "Windows does not delete the folder of an open file")
+    def test_unsaved_changes_are_an_exit_status(self) -> None:
         self.path = self.folder / "inside" / "file.db"
         self.path.parent.mkdir()
         with ServerProcess("--db", str(self.path)) as server:
@@ -1034,7 +1035,7 @@ class ServingTest(FileCase):
 
 
 class ClockTest(FileCase):
-    """Elapsed time is what a time to live follows, and the wall clock what a moment does."""
+    """A time to live follows elapsed time; EXPIREAT follows the wall clock."""
 
     def test_the_wall_clock_is_set_while_a_file_is_kept(self) -> None:
         for step in (3600, -3600):

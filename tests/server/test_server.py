@@ -1,4 +1,4 @@
-"""A whole server inside this process: clients that behave, and clients that do not."""
+"""Tests of a server inside the test process, with well-behaved and other clients."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class ConversationTests(ServerCase):
             with self.subTest(line=line):
                 self.assertEqual(raw.ask(line), reply)
 
-    @unittest.skipUnless(WINDOWS, "a stream has no messages")
+    @unittest.skipUnless(WINDOWS, "only a pipe has messages")
     def test_messages(self) -> None:
         raw = self.raw()
         for message, reply in (
@@ -145,10 +145,10 @@ class ConversationTests(ServerCase):
         raw.send(b"GET k\n")
         self.assertEqual(raw.read(len(value) + 1), value + b"\n")
 
-    def test_expired_keys_go_unasked(self) -> None:
+    def test_expired_keys_are_removed_without_commands(self) -> None:
         with new_client(self.name) as cache:
             cache.psetex("k", 1, "v")
-            wait_until(lambda: cache.dbsize() == 0, "the sweeper takes the key away")
+            wait_until(lambda: cache.dbsize() == 0, "the key is removed")
             self.assertEqual(cache.info()["expired_keys"], 1)
 
     def test_counters_from_many_threads(self) -> None:
@@ -192,9 +192,9 @@ class CrowdTests(ServerCase):
         for number in range(500):
             raw = RawConnection(self.name)
             if number % 3 == 1:
-                raw.send(b"SET k v\n")  # and the reply is not read
+                raw.send(b"SET k v\n")  # the client does not read the reply
             elif number % 3 == 2:
-                raw.send(b"*2\r\n$3\r\nGE")  # in the middle of a command
+                raw.send(b"*2\r\n$3\r\nGE")  # an incomplete command
             raw.close()
         self.assertEqual(self.raw().ask(b"PING\n"), b"PONG\n")
         wait_until(lambda: self.info("connected_clients") == 2, "every client has left")
@@ -221,7 +221,7 @@ class CrowdTests(ServerCase):
         thread.join(DEADLINE)
         self.assertEqual(replies, [b"served"])
 
-    @unittest.skipUnless(WINDOWS, "a socket lets the client wait")
+    @unittest.skipUnless(WINDOWS, "a socket queues the client instead")
     def test_a_full_pipe_is_a_clear_refusal(self) -> None:
         self.serve(max_clients=1)
         raw = self.raw()
@@ -236,7 +236,7 @@ class CrowdTests(ServerCase):
             with new_client(self.name) as cache:
                 self.assertEqual(cache.echo(number), str(number))
 
-    def test_one_that_never_reads_harms_nobody(self) -> None:
+    def test_a_client_that_never_reads_does_not_delay_others(self) -> None:
         self.serve()
         with new_client(self.name) as cache:
             cache.set("big", "x" * 1_000_000)
@@ -246,19 +246,19 @@ class CrowdTests(ServerCase):
             for number in range(50):
                 self.assertEqual(cache.echo(number), str(number))
 
-    def test_one_that_never_reads_is_dropped(self) -> None:
+    def test_a_client_that_never_reads_is_dropped(self) -> None:
         server = self.serve()
         greedy = self.raw()
         with new_client(self.name) as cache, self.assertLogs("pipecache", "INFO") as logged:
             cache.set("big", "x" * 1_000_000)
             with mock.patch.object(settings_of(server), "reply_timeout", 0.1):
                 greedy.send(b"GET big\n")
-                wait_until(lambda: client_count(server) == 1, "it is dropped")
+                wait_until(lambda: client_count(server) == 1, "the client is dropped")
         self.assertIn(
             "disconnected: the client did not read its reply within 0.1 s", logged.output[-1]
         )
 
-    def test_one_that_never_writes_harms_nobody(self) -> None:
+    def test_silent_clients_do_not_delay_others(self) -> None:
         self.serve()
         silent = [self.raw() for _ in range(20)]
         self.assertEqual(self.raw().ask(b"PING\n"), b"PONG\n")
@@ -277,17 +277,17 @@ class CrowdTests(ServerCase):
     def test_nothing_is_leaked(self) -> None:
         server = self.serve()
         gc.collect()
-        gc.disable()  # what only the garbage collector would find is left, too
+        gc.disable()  # an object that only the garbage collector frees counts as leaked
         self.addCleanup(gc.enable)
         before = self.sessions()
         for _ in range(300):
             RawConnection(self.name).close()
-        # A pipe may not see who leaves at once; a socket keeps them until they are accepted.
+        # A pipe may miss a client that leaves at once; a socket queues clients until accept().
         wait_until(
             lambda: (WINDOWS or connection_count(server) == 300) and is_quiet(server),
             "every client has left",
         )
-        wait_until(lambda: self.sessions() <= before, "nothing is left of them")
+        wait_until(lambda: self.sessions() <= before, "all sessions are freed")
         self.assertLessEqual(thread_count(server), 2 * pipecache.SPARE_LISTENERS + 300)
 
     @staticmethod
@@ -309,7 +309,7 @@ class LifeTests(ServerCase):
         self.name = unique_name()
         server = Server(self.name)
         serving = Background(server.serve_forever)
-        wait_until(self.answers, "it runs")
+        wait_until(self.answers, "the server answers")
         server.stop()
         serving.wait()
 
@@ -388,7 +388,7 @@ class LifeTests(ServerCase):
         )
         self.assertEqual(self.run_script(script), b"v v\n")
 
-    def test_threads_that_cannot_be_had(self) -> None:
+    def test_threads_that_cannot_be_started(self) -> None:
         server = self.serve()
         refusal = RuntimeError("can't start new thread")
         raws = []
@@ -405,7 +405,7 @@ class LifeTests(ServerCase):
         for each in (server, second):
             self.assertTrue(each.stop())
             self.assertEqual(thread_count(each), 0)
-        with Server(name):  # the name is free
+        with Server(name):  # the server has released the name
             pass
 
     def test_a_command_under_way_is_answered(self) -> None:
@@ -416,7 +416,7 @@ class LifeTests(ServerCase):
             wait_until(lambda: client_count(server), "the client is served")
             stopping = threading.Thread(target=server.stop)
             stopping.start()
-            wait_until(lambda: is_stopping(server), "it stops")
+            wait_until(lambda: is_stopping(server), "the server stops")
         self.assertIn(raw.receive(), (b"OK\n", b""))
         stopping.join(DEADLINE)
         self.assertFalse(stopping.is_alive())

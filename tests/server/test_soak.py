@@ -1,4 +1,4 @@
-"""The soak test itself, for some seconds."""
+"""Tests of tests/tools/soak.py, which runs for some seconds here."""
 
 from __future__ import annotations
 

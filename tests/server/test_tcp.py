@@ -1,4 +1,4 @@
-"""--tcp: a port beside the pipe, who is let in by it, and what a browser gets."""
+"""Tests of --tcp: the port, the password, and requests of browsers."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from tests.support import (
     new_client,
     options_of_server,
     redis_address,
+    start_server,
     unique_name,
     usage_error,
     wait_until,
@@ -42,14 +43,14 @@ from tests.support.wire import (
 
 NOAUTH = b"-NOAUTH Authentication required.\r\n"
 
-#: The password asked for, and the bytes of the longest argument until it is given.
+#: The password, and the longest argument in bytes that is accepted before it.
 PASSWORD = b"open sesame"
 LONGEST = 16384
 
-#: A command, its blanks as they are or its arguments each by itself; and the reply or its pattern.
+#: A command as words or as arguments, and the exact reply or its pattern.
 Line = Tuple[Union[bytes, Tuple[bytes, ...]], Union[bytes, Pattern[bytes]]]
 
-#: How HELLO refuses one who has given no password, and welcomes one who has.
+#: The replies of HELLO before and after authentication.
 STRANGER = re.compile(
     rb"-NOAUTH HELLO must be called with the client already authenticated, .*\r\n"
 )
@@ -62,7 +63,7 @@ BEFORE: tuple[Line, ...] = (
     *((line, NOAUTH) for line in (b"INFO", b"COMMAND", b"DBSIZE", b"CLIENT ID", b"CLIENT LIST")),
     *((line, NOAUTH) for line in (b"CLIENT KILL TYPE normal", b"CLIENT REPLY OFF", b"TIME")),
     *((line, NOAUTH) for line in (b"CONFIG GET *", b"CONFIG SET maxmemory 1", b"SELECT 0")),
-    # What cannot be right anyway is told so, as Redis does it; that tells a stranger nothing.
+    # As in Redis, a wrong command gets its own error, which tells an unknown client nothing.
     (b"NOSUCH", unknown_command(b"NOSUCH")),
     (b"GET", wrong_arity(b"get")),
     (b"CLIENT NOSUCH", unknown_subcommand(b"CLIENT", b"NOSUCH")),
@@ -90,7 +91,7 @@ BEFORE: tuple[Line, ...] = (
 AFTER: tuple[Line, ...] = (
     ((b"AUTH", PASSWORD), OK),
     (b"GET k", NIL),
-    # Once in, a wrong one changes nothing.
+    # After authentication, a wrong password changes nothing.
     (b"AUTH wrong", WRONGPASS),
     (b"HELLO 3 AUTH default wrong", WRONGPASS),
     (b"GET k", NIL),
@@ -98,7 +99,7 @@ AFTER: tuple[Line, ...] = (
     (b"MSET " + b"k v " * 20, OK),
     (b"GET k", b"$1\r\nv\r\n"),
     (b"DEL k", b":1\r\n"),
-    # RESET makes a stranger again.
+    # After RESET the client has to authenticate again.
     (b"RESET", RESET),
     (b"GET k", NOAUTH),
     ((b"HELLO", b"3", b"AUTH", b"default", PASSWORD, b"SETNAME", b"me"), WELCOME),
@@ -106,7 +107,7 @@ AFTER: tuple[Line, ...] = (
     (b"GET k", b"_\r\n"),
 )
 
-#: What is sent without a password, and what comes before the connection is ended.
+#: Input without a password, and the output before the server ends the connection.
 LIMITS = (
     (b"*11\r\n", b"-ERR Protocol error: unauthenticated multibulk length\r\n"),
     (b"*1000000\r\n", b"-ERR Protocol error: unauthenticated multibulk length\r\n"),
@@ -123,7 +124,7 @@ LIMITS = (
 
 
 class TCPConversation(Conversation):
-    """The same over TCP."""
+    """A conversation over TCP."""
 
     def __init__(self, port: int) -> None:
         self.raw = TCPConnection(str(port))
@@ -131,7 +132,7 @@ class TCPConversation(Conversation):
 
 
 class PasswordTests(unittest.TestCase):
-    """What a client may before it has given the password, and after."""
+    """What a client may do before and after authentication."""
 
     def setUp(self) -> None:
         self.serve()
@@ -142,9 +143,7 @@ class PasswordTests(unittest.TestCase):
             path = os.path.join(folder, "password.txt")
             with open(path, "wb") as file:
                 file.write(PASSWORD)
-            server = ServerProcess("--tcp", str(self.port), "--password-file", path)
-            server.__enter__()
-            self.addCleanup(server.close)
+            start_server(self, "--tcp", str(self.port), "--password-file", path)
 
     def connect(self) -> Conversation:
         conversation = TCPConversation(self.port)
@@ -177,10 +176,10 @@ class PasswordTests(unittest.TestCase):
                 raw = self.connect().raw
                 raw.send(data)
                 self.assertEqual(raw.read(len(expected)), expected)
-                while raw.receive():  # what else comes before the end
+                while raw.receive():  # read until the end
                     pass
 
-    def test_what_the_limits_allow(self) -> None:
+    def test_input_within_the_limits(self) -> None:
         conversation = self.connect()
         ten = [b"NOSUCH", *[b"x" * LONGEST] * 9]
         reply = conversation.ask(*ten)
@@ -189,7 +188,7 @@ class PasswordTests(unittest.TestCase):
         self.assertEqual(conversation.ask(b"SET", b"k", b"x" * LONGEST * 10), OK)
 
     def test_a_command_in_pieces(self) -> None:
-        """The first of them behind another command."""
+        """The limits hold after a complete command, too."""
         for whole, reply in ((b"PING", NOAUTH), (b"AUTH wrong", WRONGPASS), (b"RESET", RESET)):
             for text in (command(b"AUTH", PASSWORD), b'AUTH "%b"\r\n' % PASSWORD):
                 for cut in (1, 3, len(text) - 1):
@@ -199,8 +198,8 @@ class PasswordTests(unittest.TestCase):
                     raw.send(text[cut:])
                     self.assertIn(b"OK", raw.receive())
 
-    def test_commands_sent_with_the_password_are_those_of_one_let_in(self) -> None:
-        """A client need not wait for the reply to AUTH."""
+    def test_commands_right_after_the_password(self) -> None:
+        """A client can send commands without waiting for the reply to AUTH."""
         for sent in (
             command(b"MSET", *[b"x"] * 20),
             command(b"SET", b"k", b"x" * (LONGEST + 1)),
@@ -211,9 +210,9 @@ class PasswordTests(unittest.TestCase):
                 self.assertEqual(raw.read(2 * len(OK)), OK + OK)
 
 
-@unittest.skipIf(WINDOWS, "redis-server has no Windows version")
+@unittest.skipIf(WINDOWS, "redis-server does not run on Windows")
 class RedisPasswordTests(PasswordTests):
-    """The same tables, with a real Redis: it is they that are tested."""
+    """The same tables on redis-server, which proves the tables."""
 
     def serve(self) -> None:
         self.name = redis_address(self)
@@ -227,7 +226,7 @@ class RedisPasswordTests(PasswordTests):
 
 
 class BothDoorsTests(unittest.TestCase):
-    """One server, by its pipe and by its port."""
+    """One server with a pipe and a port."""
 
     def serve(self, **options: Any) -> Server:
         self.port, self.name = free_port(), unique_name()
@@ -247,12 +246,12 @@ class BothDoorsTests(unittest.TestCase):
         self.addCleanup(connection.close)
         return connection
 
-    def test_what_is_stored_is_the_same(self) -> None:
+    def test_the_pipe_and_the_port_share_the_keys(self) -> None:
         self.serve(password=PASSWORD)
         tcp, pipe = self.tcp(), self.pipe()
         self.assertEqual(tcp.ask(command(b"AUTH", PASSWORD)), OK)
         self.assertEqual(tcp.ask(command(b"SET", b"k", b"from tcp")), OK)
-        # Nobody is asked for a password on the pipe, which is the user's own.
+        # The pipe needs no password, because only the user can open it.
         self.assertEqual(pipe.ask(b"GET k\n"), b"from tcp\n")
         self.assertEqual(pipe.ask(b"SET k from the pipe\n"), b"OK\n")
         self.assertEqual(tcp.ask(b"GET k\n"), b"from the pipe\n")
@@ -314,14 +313,14 @@ class BothDoorsTests(unittest.TestCase):
         self.assertTrue(tcp.ended())
         self.assertEqual(pipe.ask(b"PING\n"), b"PONG\n")
 
-    def test_one_door_does_not_crowd_the_other(self) -> None:
+    def test_clients_of_the_port_leave_room_for_the_pipe(self) -> None:
         self.serve(max_clients=1)
         tcp, pipe = self.tcp(), self.pipe()
         self.assertEqual(tcp.ask(b"PING\n"), b"PONG\n")
         self.assertEqual(pipe.ask(b"PING\n"), b"PONG\n")
 
-    def test_nobody_else_reaches_it(self) -> None:
-        """It is bound to 127.0.0.1, not to every address of this machine."""
+    def test_other_addresses_are_not_served(self) -> None:
+        """The port is bound to 127.0.0.1, not to all addresses of the machine."""
         self.serve()
         self.assertEqual(self.tcp().ask(b"PING\n"), b"PONG\n")
         with self.assertRaises(OSError):
@@ -348,11 +347,11 @@ class BothDoorsTests(unittest.TestCase):
         self.assertEqual((tcp.ended(), idle.ended()), (True, True))
         with self.assertRaises(OSError):
             TCPConnection(str(self.port))
-        if not WINDOWS:  # which can keep a port for a while
+        if not WINDOWS:  # Windows can hold a port for a while
             with Server(unique_name(), tcp=self.port, tcp_no_password=True):
                 self.assertEqual(self.tcp().ask(b"PING\n"), b"PONG\n")
 
-    def test_no_door_is_left_open_by_mistake(self) -> None:
+    def test_a_port_needs_a_password_option(self) -> None:
         for options in (
             {},
             {"password": b"secret", "tcp_no_password": True},
@@ -371,11 +370,11 @@ class BothDoorsTests(unittest.TestCase):
             second.start()
         second.stop()
         self.assertEqual(self.tcp().ask(b"PING\n"), b"PONG\n")
-        # And its pipe was given free.
+        # The server has also released the pipe.
         with Server(name):
             pass
 
-    def test_settings_that_cannot_be(self) -> None:
+    def test_invalid_settings(self) -> None:
         for options in (
             {"tcp": 0},
             {"tcp": -1},
@@ -388,7 +387,7 @@ class BothDoorsTests(unittest.TestCase):
 
 
 class BrowserTests(unittest.TestCase):
-    """A web page can send a form to a port of this machine. Nothing of it may be carried out."""
+    """A web page can send a form to a local port. The server must not run any of it."""
 
     REQUESTS: tuple[tuple[bytes, ...], ...] = (
         (b"POST / HTTP/1.1\r\nHost: localhost\r\n\r\nSET evil 1\r\nFLUSHALL\r\n",),
@@ -406,7 +405,7 @@ class BrowserTests(unittest.TestCase):
     def test_without_a_password(self) -> None:
         self.check(None)
 
-    def test_with_one(self) -> None:
+    def test_with_a_password(self) -> None:
         self.check(PASSWORD)
 
     def check(self, password: bytes | None) -> None:
@@ -418,8 +417,8 @@ class BrowserTests(unittest.TestCase):
                     with self.subTest(pieces=pieces):
                         self.refused(port, pieces)
                         self.assertEqual(cache.mget("stored", "evil"), ["before", None])
-                wait_until(lambda: client_count(server) == 1, "the browsers are gone")
-            # On the pipe, where no browser can be, these are words like others.
+                wait_until(lambda: client_count(server) == 1, "the browsers are disconnected")
+            # A browser cannot reach the pipe, where these are ordinary words.
             with RawConnection(name) as raw:
                 self.assertEqual(raw.ask(b"POST / HTTP/1.1\n"), b"ERROR: Unknown command\n")
                 self.assertEqual(raw.ask(b"Host: localhost\n"), b"ERROR: Unknown command\n")
@@ -428,7 +427,7 @@ class BrowserTests(unittest.TestCase):
         browser = TCPConnection(str(port))
         with browser, self.assertLogs("pipecache", "WARNING") as logged:
             address = browser.local
-            with contextlib.suppress(OSError):  # it was closed before the last
+            with contextlib.suppress(OSError):  # the server may close before the last piece
                 for piece in pieces:
                     browser.send(piece)
             received = chunk = browser.receive()
@@ -492,7 +491,7 @@ class CommandLineTests(unittest.TestCase):
             with self.subTest(options=options):
                 self.assertIn(expected, usage_error(*options))
 
-    @unittest.skipIf(getattr(os, "getuid", int)() == 0, "everything can be read here")
+    @unittest.skipIf(getattr(os, "getuid", int)() == 0, "root can read every file")
     def test_a_file_that_must_not_be_read(self) -> None:
         path = self.file(b"secret")
         os.chmod(path, 0)
@@ -518,7 +517,7 @@ class CommandLineTests(unittest.TestCase):
             (b"secret\r\n", b"secret"),
             (b" two words \nsecond line\n", b" two words "),
             ("d\u00fcb\u00e4i\r\n".encode(), "d\u00fcb\u00e4i".encode()),
-            # As Notepad writes it, and PowerShell's >.
+            # Notepad and the operator > of PowerShell write such files.
             (b"\xef\xbb\xbfsecret\r\n", b"secret"),
             ("secret\r\nsecond line\r\n".encode("utf-16"), b"secret"),
         ):

@@ -1,4 +1,8 @@
-"""What the tests share. RESP as bytes is in ``wire``, random commands in ``generator``."""
+"""Helpers of the tests.
+
+Not exported here: ``wire`` (RESP as bytes), ``cases`` and ``internals`` (clients without a server),
+``generator`` (random commands).
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,7 @@ from tests.support.connections import (
 )
 from tests.support.programs import (
     CLIENTS,
+    required,
     run_javascript,
     run_program,
 )
@@ -33,6 +38,7 @@ from tests.support.servers import (
     log_restored,
     new_client,
     options_of_server,
+    start_server,
     usage_error,
 )
 
@@ -54,9 +60,11 @@ __all__ = [
     "new_client",
     "options_of_server",
     "redis_address",
+    "required",
     "run_javascript",
     "run_program",
     "running_under_wine",
+    "start_server",
     "unique_name",
     "usage_error",
     "wait_until",

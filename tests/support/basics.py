@@ -14,7 +14,7 @@ from typing import Callable
 #: The folder of pipecache.py and client.py.
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-#: Seconds after which a wait has failed. Nothing depends on how much of it is used.
+#: Seconds after which a wait fails. No test waits that long to pass.
 DEADLINE = 30.0
 
 WINDOWS = sys.platform == "win32"
@@ -23,12 +23,12 @@ _numbers = itertools.count(1)
 
 
 def unique_name() -> str:
-    """A pipe's name nobody else uses, now or in another run."""
+    """Return the name of a pipe that no other test and no other run uses."""
     return f"pipecache-test-{os.getpid()}-{next(_numbers)}"
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody serves."""
+    """Return a port of 127.0.0.1 that no program listens on."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         return int(unused.getsockname()[1])
@@ -42,12 +42,12 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + DEADLINE
     while not condition():
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited {DEADLINE:g} s in vain: {what}")
+            raise AssertionError(f"after {DEADLINE:g} s still not true: {what}")
         time.sleep(0.005)
 
 
 def running_under_wine() -> bool:
-    """Whether this Windows is Wine, which does not enforce everything Windows does."""
+    """Return True under Wine, which does not enforce all that Windows enforces."""
     if sys.platform != "win32":
         return False
     import ctypes
@@ -56,7 +56,7 @@ def running_under_wine() -> bool:
 
 
 class Clock:
-    """Seconds that go forward when told to."""
+    """A clock that a test sets."""
 
     def __init__(self, now: float = 1000.0) -> None:
         self.now = now
@@ -66,7 +66,7 @@ class Clock:
 
 
 class Background:
-    """A call on another thread, and what became of it."""
+    """A call on another thread, and its result."""
 
     def __init__(self, call: Callable[[], object]) -> None:
         self.result: object = None
@@ -87,7 +87,7 @@ class Background:
 
     def wait(self) -> object:
         self._thread.join(DEADLINE)
-        assert self.done, "still running"
+        assert self.done, "the call has not ended"
         if self.error is not None:
             raise self.error
         return self.result

@@ -1,4 +1,4 @@
-"""Test cases with clients but without a server, on a clock that stands still."""
+"""Test cases with clients but without a server, on a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.internals import (
 
 
 class ClientCase(unittest.TestCase):
-    """A keyspace and a client of it. More clients can connect."""
+    """A keyspace with one client; a test can connect more."""
 
     def setUp(self) -> None:
         random.seed(self.id())
@@ -40,7 +40,7 @@ class ClientCase(unittest.TestCase):
 
 
 class PushCase(ClientCase):
-    """Several clients, of which each records what it receives without asking."""
+    """Several clients, each of which records the messages pushed to it."""
 
     def join(self) -> tuple[ServedClient, Recorder]:
         """Return a new client and its connection."""
@@ -54,10 +54,10 @@ class PushCase(ClientCase):
         return reply
 
     def block(self, client: ServedClient, line: bytes) -> None:
-        """Let a client send a command that blocks it."""
+        """Send a command that blocks the client."""
         self.assertEqual(self.ask(line, client), b"")
         self.assertTrue(is_blocked(client))
 
     def served(self, client: ServedClient) -> bytes:
-        """Return the reply that a client was blocked for, after which it can go on."""
+        """Return the reply for which a client was blocked; the client is then unblocked."""
         return encode_resp(take_blocked_reply(client))

@@ -1,4 +1,4 @@
-"""Connections that use nothing of client.py."""
+"""Connections to a server that do not use client.py."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if sys.platform == "win32":
 
 
 class RawConnection:
-    """A connection as a client in another language makes it, without client.py.
+    """A connection as a client in another language makes it.
 
-    On a pipe each send() is one message and each receive() returns what one ReadFile gives.
-    Python's open() would do, but for Wine's C library: it takes an empty message for the end.
+    On a pipe, each send() is one message and each receive() is one ReadFile. Python's open() does
+    not do this under Wine, whose C library takes an empty message for the end of the file.
     """
 
     def __init__(self, name: str) -> None:
@@ -63,7 +63,7 @@ class RawConnection:
                 raise OSError(None, "WriteFile", None, error)
 
         def receive(self, size: int = 65536) -> bytes:
-            """What comes next; b"" at the end (or for an empty message)."""
+            """Return the next bytes; b"" at the end, or for an empty message."""
             try:
                 operation, _ = _winapi.ReadFile(self._handle, size, overlapped=True)
                 operation.GetOverlappedResult(True)
@@ -83,7 +83,7 @@ class RawConnection:
             self._socket.sendall(data)
 
         def receive(self, size: int = 65536) -> bytes:
-            """What comes next; b"" at the end."""
+            """Return the next bytes; b"" at the end."""
             try:
                 return self._socket.recv(size)
             except ConnectionResetError:
@@ -93,7 +93,7 @@ class RawConnection:
             self._socket.close()
 
     def read(self, size: int) -> bytes:
-        """Exactly so many bytes, or fewer at the end."""
+        """Return exactly ``size`` bytes, or fewer if the connection ends."""
         chunks = []
         while size > 0:
             chunk = self.receive(min(size, 65536))
@@ -104,12 +104,12 @@ class RawConnection:
         return b"".join(chunks)
 
     def ask(self, data: bytes) -> bytes:
-        """Send one message and return what comes back first."""
+        """Send one message and return the first bytes of the reply."""
         self.send(data)
         return self.receive()
 
     def ended(self) -> bool:
-        """Whether the server has ended the connection."""
+        """Return True if the server has closed the connection."""
         try:
             return self.receive() == b""
         except OSError:
@@ -123,7 +123,7 @@ class RawConnection:
 
 
 class TCPConnection(RawConnection):
-    """The same over TCP; the name is the port."""
+    """A connection over TCP, whose name is the port."""
 
     def __init__(self, name: str) -> None:
         self._tcp = socket.create_connection(("127.0.0.1", int(name)), DEADLINE)
@@ -144,14 +144,14 @@ class TCPConnection(RawConnection):
 
 
 class Conversation:
-    """A connection to either server that returns one reply at a time, byte for byte."""
+    """A connection to pipecache or Redis that returns one reply at a time, as bytes."""
 
     def __init__(self, name: str) -> None:
         self.raw = RawConnection(name)
         self._unread = b""
 
     def ask(self, *arguments: bytes) -> bytes:
-        """The reply to a command; what has come of it, if the server ends the connection."""
+        """Return the reply to a command, or the part that arrived before the connection ended."""
         self.raw.send(command(*arguments))
         while True:
             end = end_of_reply(self._unread)

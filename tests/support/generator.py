@@ -1,4 +1,4 @@
-"""Random sequences of commands, made from a table of what each command takes."""
+"""Random sequences of commands, drawn from a table of the arguments of each command."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import random
 import re
 from typing import Any, Iterable, NamedTuple, Sequence, Tuple
 
-#: Commands in a sequence, roughly.
+#: The approximate number of commands in a sequence.
 LENGTH = 20
 
 Arguments = Tuple[bytes, ...]
 
-#: A lower-case word is drawn by the method of Generator with its name. A|B is one of them, [...]
-#: may be there or not, (...)+ is there several times, and of {...} any number is, in any order;
-#: A:b is the option A and its argument.
+#: Each row is a command. A lower-case word is drawn by the method of Generator with that name.
+#: A|B is one of the words, [...] may be left out, (...)+ is repeated, {...} stands for any number
+#: of its parts in any order, A:b is the option A with an argument.
 TABLE = {
     "string": """
         SET key value {NX XX GET KEEPTTL EX:ttl PX:ttl EXAT:seconds PXAT:milliseconds}
@@ -174,7 +174,7 @@ TABLE = {
     """,
 }
 
-#: Commands that give a key something to hold, so that the others find something.
+#: Commands that create a key of each type, so that other commands find one.
 FILLS = {
     "string": ("SET key value", "SET key number"),
     "list": ("RPUSH key (element)+",),
@@ -183,13 +183,12 @@ FILLS = {
     "sorted set": ("ZADD key (score member)+",),
 }
 
-#: What the families above work on. The last key is the one no family calls its own.
+#: The keys. The last one belongs to no family.
 KEYS = (b"a", b"b", b"c", b"key:1", b"\r\n", b"other")
 
-#: Arguments that a toy server takes for what they are not, or not for what they are. There is no
-#: small positive number among them: as a time to live it would make a race of the test. Nor is
-#: there a length that a server would set aside memory for, or a large negative number that it
-#: would take for so many random choices.
+#: Arguments that a careless server misreads. A small positive number is not among them, because as
+#: a time to live it would be a race; nor a length for which a server allocates memory; nor a large
+#: negative number, which is the number of random choices to return.
 ODD = (
     *(b"9223372036854775807", b"-9223372036854775808", b"9223372036854775808"),
     *(b"-9223372036854775809", b"18446744073709551616", b"0", b"-0", b"-1", b"+1", b"010"),
@@ -198,14 +197,14 @@ ODD = (
     *(b"abc", b"(1", b"*", b"a\r\nb", b"\xff\x00", b"NX", b"LIMIT", b"x" * 200),
 )
 
-#: What is read beside a command, to judge its reply by: before it and after it, with the key it
-#: names. After SPOP the key goes, because the two servers hold different sets by then.
+#: Commands that are sent before and after a command, with its key, to judge its reply by. After
+#: SPOP the key is deleted, because the two servers then hold different sets.
 AROUND: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "SPOP": (["SMEMBERS"], ["SMEMBERS", "DEL"]),
     "SRANDMEMBER": (["SMEMBERS"], []),
     "HRANDFIELD": (["HGETALL"], []),
     "RANDOMKEY": (["KEYS"], []),
-    # Redis counts a key that has expired until somebody looks for it.
+    # Redis counts an expired key until a command looks for it.
     "DBSIZE": (["EXISTS"], []),
 }
 
@@ -231,7 +230,7 @@ _TOKEN = re.compile(r"\)\+|[(\[\]{}]|[^\s()\[\]{}]+")
 
 @functools.lru_cache(maxsize=None)
 def parse_usage(usage: str) -> list[Node]:
-    """The tree of a row of the table: words, and brackets with what is in them."""
+    """Return a row of the table as a tree of words and brackets."""
     tokens = iter(_TOKEN.findall(usage))
 
     def parse(end: str) -> list[Node]:
@@ -247,35 +246,35 @@ def parse_usage(usage: str) -> list[Node]:
 
 
 def command_name(usage: str) -> str:
-    """What a row is called in reports: its leading words in upper case."""
+    """Return the name of a row in reports: its leading words in upper case."""
     name = re.match(r"[A-Z]+( [A-Z]+(?![A-Z|]))?", usage)
     return name[0] if name else usage.split(maxsplit=1)[0]
 
 
 @functools.lru_cache(maxsize=None)
 def rows(family: str) -> list[str]:
-    """The rows of a family."""
+    """Return the rows of a family."""
     return [line.strip() for line in TABLE[family].strip().splitlines()]
 
 
 class Step(NamedTuple):
-    """One command with those around it, which stay together."""
+    """A command with the commands around it, which are sent together."""
 
     name: str
     arguments: Arguments
     connection: int = 0
-    #: Whether replies are awaited before it is sent.
+    #: True to wait for all replies before this step is sent.
     pause: bool = False
 
     @property
     def commands(self) -> list[Arguments]:
-        """The command among those around it, as they are sent."""
+        """Return the commands of the step in the order in which they are sent."""
         before, after = AROUND.get(self.name, ([], []))
         return [*map(self._beside, before), self.arguments, *map(self._beside, after)]
 
     @property
     def place(self) -> int:
-        """The place of the command itself among them."""
+        """Return the index of the command itself among :attr:`commands`."""
         return len(AROUND.get(self.name, ([], []))[0])
 
     def _beside(self, name: str) -> Arguments:
@@ -287,10 +286,10 @@ class Step(NamedTuple):
 
 
 class Generator:
-    """Makes the sequence of a seed.
+    """The generator of the sequence that belongs to a seed.
 
-    Two families share out the keys, so that most commands find what they are for, and enough
-    of them do not.
+    Two families of commands divide the keys between them, so that most commands find a value of
+    their type, and some do not.
     """
 
     def __init__(self, seed: int) -> None:
@@ -304,7 +303,7 @@ class Generator:
         self._fewest = 1
         self._unhurried = self.random.random() < 0.3
         self._multi = False
-        #: The version of RESP.
+        #: The version of RESP that the connections use.
         self.version = self.random.choice([2, 3])
         self.steps = self._sequence()
 
@@ -327,7 +326,7 @@ class Generator:
         return steps
 
     def _any(self, inside: bool = False, connection: int | None = None) -> list[Step]:
-        """Any command; inside a transaction none that would change what its replies are."""
+        """Return any command; inside a transaction, none that changes the form of replies."""
         families = [*self._families, "keys", *FILLS, "connection", "transactions"]
         family = self.random.choices(families, [20, 20, 10, 2, 2, 2, 2, 2, 3, 1])[0]
         usage = self.random.choice(rows(family))
@@ -361,7 +360,7 @@ class Generator:
         return steps + self._draw("transactions", end)
 
     def _encoding(self) -> list[Step]:
-        # The encoding follows from the value only where that has no history.
+        # The encoding depends on the value alone only if the value was never changed.
         key, family = self.key(), self.random.choice(list(FILLS))
         name = FILLS[family][0].split()[0]
         arguments = [name.encode(), key]
@@ -425,7 +424,7 @@ class Generator:
             arguments[place : place + 1] = [self.random.choice(ODD)]
         return tuple(arguments)
 
-    # What arguments are drawn from
+    # The methods that draw arguments
 
     def _either(self, usual: bytes | int, odd: Sequence[bytes] = ODD, share: float = 0.12) -> bytes:
         if self.random.random() < share:
@@ -477,7 +476,7 @@ class Generator:
 
     def score(self) -> bytes:
         usual = b"%d" % self.random.randint(-3, 6)
-        # To Redis -0 is 0 in a short sorted set, but not in one with a long member.
+        # Redis keeps -0 as 0 in a short sorted set, but not in one with a long member.
         odd = tuple(each for each in ODD if each != b"-0")
         return self._either(self.random.choice((usual, usual, b"inf", b"-inf", *FLOATS[:6])), odd)
 

@@ -51,7 +51,7 @@ def new_keyspace(
 
 
 class Recorder(Client):
-    """A client without connection that records the messages that the server pushes to it."""
+    """A client without a connection that records the messages pushed to it."""
 
     def __init__(self, state: State) -> None:
         super().__init__(state)
@@ -163,7 +163,7 @@ class SharedState:
 def new_client_object(
     keyspace: Keyspace | None = None, settings: Settings | None = None
 ) -> ServedClient:
-    """Return a client without connection: what commands are run for."""
+    """Return a client without a connection, for which commands can be run."""
     keyspace = new_keyspace() if keyspace is None else keyspace
     return SharedState(keyspace, settings).new_client()
 
@@ -174,7 +174,7 @@ def run_line(client: ServedClient, line: bytes) -> bytes:
 
 
 class SilentClient:
-    """A client that has connected and does nothing more by itself."""
+    """A client that is connected and sends only what a test makes it send."""
 
     def __init__(self, settings: Settings) -> None:
         state = SharedState(settings=settings).state
@@ -186,11 +186,11 @@ class SilentClient:
         return self.object.timeout_reason(self._start + seconds)
 
     def sends_command(self, seconds: float) -> None:
-        """Let the client send a command after so many seconds."""
+        """Note that the client sends a command after so many seconds."""
         self.object.last_command_at = self._start + seconds
 
     def begins_command(self, seconds: float) -> None:
-        """Let the client send a part of a command after so many seconds."""
+        """Note that the client sends the beginning of a command after so many seconds."""
         self.object.command_started = self._start + seconds
 
 
@@ -226,7 +226,7 @@ def is_closing(client: ServedClient) -> bool:
 
 
 def set_last_command(client: ServedClient, name: bytes) -> None:
-    """Let CLIENT LIST show that the client has sent this command."""
+    """Note that this command is the last that the client has sent."""
     client.last_command = name
 
 
@@ -242,7 +242,7 @@ def expects_reply(client: ServedClient) -> bool:
 
 
 def read_as_text(client: ServedClient) -> None:
-    """Let a subscriber receive messages as text."""
+    """Encode messages to this subscriber as text."""
     client.terminator = b"\r\n"
 
 
@@ -263,7 +263,7 @@ def is_watch_broken(client: ServedClient) -> bool:
 
 
 def owned_keys(keyspace: Keyspace, client: ServedClient) -> set[bytes]:
-    """Return the keys that the client owns, after a look at every table that knows owners."""
+    """Return the keys that the client owns; check that all tables agree on them."""
     owned = set(keyspace._owned.get(client, ()))
     assert keyspace.count_owned(client) == len(owned)
     assert {key for key, owner in keyspace._owners.items() if owner is client} == owned
@@ -276,7 +276,7 @@ def owned_keys(keyspace: Keyspace, client: ServedClient) -> set[bytes]:
 
 
 def payload(value: Any) -> int:
-    """Return the number of bytes in a collection, counted anew."""
+    """Return the number of bytes in a collection by looking at each member."""
     if isinstance(value, ListValue):
         return sum(map(len, value))
     if isinstance(value, SortedSet):
@@ -285,9 +285,9 @@ def payload(value: Any) -> int:
 
 
 def recount(keyspace: Keyspace) -> int:
-    """Return the bytes of memory that the keyspace's keys take, counted anew from every value.
+    """Return the bytes of memory that the keys take, by looking at each value.
 
-    :raises AssertionError: for a value that is not as it should be.
+    :raises AssertionError: if a value is inconsistent.
     """
     for key, value in keyspace._values.items():
         if isinstance(value, bytes):
@@ -361,7 +361,7 @@ def queued_deadlines(keyspace: Keyspace) -> int:
 
 
 def peak_size(keyspace: Keyspace) -> int:
-    """Return the number of keys that the table of the keyspace has had since it last shrank."""
+    """Return the largest number of keys in the keyspace since its dict was last shrunk."""
     return keyspace._values._peak_size
 
 
@@ -437,7 +437,7 @@ def settings_of(server: Server) -> Settings:
 
 
 def persistence_of(server: Server) -> Persistence:
-    """Return what keeps the keyspace of a server in a file."""
+    """Return the persistence of a server that was started with a file."""
     assert server._state.persistence is not None
     return server._state.persistence
 
@@ -468,21 +468,21 @@ def preparing_fails(persistence: Persistence, error: Exception) -> Any:
 
 
 def fill_disk(persistence: Persistence, free: int | None = None) -> None:
-    """Let SQLite find that the disk is full.
+    """Limit the size of the file, so that SQLite reports a full disk.
 
-    :param free: the number of pages that there is still room for.
+    :param free: the number of pages that can still be added.
     """
     (pages,) = persistence._database.execute("PRAGMA page_count").fetchone()
     persistence._database.execute(f"PRAGMA max_page_count={1 if free is None else pages + free}")
 
 
 def empty_disk(persistence: Persistence) -> None:
-    """Let SQLite find that there is room on the disk again."""
+    """Lift the limit of :func:`fill_disk`."""
     persistence._database.execute("PRAGMA max_page_count=1000000")
 
 
 def while_writing(persistence: Persistence, call: Callable[[], object]) -> None:
-    """Let SQLite call this again and again while it writes."""
+    """Call a function again and again while SQLite writes."""
 
     def progress() -> int:
         call()
@@ -511,17 +511,17 @@ def pauses_before_saves(persistence: Persistence, errors: Sequence[str]) -> list
 
 
 def replace_thread(persistence: Persistence, thread: threading.Thread) -> None:
-    """Let this thread stand for the one that writes to the file."""
+    """Use this thread in place of the one that writes to the file."""
     persistence._thread = thread
 
 
 def count_written_key(persistence: Persistence) -> None:
-    """Let the thread that writes to the file have written one more key."""
+    """Note that one more key was written to the file."""
     persistence._written += 1
 
 
 def refuse_changes(keyspace: Keyspace) -> None:
-    """Let memory be short when the keyspace notes that a key was changed."""
+    """Raise MemoryError whenever the keyspace notes that a key was changed."""
     changed = mock.Mock(wraps=set(), update=mock.Mock(side_effect=MemoryError))
     changed.__len__ = lambda _: 0
     keyspace._changed = changed

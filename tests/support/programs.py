@@ -1,4 +1,4 @@
-"""Programs in other languages, run to their end."""
+"""Programs in other languages that tests run."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests.tools.provision import Unavailable, given, run_node, skip
 
 CLIENTS = ROOT / "tests" / "clients"
 
-#: Seconds for a program that may have to compile, or to start a runtime, on a busy machine.
+#: Seconds that a program may take, which perhaps compiles or starts a runtime on a busy machine.
 TIME_LIMIT = 180.0
 
 
 def run_program(
     args: Sequence[str | Path], env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a program to its end."""
+    """Run a program and wait until it ends."""
     return subprocess.run(
         [str(arg) for arg in args],
         stdin=subprocess.DEVNULL,
@@ -33,7 +33,7 @@ def run_program(
 
 
 def run_javascript(*args: str | Path) -> subprocess.CompletedProcess[bytes]:
-    """Run Node on a file, or skip the test."""
+    """Run a file with Node, or skip the test if Node is missing."""
     if WINDOWS:
         found = shutil.which("node")
         try:
@@ -46,8 +46,16 @@ def run_javascript(*args: str | Path) -> subprocess.CompletedProcess[bytes]:
     return run_program([on_path("node"), *args])
 
 
+def required(name: str) -> str:
+    """Return what ``python tests`` provides under this name, or skip the test."""
+    try:
+        return given(name)
+    except Unavailable as error:
+        skip(error)
+
+
 def on_path(program: str) -> str:
-    """Where a program is, or skip the test."""
+    """Return the path of a program, or skip the test if the program is missing."""
     if running_under_wine():
         raise unittest.SkipTest(f"{program}: run by the workflow on windows-latest")
     found = shutil.which(program)

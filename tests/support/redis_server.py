@@ -1,4 +1,4 @@
-"""A real redis-server, and connections that read its replies."""
+"""redis-server, and connections that read its replies."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.support.basics import DEADLINE, wait_until
 from tests.support.wire import Reply, command, read_reply
 from tests.tools import provision
 
-#: Seconds without a reply after which a server is taken to have lost it.
+#: Seconds after which a missing reply counts as lost.
 PATIENCE = 5.0
 
 
 class Connection:
-    """A connection to either server, and what comes back in RESP2 or RESP3."""
+    """A connection to pipecache or Redis that returns replies in RESP2 or RESP3."""
 
     def __init__(self, address: str) -> None:
         self._socket = socket.socket(getattr(socket, "AF_UNIX", -1))
@@ -56,9 +56,9 @@ class Connection:
 
 
 class RedisServer:
-    """redis-server as a process of its own, on a Unix socket and with one database.
+    """A process of redis-server, on a Unix socket and with one database.
 
-    :raises provision.Unavailable: if there is none, or another version than the one to be like.
+    :raises provision.Unavailable: if it is missing, or of another version than pipecache follows.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class RedisServer:
             raise provision.Unavailable(f"{program} is not Redis {wanted}: install that version")
         self._folder = tempfile.TemporaryDirectory()
         folder = self._folder.name
-        #: Its socket.
+        #: The path of the socket.
         self.address = os.path.join(folder, "socket")
         options = f"--port 0 --unixsocket {self.address} --dir {folder} --databases 1"
         self._process = subprocess.Popen(
@@ -90,22 +90,26 @@ class RedisServer:
         return False
 
     def wait(self) -> None:
-        """Wait until it answers."""
+        """Wait until the server answers."""
         wait_until(self._answers, "redis-server answers")
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self._process.kill()
         self._process.wait(DEADLINE)
         self._folder.cleanup()
 
 
-def redis_address(test: unittest.TestCase) -> str:
-    """The socket of a redis-server for one test, which is skipped where there is none."""
+def redis_address(test: unittest.TestCase | type[unittest.TestCase]) -> str:
+    """Return the socket of a new redis-server, or skip the test if there is none.
+
+    :param test: the test, or the class of tests, after which the server ends.
+    """
     try:
         server = RedisServer()
     except provision.Unavailable as error:
         provision.skip(error)
-    test.addCleanup(server.close)
+    clean_up = test.addClassCleanup if isinstance(test, type) else test.addCleanup
+    clean_up(server.close)
     server.wait()
     return server.address

@@ -1,4 +1,4 @@
-"""Servers under test: in a process of their own, and inside the tests."""
+"""Servers under test: in processes, and inside the test process."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from tests.support.basics import DEADLINE, ROOT, WINDOWS, unique_name
 from tests.support.connections import Conversation, RawConnection
 from tests.tools import provision
 
-# What servers inside the tests have to say is looked for by assertLogs(), and else not shown.
+# Without a handler, logging prints warnings of servers inside the tests to standard error.
 pipecache.log.addHandler(logging.NullHandler())
 
 
 class ServerProcess:
-    """``python pipecache.py`` as a process of its own.
+    """A process of ``python pipecache.py``.
 
     :param options: further arguments of the command line.
-    :param name: the pipe's name, one of its own if None.
+    :param name: the name of the pipe, by default a new one.
 
-    As a context manager it is ready to accept connections, and ended afterwards.
+    As a context manager, the server is ready at the beginning and has ended at the end.
     """
 
     def __init__(self, *options: str, name: str | None = None) -> None:
         self.name = name or unique_name()
         self.address = pipecache.pipe_address(self.name)
-        #: What it has printed on stderr so far.
+        #: The lines of standard error that were read so far.
         self.lines: list[str] = []
         self._printed: queue.Queue[str | None] = queue.Queue()
         self.process = subprocess.Popen(
@@ -58,9 +58,9 @@ class ServerProcess:
         self._printed.put(None)
 
     def wait_for(self, pattern: str) -> str:
-        """The first line from here on that the pattern is found in.
+        """Return the next line that contains the pattern.
 
-        :raises AssertionError: if the program ends, or DEADLINE passes, without one.
+        :raises AssertionError: if the program ends, or DEADLINE passes, before such a line.
         """
         while True:
             line = self._printed.get(timeout=DEADLINE)
@@ -71,7 +71,7 @@ class ServerProcess:
                 return line
 
     def wait(self) -> int:
-        """Wait for the program to end and return its exit status; its output is in lines then."""
+        """Wait until the program ends and return its exit status; `lines` is then complete."""
         status = self.process.wait(DEADLINE)
         self._reader.join(DEADLINE)
         while True:
@@ -82,7 +82,7 @@ class ServerProcess:
             self.lines.append(line)
 
     def interrupt(self) -> None:
-        """Press Ctrl+C."""
+        """Send Ctrl+C to the server."""
         provision.interrupt(self.process, self.name)
 
     def close(self) -> None:
@@ -92,7 +92,7 @@ class ServerProcess:
         for stream in (self.process.stdout, self.process.stderr):
             if stream is not None:
                 stream.close()
-        if not WINDOWS:  # a server that was killed leaves its socket behind
+        if not WINDOWS:  # a killed server does not remove its socket
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.address)
 
@@ -149,12 +149,19 @@ def options_of_server(*options: str) -> dict[str, Any]:
 
 
 def new_client(name: str, **options: Any) -> client.Client:
-    """A client with time limits no test should run into."""
+    """Return a client whose time limits are so long that no test reaches them."""
     return client.Client(name, **{"timeout": DEADLINE, "connect_timeout": DEADLINE, **options})
 
 
+def start_server(test: unittest.TestCase, *options: str) -> ServerProcess:
+    """Return a server process that accepts connections until the test ends."""
+    server = ServerProcess(*options)
+    test.addCleanup(server.close)
+    return server.__enter__()
+
+
 class ServerCase(unittest.TestCase):
-    """A running server, by default one a test."""
+    """Tests with a server inside the test process."""
 
     def serve(self, **options: Any) -> Server:
         self.name = unique_name()
@@ -174,17 +181,14 @@ class ServerCase(unittest.TestCase):
 
 
 class ConversationCase(unittest.TestCase):
-    """A server of its own for each test, and connections to it."""
+    """Tests with a server process each, and connections to it."""
 
     def setUp(self) -> None:
         self.name = self.serve()
 
     def serve(self) -> str:
         """Start a server and return its name."""
-        server = ServerProcess()
-        server.__enter__()
-        self.addCleanup(server.close)
-        return server.name
+        return start_server(self).name
 
     def connect(self) -> Conversation:
         conversation = Conversation(self.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, BinaryIO, Pattern, Tuple, Union
 
-#: The arguments of a command, as words or each by itself; and the exact reply, or its pattern.
+#: The arguments of a command, as words or one by one, and the exact reply or its pattern.
 Line = Tuple[Union[bytes, Tuple[bytes, ...]], Union[bytes, Pattern[bytes]]]
 
 OK = b"+OK\r\n"
@@ -42,28 +42,36 @@ NO_MULTI = b"-ERR EXEC without MULTI\r\n"
 ABORTED = b"-EXECABORT Transaction discarded because of previous errors.\r\n"
 
 
+#: A pattern of the elements of the reply to HELLO, for `%` and the version of RESP.
+HELLO = (
+    rb"\$6\r\nserver\r\n\$5\r\nredis\r\n\$7\r\nversion\r\n\$6\r\n7\.0\.15\r\n"
+    rb"\$5\r\nproto\r\n:%d\r\n\$2\r\nid\r\n:\d+\r\n\$4\r\nmode\r\n\$10\r\nstandalone\r\n"
+    rb"\$4\r\nrole\r\n\$6\r\nmaster\r\n\$7\r\nmodules\r\n\*0\r\n"
+)
+
+
 def command(*arguments: bytes) -> bytes:
-    """A command in RESP."""
+    """Return a command in RESP."""
     parts = [b"*%d\r\n" % len(arguments)]
     parts += [b"$%d\r\n%b\r\n" % (len(argument), argument) for argument in arguments]
     return b"".join(parts)
 
 
 def bulk(value: bytes) -> bytes:
-    """A bulk string."""
+    """Return a bulk string."""
     return b"$%d\r\n%b\r\n" % (len(value), value)
 
 
 def array(*replies: bytes) -> bytes:
-    """An array of replies."""
+    """Return an array of replies."""
     return b"*%d\r\n%b" % (len(replies), b"".join(replies))
 
 
 def message(kind: bytes, *parts: bytes | int | None, resp: bytes = b"*") -> bytes:
-    """What a subscriber is told: bytes, then a number or None."""
-    told = [NIL if part is None else b":%d\r\n" % part if isinstance(part, int) else bulk(part)
-            for part in parts]  # fmt: skip
-    return resp + array(bulk(kind), *told)[1:]
+    """Return a message to a subscriber: bytes, then a number or None."""
+    encoded = [NIL if part is None else b":%d\r\n" % part if isinstance(part, int) else bulk(part)
+               for part in parts]  # fmt: skip
+    return resp + array(bulk(kind), *encoded)[1:]
 
 
 def wrong_arity(name: bytes) -> bytes:
@@ -88,7 +96,7 @@ def protocol_error(text: bytes) -> bytes:
 
 
 def end_of_reply(data: bytes, start: int = 0) -> int | None:
-    """Where the reply ends that starts here, or None if it is not all there."""
+    """Return the end of the reply that starts here, or None if a part of it is missing."""
     line_end = data.find(b"\r\n", start)
     if line_end < 0:
         return None

@@ -1,69 +1,67 @@
-"""How quick is pipecache, and beside what?  ``python tests/tools/benchmark.py`` measures it.
+"""Benchmark of pipecache and comparable programs: ``python tests/tools/benchmark.py``.
 
-One run visits every contender in rounds, each round in another order, and reports medians over
-the rounds.  A ratio is taken within each round, between visits a second or two apart, and then
-the median of the ratios: on a machine with other things to do the figures drift, the ratios
-hardly.  What is measured:
+One run measures every contender in rounds, each round in another order, and reports medians over
+the rounds. A ratio is taken within a round, between measurements a second or two apart, and the
+report has the median of the ratios: on a busy machine the figures vary, but the ratios hardly do.
+The measurements:
 
 trips
-    One client in a process of its own, connected once: the round trip of GET and of SET (keys
-    and values of 11 bytes, a thousand keys), a hundred GETs sent before the first reply is read,
-    and MGET of a hundred keys, where the client can do these.
+    One client process with one connection: the round trip of GET and of SET (keys and values of
+    11 bytes, a thousand keys), a hundred GETs sent before the first reply is read, and MGET of a
+    hundred keys, as far as the client supports these.
 together, apart
-    GET and SET again with client and server held on one processor, and on two.  Where the system
-    puts them by itself decides more than what they are: on a virtual machine to wake a processor
-    that was idle takes longer than most of these servers take to answer, and how long depends on
-    how long it slept, so that in trips the quicker program may come out slower.  On one processor
-    nobody is woken, and what is seen is what the programs cost.
+    GET and SET again with client and server on one processor, and on two. In trips the placement
+    by the system has a larger effect than the programs: on a virtual machine, waking an idle
+    processor takes longer than most of these servers take to reply, and the time depends on how
+    long the processor was idle, so the faster program can look slower. On one processor there is
+    no wake-up, and the figures show the cost of the programs.
 clients
-    1, 8 and 32 clients at once, each a process of its own and not a thread, as scripts on one
-    machine are; threads would share one interpreter lock and measure that.  Nine GETs to one SET.
-    All start before the clock does and go on until after it has stopped.
+    1, 8 and 32 clients at the same time, each in its own process, as scripts on one machine are;
+    threads would share one interpreter lock. Nine GETs to one SET. All clients start before the
+    measurement and continue until after its end.
 memory
-    Growth of the server's resident memory by a million keys, loaded through the client.
+    Growth of the server's resident memory by a million keys, which the client stores.
 startup
-    From starting the server's process until clients can come, less the time in which the same
-    interpreter with the same flags gets as far as its first statement.
+    The time from the start of the server process until clients can connect, minus the time in
+    which the same interpreter with the same flags reaches its first statement.
 crowd
-    1,000 clients connected at once, all of which have asked before the first reads its reply.
+    1,000 clients connected at the same time; all send a request before the first reads its reply.
 bench1, bench50, bench50x16
-    redis-benchmark, as the redis-tools package has it and with its own defaults (one key, values
-    of 3 bytes), SET and then GET: by 1 client, by 50, and by 50 that have 16 commands under way
-    each.  The clients are one loop of C, so that what is seen is the servers.
+    redis-benchmark of the package redis-tools with its defaults (one key, values of 3 bytes), SET
+    and then GET: 1 client, 50 clients, and 50 clients with 16 commands in flight each. The clients
+    are one loop in C, so the servers determine the result.
 shares
-    Whether all of 50 clients get their turn, which redis-benchmark does not tell: they are one
-    loop over bare sockets, each asks again as soon as it is answered, and after a second it is
-    counted how many replies the least served got, and how many the median client.
+    The fairness among 50 clients, which redis-benchmark does not show: the clients are one loop
+    over sockets, each asks again as soon as it has its reply, and after a second the replies of
+    the client with the fewest replies are compared with those of the median client.
 
 delivery
-    From before a message is published until its one subscriber has it, a program of its own: half
-    of the way to one that publishes it again, and back. The same with both in one process, which
-    waits for the reply to its PUBLISH before it looks for the message; and a GET.
+    The time from before PUBLISH until the only subscriber, another program, has the message: half
+    of the way to a program that publishes it again, and back. The same with both in one process,
+    which reads the reply to its PUBLISH before the message; and a GET.
 fanout
-    Messages a second that reach 100 subscribers of one channel together, with one PUBLISH under
-    way and with ten.  The subscribers are one loop over bare sockets that counts bytes; how long
-    it had nothing to do says whether it is what is seen.
+    Messages per second that reach 100 subscribers of one channel in total, with one PUBLISH in
+    flight and with ten. The subscribers are one loop over sockets that counts bytes; its idle time
+    shows whether the loop itself limits the result.
 idle
-    What each of 1,000 clients that have asked for something once, and ask no more, adds to the
-    server's memory.
+    Server memory per client for 1,000 clients that have sent one request and are idle.
 kept
-    redis-benchmark, SET of 100,000 keys by chance, to a server with --db FILE and to one without,
-    in turns: what part of the rate is left, by 1 client, by 50, and by 50 with 16 under way each.
+    redis-benchmark, SET of 100,000 random keys, with a server with --db FILE and one without, in
+    turns: the remaining part of the rate with 1 client, 50, and 50 with 16 in flight each.
 load
-    A file of a million keys: from opening it until the server has it, and a bare SELECT of the same
-    rows into a dict, each in a process of its own.
+    A file of a million keys: the time to load it into the server, and that of a plain SELECT of
+    the same rows into a dict, each in its own process.
 waiting
-    200 clients that wait in BLPOP: what they add to the server's memory, and what part of a
-    processor the server takes while they do.
+    200 clients blocked in BLPOP: the server memory that they add, and the processor time of the
+    server meanwhile.
 
-The same worker processes (``peers/worker.py``) are the clients of every contender of a half,
-servers run side by side and idle while others are measured, every visit is warmed up and the
-answers are checked.  Clients are used with their own defaults, but that pymemcache is told to wait
-for the reply to a SET, and SQLite (which has no server to wait for) not to sync each commit; the
-garbage collector is left as it is.  The peers are installed into an environment of their own
-outside the tree.
+The same worker processes (``peers/worker.py``) are the clients of all contenders of a half. The
+servers run side by side and are idle while others are measured. Each measurement begins with a
+warm-up, and the replies are checked. Clients have their defaults, except that pymemcache waits for
+the reply to a SET, and SQLite does not sync each commit. The garbage collector is not changed. The
+other programs are installed into an environment outside the tree.
 
-Targets are reported, never enforced: the exit status is 0 whatever was reached.
+Targets are only reported: the exit status is 0 whatever the results are.
 """
 
 from __future__ import annotations
@@ -108,30 +106,30 @@ from tests.tools.peers import chart  # noqa: E402
 REQUIREMENTS = ("redis==8.1.0", "hiredis==3.5.0", "pymemcache==4.0.0", "diskcache==5.6.3")
 WINDOWS_PYTHON = "3.13"
 READY = "Ready to accept connections"
-#: How long a server may take to be ready, a worker to answer.
+#: Seconds that a server may take until it is ready, and a worker until it replies.
 PATIENCE = 60.0
 CLIENT_COUNTS = (1, 8, 32)
 FILL = 1_000_000
 CROWD = 1000
-#: Clients between whom a server is shared, and when one is starved: when it gets less than so much
-#: of what the median client gets.
+#: The number of clients that share a server, and the share of the median client's replies below
+#: which a client counts as starved.
 SHARERS = 50
 STARVED = 0.25
-#: Subscribers of one channel, and clients that wait.
+#: The numbers of subscribers of one channel, and of blocked clients.
 SUBSCRIBERS = 100
 WAITERS = 200
-#: Bytes by which a server's memory may still move when it is read.
+#: Bytes by which a server's memory may still vary when it is read.
 STILL = 65536
 
 
 # ------------------------------------------------------------------------------------------
-# What is measured
+# Metrics, contenders and targets
 # ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One number a visit brings home."""
+    """A number that a measurement returns."""
 
     title: str
     unit: str
@@ -142,7 +140,7 @@ class Metric:
         return f"{self.title}, {self.unit}" if self.unit else self.title
 
 
-#: What redis-benchmark is run with.
+#: The arguments of redis-benchmark.
 BENCHES = ("bench1", "bench50", "bench50x16")
 
 METRICS: dict[str, Metric] = {
@@ -203,8 +201,8 @@ METRICS: dict[str, Metric] = {
 }
 
 
-#: What a contender with a server takes part in, a server with no client of its own (those of the
-#: measurement ask it), this project's own, and a contender without a server.
+#: The measurements of a contender with a server, of a server without a client of its own, of this
+#: project, and of a contender without a server.
 SERVED = ("trips", "together", "apart", "clients")
 ASKED = (*BENCHES, "shares", "fanout", "waiting")
 MINE = (*SERVED, "memory", "startup", "crowd", "delivery", *ASKED, "idle", "kept", "load")
@@ -213,7 +211,7 @@ FILE = ("trips", "clients")
 
 @dataclass(frozen=True)
 class Contender:
-    """Something to measure.
+    """A program or a library that is measured.
 
     *client* names a way of opening in ``peers/clients.py`` (nothing for a server that only other
     programs ask) and *options* go to it; *service* names what its half starts for it (nothing for
@@ -307,16 +305,16 @@ TARGETS = (
 
 
 class Results:
-    """Samples by half, contender and metric, one a round (None where a visit failed)."""
+    """Samples by half, contender and metric, one per round (None if a measurement failed)."""
 
     def __init__(self) -> None:
         self.samples: dict[tuple[str, str, str], list[float | None]] = {}
-        #: Why a contender could not be measured, by half, contender and measurement.
+        #: The reasons for failed measurements, by half, contender and measurement.
         self.failures: dict[tuple[str, str, str], str] = {}
-        #: Why a half could not be set up.
+        #: The reasons why a half could not be set up.
         self.skipped: dict[str, str] = {}
         self.versions: dict[str, dict[str, str]] = {}
-        #: What contenders are called, by half and name, in the order of the tables.
+        #: The titles of contenders, by half and name, in the order of the tables.
         self.titles: dict[tuple[str, str], str] = {}
 
     def add(self, half: str, contender: str, metric: str, round_: int, value: float) -> None:
@@ -334,8 +332,8 @@ class Results:
     def ratios(
         self, half: str, metric: str, peers: Sequence[str], ours: str = "pipecache", over: str = ""
     ) -> list[float]:
-        """``ours / best of peers``, for each round that has both; *over* is the metric of the
-        peers where it is another."""
+        """Return ``ours / best of peers`` for each round that has both. *over* is the metric of the
+        peers if it differs."""
         over = over or metric
         better = max if METRICS[over].more_is_better else min
         mine = self.samples.get((half, ours, metric), [])
@@ -354,7 +352,7 @@ class Results:
         return self.values(target.half, target.ours, target.metric)
 
     def held(self, target: Target, layout: str) -> float | None:
-        """The same with the processes where *layout*, "together" or "apart", holds them."""
+        """Return the ratios with the processes placed by *layout*, "together" or "apart"."""
         metric = f"{layout}_{target.metric}"
         if metric not in METRICS:
             found = []
@@ -369,15 +367,15 @@ class Results:
 
 
 class Failure(Exception):
-    """A contender cannot be measured; the others can."""
+    """A contender cannot be measured; the others are not affected."""
 
 
 class Program:
-    """A process of ours whose output is read as it comes."""
+    """A process whose output is read by a thread."""
 
     def __init__(self, process: subprocess.Popen[str], socket_file: str = "") -> None:
         self.process = process
-        #: For a server that says nothing: it is ready when this is there.
+        #: For a server that prints nothing: the file that exists when it is ready.
         self.socket_file = socket_file
         self.tail: deque[str] = deque(maxlen=20)
         self._changed = threading.Condition()
@@ -400,7 +398,7 @@ class Program:
             self._changed.notify_all()
 
     def wait_ready(self) -> float:
-        """The ``time.perf_counter()`` at which the program said that it is ready."""
+        """Return the ``time.perf_counter()`` at which the program printed that it is ready."""
         if self.socket_file:
             deadline = time.monotonic() + PATIENCE
             while not os.path.exists(self.socket_file):
@@ -427,7 +425,7 @@ class Program:
 
 
 class Worker:
-    """A client process: see ``peers/worker.py``."""
+    """A client process; see ``peers/worker.py``."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
@@ -480,7 +478,7 @@ class Worker:
 
 
 def ask_all(workers: Sequence[Worker], do: str, **arguments: Any) -> list[dict[str, Any]]:
-    """Ask all before the first answer is read; every answer is read even when one is an error."""
+    """Send requests to all workers, then read all replies, even if one is an error."""
     for worker in workers:
         worker.send(do, **arguments)
     replies, failure = [], None
@@ -495,12 +493,12 @@ def ask_all(workers: Sequence[Worker], do: str, **arguments: Any) -> list[dict[s
 
 
 # ------------------------------------------------------------------------------------------
-# The two halves: where programs run, and which contenders there are
+# The two halves: the platforms and their contenders
 # ------------------------------------------------------------------------------------------
 
 
 class Half:
-    """One platform: its interpreter, its servers (started when first asked for) and workers.
+    """One platform: its interpreter, its servers (started at first use) and workers.
 
     A subclass says how a Python program is started there, what an address and a file look like,
     and which services and contenders it has.
@@ -509,13 +507,13 @@ class Half:
     name = ""
     title = ""
     contenders: tuple[Contender, ...] = ()
-    #: The measurements that can be made there.
+    #: The measurements that this platform supports.
     possible: tuple[str, ...] = ()
     #: The path of that program, where it can reach the servers.
     redis_benchmark = ""
 
     def __init__(self, rivals: Sequence[Path]) -> None:
-        #: Checkouts by service name: this one, and those that it is measured against.
+        #: Checkouts by service name: this one, and others to compare with.
         self.projects: dict[str, Path] = {"pipecache": ROOT}
         for number, folder in enumerate(rivals, 1):
             name = f"rival{number}"
@@ -549,43 +547,43 @@ class Half:
         finally:
             self.exits.close()
 
-    # What a subclass supplies.
+    # Methods for subclasses to override
 
     def set_up(self) -> None:
-        """Fetch and start what is needed; raises `provision.Unavailable`."""
+        """Fetch and start the programs; raise `provision.Unavailable` if one is missing."""
         raise NotImplementedError
 
     def popen(self, *arguments: str, worker: bool = False) -> subprocess.Popen[str]:
-        """Start this half's Python with *arguments*, both outputs captured."""
+        """Start the Python of this half with *arguments*; both outputs are captured."""
         raise NotImplementedError
 
     def path(self, path: Path) -> str:
-        """What a file is called there."""
+        """Return the path of a file on this platform."""
         raise NotImplementedError
 
     def pipe(self, name: str) -> str:
-        """The address of the pipe of a service."""
+        """Return the address of the pipe of a service."""
         raise NotImplementedError
 
     def versions(self) -> dict[str, str]:
-        """What is measured, by name."""
+        """Return the contenders by name."""
         raise NotImplementedError
 
-    # What the measurements use.
+    # Methods for the measurements
 
     def start(self, service: str, address: str, *options: str) -> Program:
-        """Start *service* anew; the options are for pipecache."""
+        """Start a new process of *service*; the options are for pipecache."""
         if service in self.projects:
             script = self.path(self.projects[service] / "pipecache.py")
             return Program(self.popen(script, "--pipe", address, *options))
         return Program(self.popen("-m", "tests.tools.peers.servers", service, address))
 
     def start_bare(self) -> Program:
-        """An interpreter that says at once what a server says when it is ready."""
+        """Return an interpreter that at once prints the line of a server that is ready."""
         return Program(self.popen("-c", f"import sys; sys.stderr.write({READY + chr(10)!r})"))
 
     def carriers(self, server: int) -> list[int]:
-        """The processes that a message passes through between the client and itself again."""
+        """Return the processes that a message passes on a round trip."""
         return [server]
 
     def address(self, contender: Contender) -> str:
@@ -594,7 +592,7 @@ class Half:
         return self.pipe(contender.service)
 
     def serve(self, contender: Contender) -> str:
-        """The address of *contender*, whose server is up (and stays up)."""
+        """Return the address of *contender*, whose server is started if necessary."""
         address = self.address(contender)
         if contender.service and contender.service not in self.services:
             program = self.start(contender.service, self.pipe(contender.service))
@@ -606,14 +604,14 @@ class Half:
         return address
 
     def opening(self, contender: Contender, address: str) -> dict[str, Any]:
-        """The arguments of a worker's ``open``."""
+        """Return the arguments of a worker's ``open``."""
         options = dict(contender.options)
         if contender.client.startswith("pipecache"):
             options["project"] = self.path(self.projects[contender.service])
         return {"client": contender.client, "address": address, "options": options}
 
     def crew(self, count: int) -> list[Worker]:
-        """*count* idle client processes."""
+        """Return *count* idle client processes."""
         missing = range(len(self.workers), count)
         fresh = [Worker(self.popen("-m", "tests.tools.peers.worker", worker=True)) for _ in missing]
         self.workers += fresh
@@ -621,7 +619,7 @@ class Half:
         return self.workers[:count]
 
     def dismiss(self) -> None:
-        """After a failure nobody knows what the workers are in the middle of."""
+        """End all workers, whose state is unknown after a failure."""
         for worker in self.workers:
             worker.stop()
         self.workers.clear()
@@ -801,7 +799,7 @@ class Windows(Half):
         return rf"\\.\pipe\{self.folder.name}-{name}"
 
     def carriers(self, server: int) -> list[int]:
-        """Wine's own server too, which hands a message from one to the other."""
+        """Include wineserver, which passes messages between the processes."""
 
         def prefix(process: str) -> str:
             environ = Path(f"/proc/{process}/environ").read_bytes()
@@ -819,7 +817,7 @@ class Windows(Half):
         return installed(self.popen("-c", INSTALLED))
 
 
-#: Prints the version of this interpreter and of the distributions it is given.
+#: A program that prints the versions of the interpreter and of distributions.
 INSTALLED = """
 import importlib.metadata, json, platform, sqlite3, sys
 found = {"CPython": platform.python_version(), "SQLite": sqlite3.sqlite_version}
@@ -846,7 +844,7 @@ def installed(process: subprocess.Popen[str]) -> dict[str, str]:
 
 
 class Measurement:
-    """What is done with a contender in one visit.
+    """A measurement of one contender in one round.
 
     To add one: a subclass with a ``visit``, its numbers in METRICS, its name in the ``measured`` of
     the contenders that take part and in MEASUREMENTS; a ratio to be reached goes into TARGETS.
@@ -854,20 +852,20 @@ class Measurement:
 
     name = ""
     title = ""
-    #: Rounds as a share of ``--rounds``.
+    #: The number of rounds as a share of ``--rounds``.
     share = 1.0
-    #: The metrics of its table.
+    #: The metrics of the table.
     columns: tuple[str, ...] = ()
-    #: The metric whose ratio to this project's the table shows.
+    #: The metric whose ratio to that of this project the table shows.
     compared = ""
-    #: What a reader of the table should know.
+    #: A note for the reader of the table.
     note = ""
 
     def __init__(self, quick: bool) -> None:
         self.quick = quick
 
     def visit(self, half: Half, contender: Contender) -> dict[str, float]:
-        """Measure once; returns the metrics that this contender has."""
+        """Measure once; return the metrics that this contender has."""
         raise NotImplementedError
 
 
@@ -877,7 +875,7 @@ class Trips(Measurement):
     columns: tuple[str, ...] = ("get", "set", "pipeline", "mget")
     compared = "get"
     note = "much of this is where the system puts the processes: see one processor, two processors"
-    #: What the worker measures.
+    #: The metrics that the worker measures.
     only: tuple[str, ...] = columns
 
     def visit(self, half: Half, contender: Contender) -> dict[str, float]:
@@ -885,7 +883,7 @@ class Trips(Measurement):
         (worker,) = half.crew(1)
         worker.ask("open", **half.opening(contender, address))
         seconds = 0.1 if self.quick else 0.2
-        # Once this is answered, all threads are there that a round trip passes through.
+        # After this reply, all threads of a round trip exist.
         worker.ask("set", key="ready", value="now")
         with self.placed(half, contender, worker):
             found = worker.ask("trips", seconds=seconds, warm=seconds / 4, only=self.only)
@@ -895,7 +893,7 @@ class Trips(Measurement):
     def placed(
         self, half: Half, contender: Contender, worker: Worker
     ) -> contextlib.AbstractContextManager[None]:
-        """The processes where they are to be; here, where the system puts them."""
+        """Place the processes; here the system decides."""
         return contextlib.nullcontext()
 
 
@@ -909,7 +907,7 @@ class Together(Trips):
     only = ("get", "set")
 
     def processors(self) -> tuple[set[int], set[int]]:
-        """Those of the client and those of the server."""
+        """Return the threads of the client and of the server."""
         last = {max(os.sched_getaffinity(0))}
         return last, last
 
@@ -931,13 +929,13 @@ class Together(Trips):
                         os.sched_setaffinity(thread, processors)
             yield
         finally:
-            # A server may have chosen itself where its threads are to be.
+            # A server may have placed its threads itself.
             for thread in self._threads([*client, *server]):
                 with contextlib.suppress(ProcessLookupError):
                     os.sched_setaffinity(thread, before.get(thread, everywhere))
 
     def _threads(self, programs: Sequence[int]) -> list[int]:
-        # Thread by thread; those that a thread starts later stay where it is.
+        # Each thread is placed; later threads inherit the place.
         found: list[int] = []
         for program in programs:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -996,8 +994,8 @@ class Memory(Measurement):
 
     @contextlib.contextmanager
     def _server(self, half: Half, contender: Contender) -> Iterator[tuple[str, int, Worker]]:
-        """A server of its own (what others have stored would have made room already): its address
-        and process; and a worker."""
+        """Return the address and the process of a new server, and a worker. A server that was used
+        before would already have free memory."""
         address = half.pipe(f"{contender.service}-{self.name}")
         program = half.start(contender.service, address)
         try:
@@ -1008,8 +1006,8 @@ class Memory(Measurement):
             program.stop()
 
     def _settled(self, pid: int) -> int:
-        """Resident bytes once they have stood still for a second (redis-server is still moving its
-        table a while after the last command)."""
+        """Return the resident bytes after they were stable for a second (redis-server moves its
+        table for a while after the last command)."""
         deadline = time.monotonic() + 15
         sizes: deque[int] = deque(maxlen=6)
         while time.monotonic() < deadline:
@@ -1061,14 +1059,14 @@ class Crowd(Measurement):
 
 
 class Bench1(Measurement):
-    """redis-benchmark; its subclasses run it with more clients."""
+    """redis-benchmark with one client; subclasses use more clients."""
 
     name = "bench1"
     title = "redis-benchmark, 1 client"
     clients = 1
-    #: Commands of one client under way at once.
+    #: Commands of one client in flight.
     in_flight = 1
-    #: Commands of a test, so that it takes a good half of a second.
+    #: Commands of a test, which takes more than half a second.
     requests = 25_000
 
     def __init__(self, quick: bool) -> None:
@@ -1088,7 +1086,7 @@ class Bench1(Measurement):
         return {f"{self.name}_{metric}": value for metric, value in found.items()}
 
     def _run(self, half: Half, address: str, requests: int) -> dict[str, dict[str, str]]:
-        """What it says about each test.  It does not look at the replies, but an error ends it."""
+        """Return the output for each test. redis-benchmark checks only for errors."""
         argv = [half.redis_benchmark, "-s", address, "-t", "set,get", "--csv"]
         argv += ["-c", str(self.clients), "-P", str(self.in_flight), "-n", str(requests)]
         try:
@@ -1105,7 +1103,7 @@ class Bench1(Measurement):
             raise Failure("redis-benchmark does not come to its end") from None
         tests = {row["test"].lower(): row for row in csv.DictReader(done.stdout.splitlines())}
         if done.returncode or set(tests) != {"set", "get"}:
-            # A warning comes first: not every server has the CONFIG that it would like to show.
+            # redis-benchmark warns if it cannot read CONFIG.
             raise Failure("redis-benchmark: " + (done.stderr.strip() or "?").rpartition("\n")[2])
         return tests
 
@@ -1316,7 +1314,7 @@ class Load(Measurement):
                 "path": os.path.join(folder, "load.db"),
                 "count": FILL,
             }
-            self._time(half, LOADING.format(**facts))  # which fills it
+            self._time(half, LOADING.format(**facts))  # this fills the file cache
             bare = self._time(half, SELECTING.format(**facts))
             load = self._time(half, LOADING.format(**facts))
         return {"load": load, "load_bare": bare, "load_ratio": load / bare}
@@ -1357,7 +1355,7 @@ HALVES: tuple[type[Half], ...] = (Linux, Windows)
 
 
 class Progress:
-    """One line that is written over on a terminal; elsewhere a line every ten seconds."""
+    """A line that is overwritten on a terminal; elsewhere one line every ten seconds."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
@@ -1384,7 +1382,7 @@ class Progress:
 
 @dataclass
 class Plan:
-    """What one run measures."""
+    """The measurements of one run."""
 
     halves: Sequence[type[Half]]
     measurements: Sequence[Measurement]
@@ -1402,7 +1400,7 @@ class Plan:
         ]
 
     def steps(self) -> int:
-        """Visits in all."""
+        """Return the number of measurements in all rounds."""
         return sum(
             (len(self.entrants(half, one)) + len(self.rivals)) * self.rounds_of(one)
             for half in self.halves
@@ -1430,7 +1428,7 @@ def run(plan: Plan, results: Results) -> None:
 def measure(
     plan: Plan, half: Half, measurement: Measurement, results: Results, progress: Progress
 ) -> None:
-    """All rounds of one measurement, each contender in turn, each round beginning with another."""
+    """Run all rounds of one measurement; each round begins with another contender."""
     entrants = plan.entrants(half, measurement)
     rounds = plan.rounds_of(measurement)
     for number in range(rounds):
@@ -1459,7 +1457,7 @@ def measure(
 
 
 def number_text(value: float | None) -> str:
-    """Three digits that count."""
+    """Return a number with three significant digits."""
     if value is None:
         return "-"
     for bound, digits in ((99.95, 0), (9.995, 1), (0.9995, 2)):
@@ -1469,14 +1467,14 @@ def number_text(value: float | None) -> str:
 
 
 def middle(values: Sequence[float]) -> tuple[float, float]:
-    """The bounds of the middle half."""
+    """Return the quartiles."""
     several = values if len(values) > 1 else [*values, *values]
     low, _, high = statistics.quantiles(several, n=4, method="inclusive")
     return low, high
 
 
 def grid(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Columns in line: the first to the left, the others to the right."""
+    """Return aligned columns: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     for first, *others in rows:
         cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:])]
@@ -1484,7 +1482,7 @@ def grid(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def table(half: type[Half], measurement: Measurement, results: Results) -> Iterator[str]:
-    """The lines of one measurement of one half; none where nothing was measured."""
+    """Return the lines of one measurement of one half; no lines without results."""
     titles = {name: title for (where, name), title in results.titles.items() if where == half.name}
     columns = [
         metric
@@ -1567,7 +1565,7 @@ def machine() -> dict[str, Any]:
 
 
 def as_json(plan: Plan, results: Results) -> dict[str, Any]:
-    """Everything that was measured, samples included."""
+    """Return all results, including the samples."""
     found: dict[str, Any] = {}
     for (half, contender, metric), samples in results.samples.items():
         values = results.values(half, contender, metric)
@@ -1607,7 +1605,7 @@ def as_json(plan: Plan, results: Results) -> dict[str, Any]:
     }
 
 
-#: The panels of the chart: half, metric, what it says above.
+#: The panels of the chart: half, metric, heading.
 PANELS = (
     ("wine", "get", "One client, GET round trip, Windows CPython under Wine"),
     ("linux", "get", "One client, GET round trip, Linux"),
@@ -1642,14 +1640,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Measure pipecache beside what one would use instead, in one run."
     )
-    parser.add_argument("--rounds", type=int, metavar="N", help="default 10, with --quick 3")
+    parser.add_argument(
+        "--rounds", type=int, metavar="N", help="number of rounds (10, with --quick 3)"
+    )
     parser.add_argument(
         "--quick", action="store_true", help="about three minutes instead of twelve"
     )
     parser.add_argument(
-        "--only", nargs="+", choices=kinds, default=[], help="these halves, these measurements"
+        "--only", nargs="+", choices=kinds, default=[], help="only these halves and measurements"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="write a bar chart")
     parser.add_argument(
         "--against",
@@ -1657,7 +1657,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="append",
         default=[],
         metavar="DIR",
-        help="another checkout of this project, measured beside this one",
+        help="another checkout of this project to compare with",
     )
     options = parser.parse_args(argv)
     plan = Plan(
@@ -1674,7 +1674,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(plan, results)
     except KeyboardInterrupt:
-        print("\ninterrupted: this is what was measured", file=sys.stderr)
+        print("\ninterrupted: results so far", file=sys.stderr)
     print(report(plan, results))
     if options.json:
         text = json.dumps(as_json(plan, results), indent=1, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""A coverage-guided fuzzer for what clients can send (atheris, on Linux).
+"""A coverage-guided fuzzer of the input of clients (atheris, on Linux).
 
     python tests/tools/fuzz_wire.py --seconds 600
 
@@ -53,24 +53,25 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 CORPUS = ROOT / "tests" / "corpus" / "wire"
 REQUIREMENT = "atheris==3.0.0" if sys.version_info >= (3, 11) else "atheris==2.3.0"
 
-#: What the first byte of an input says: the connection has messages; a password is needed; the
-#: lines stand for commands in RESP; memory is short; it may be a browser. The rest is the policy.
+#: Flags in the first byte of an input: the connection has messages; a password is required; the
+#: lines become commands in RESP; memory is short; the client may be a browser. The other bits are
+#: the policy.
 FRAMED, LOCKED, RESP, SHORT, SUSPICIOUS = 1, 2, 4, 8, 16
 PASSWORD = b"secret"
 
-#: Seconds of computing that one input may take.
+#: Seconds of processor time that one input may take.
 LONGEST = 1.0
-#: Bytes by which the fuzzer may have grown in the second half of its time.
+#: Bytes by which the memory of the fuzzer may grow in the second half of its time.
 GROWTH = 64 << 20
-#: Exit status where the fuzzer cannot be set up.
+#: The exit status if the fuzzer cannot be set up.
 NOT_SET_UP = 2
 
-#: What tells of chunks half read, or changes the limits for what is read already: not compared.
+#: Commands whose effect depends on the chunks, so that outputs are not compared.
 BY_THE_CUT = re.compile(rb"INFO|CLIENT|CONFIG", re.IGNORECASE)
 
 
 class Clock:
-    """The time of a conversation, which passes only while a command sleeps or waits."""
+    """The time of a conversation, which passes only while the client is blocked."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -89,7 +90,7 @@ class Clock:
 
 
 class Memory(Connection):
-    """A client whose whole conversation is there already, and who never leaves while it waits."""
+    """A connection whose whole input has already arrived."""
 
     def __init__(self, framed: bool, chunks: list[tuple[bytes, bool]], clock: Clock) -> None:
         super().__init__("memory:0")
@@ -103,7 +104,7 @@ class Memory(Connection):
 
     def receive(self) -> bytes | None:
         chunk, end_of_message = next(self._chunks, (None, True))
-        # A stream has no messages; each of its chunks counts as whole.
+        # A stream has no messages, so each chunk counts as complete.
         self.end_of_message = end_of_message or not self.message_mode
         return None if self._gone else chunk
 
@@ -138,7 +139,7 @@ class Memory(Connection):
 
 
 class Complaints(logging.Handler):
-    """Keeps what a server logs as an error."""
+    """A handler that records the errors that the server logs."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -154,9 +155,10 @@ class Complaints(logging.Handler):
 
 
 def chunks_of(data: bytes, sizes: bytes) -> list[tuple[bytes, bool]]:
-    """Cut data where the sizes say, of which an odd one ends a message.
+    """Cut data into chunks of these sizes; an odd size ends a message.
 
-    Before one of 255 comes an empty message, though not as the first: that would be text.
+    An empty message stands before each chunk of size 255, except before the first chunk, where it
+    would be a text command.
     """
     found = []
     position = turn = 0
@@ -171,15 +173,15 @@ def chunks_of(data: bytes, sizes: bytes) -> list[tuple[bytes, bool]]:
 
 
 def limits() -> Settings:
-    """The least that the limits can be set to, so that inputs reach them."""
+    """Return settings with the lowest limits, so that inputs reach them."""
     return Settings(max_message=1024, max_arguments=128, max_command=65536, max_reply=65536)
 
 
 class Talk:
-    """What the server makes of a conversation: the output, and how many replies are due."""
+    """The output of the server for a conversation, and the number of expected replies."""
 
     def __init__(self, kind: int, chunks: list[tuple[bytes, bool]]) -> None:
-        #: Replies to commands, and messages out of turn.
+        #: The number of replies to commands, and of messages to subscribers.
         self.replies = 0
         clock = Clock()
         keyspace = new_keyspace(clock.monotonic, clock.time)
@@ -193,7 +195,7 @@ class Talk:
         complaints = Complaints()
         pipecache.log.addHandler(complaints)
         random.seed(0)
-        # What takes the time from the module takes it from this clock.
+        # The server takes the time from this clock.
         with mock.patch.multiple(pipecache, time=clock, execute=self.execute):
             password = PASSWORD if kind & LOCKED else None
             reject_http = bool(kind & SUSPICIOUS)
@@ -209,7 +211,7 @@ class Talk:
                 pipecache.log.removeHandler(complaints)
         complaints.check()
         self.output = bytes(connection.output)
-        assert not state.leftovers(), "something is left of the client"
+        assert not state.leftovers(), "the client has left something behind"
         check_keyspace(keyspace)
         self.keys = len(keyspace)
 
@@ -228,12 +230,12 @@ class Talk:
 EXECUTE = pipecache.execute
 
 
-#: The first bytes of RESP2, and what RESP3 has beside them.
+#: The first bytes of replies in RESP2, and in RESP3.
 KINDS, KINDS3 = b"$*+-:", b"$*+-:_,=~%>"
 
 
 def read_line(data: bytes, position: int) -> tuple[bytes, bytes, int]:
-    """The kind, the rest of a line, and where the next begins."""
+    """Return the first byte of a line, the rest, and the position of the next line."""
     end = data.find(b"\r\n", position)
     assert end > position, f"no line at {position}"
     line = data[position + 1 : end]
@@ -242,9 +244,9 @@ def read_line(data: bytes, position: int) -> tuple[bytes, bytes, int]:
 
 
 def count_replies(data: bytes, kinds: bytes) -> int:
-    """How many replies these are, read strictly.
+    """Return the number of replies, parsed strictly.
 
-    :raises AssertionError: if one is not as RESP has it, or not whole.
+    :raises AssertionError: if a reply is not valid RESP, or incomplete.
     """
     count = position = 0
     while position < len(data):
@@ -253,16 +255,16 @@ def count_replies(data: bytes, kinds: bytes) -> int:
         while missing:
             missing -= 1
             kind, line, position = read_line(data, position)
-            assert kind in kinds, f"no kind of reply: {kind!r}"
+            assert kind in kinds, f"not a type of reply: {kind!r}"
             if kind in b"$*" and line == b"-1":
                 continue
             if kind in b"$=*~>%:":
-                assert re.fullmatch(rb"0|-?[1-9]\d*", line), f"no integer: {line!r}"
+                assert re.fullmatch(rb"0|-?[1-9]\d*", line), f"not an integer: {line!r}"
             if kind in b"$=*~>%":
-                assert int(line) >= 0, f"a length below 0: {line!r}"
+                assert int(line) >= 0, f"negative length: {line!r}"
             if kind in b"$=":
                 end = position + int(line)
-                assert data[end : end + 2] == b"\r\n", "a length that is wrong"
+                assert data[end : end + 2] == b"\r\n", "wrong length"
                 assert kind != b"=" or data[position : position + 4] == b"txt:"
                 position = end + 2
             elif kind in b"*~>":
@@ -281,7 +283,7 @@ def count_replies(data: bytes, kinds: bytes) -> int:
 def parse(
     framed: bool, restricted: bool, chunks: list[tuple[bytes, bool]]
 ) -> Iterator[tuple[object, bytes | None]]:
-    """The requests that a parser finds, and whether it keeps no more than it was fed."""
+    """Yield the requests that a parser returns; check that it keeps no more than it was fed."""
     settings = limits()
     parser = RequestParser(framed, settings)
     parser.unauthenticated = restricted
@@ -299,36 +301,32 @@ def parse(
                 else:
                     yield (type(arguments), str(arguments)), terminator
                 if isinstance(arguments, pipecache.ProtocolError):
-                    assert not parser.buffered_bytes, "memory held after the end"
+                    assert not parser.buffered_bytes, "memory is counted after the end"
                     return
             requests = parser.feed(b"") if restricted else []
         kept = len(parser._buffer) + sum(map(len, parser._arguments)) * (parser._arguments_left > 0)
-        # An argument takes five bytes of the stream at least.
-        assert (
-            kept <= fed
-            and parser.buffered_bytes <= fed + fed // 5 * pipecache.ARGUMENT_OVERHEAD + 1
-        )
-        assert kept <= parser.buffered_bytes, (
-            f"{kept} bytes are kept, {parser.buffered_bytes} are told"
-        )
-        assert sys.getsizeof(parser._buffer) <= 2 * fed + 1024, "a buffer for more than there was"
+        counted = parser.buffered_bytes
+        # An argument takes at least five bytes of the stream.
+        assert kept <= fed and counted <= fed + fed // 5 * pipecache.ARGUMENT_OVERHEAD + 1
+        assert kept <= counted, f"{kept} bytes are kept, {counted} are counted"
+        assert sys.getsizeof(parser._buffer) <= 2 * fed + 1024, "the buffer is too large"
 
 
 def check_parser(kind: int, stream: bytes, chunks: list[tuple[bytes, bool]]) -> None:
-    """Look whether a stream holds the same requests in one chunk, these, and small ones."""
+    """Check that a stream gives the same requests in one chunk, these, and small ones."""
     restricted = bool(kind & LOCKED)
     if kind & FRAMED:
         collections.deque(parse(True, restricted, chunks), 0)
     whole = list(parse(False, restricted, [(stream, True)]))
-    step = 1 + len(stream) // 512  # one byte at a time, but for long ones
+    step = 1 + len(stream) // 512  # one byte at a time, except for long streams
     small = [(stream[place : place + step], True) for place in range(0, len(stream), step)]
     for cut in (chunks, small):
         found = list(parse(False, restricted, cut))
-        assert found == whole, f"{whole} at once, but {found} in {len(cut)} parts"
+        assert found == whole, f"{whole} in one chunk, but {found} in {len(cut)} chunks"
 
 
 def in_resp(text: bytes) -> bytes:
-    """The same commands in RESP; each line is one."""
+    """Return the lines as commands in RESP."""
     commands = (line.split() for line in text.split(b"\n"))
     return b"".join(
         b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
@@ -338,7 +336,7 @@ def in_resp(text: bytes) -> bytes:
 
 
 def check(data: bytes) -> None:
-    """Put one input to the test.
+    """Test the server with one input.
 
     :raises AssertionError: if it finds something wrong.
     """
@@ -355,20 +353,20 @@ def check(data: bytes) -> None:
     if kind & RESP:
         kinds = KINDS3 if b"HELLO" in stream.upper() else KINDS
         found = count_replies(talk.output, kinds)
-        assert found == talk.replies, f"{found} replies, where {talk.replies} are due"
+        assert found == talk.replies, f"{found} replies instead of {talk.replies}"
     if kind & LOCKED and PASSWORD not in stream:
-        assert not talk.keys, "a key without a password"
+        assert not talk.keys, "a key was set without the password"
     compared = not kind & (SHORT | SUSPICIOUS) and not BY_THE_CUT.search(stream)
     if compared and kind & (RESP | FRAMED) != FRAMED:
-        # A stream; and RESP is one whatever messages it comes in.
+        # The input is a stream, or RESP, in which message boundaries have no meaning.
         whole = Talk(kind & ~FRAMED, [(stream, True)]).output
-        assert whole == talk.output, f"{whole!r} at once, but {talk.output!r} in parts"
+        assert whole == talk.output, f"{whole!r} in one chunk, but {talk.output!r} in several"
     taken = time.process_time() - started
-    assert taken < LONGEST, f"it takes {taken:.1f} s"
+    assert taken < LONGEST, f"the input takes {taken:.1f} s"
 
 
 def dictionary() -> str:
-    """What inputs are made of, as libFuzzer reads it."""
+    """Return the words of inputs as a dictionary of libFuzzer."""
     entries = every_command()
     words = {word for entry in entries for word in entry.name.split()}
     words.update(word for entry in entries for word in re.findall(r"[A-Z]{2,}", entry.usage))
@@ -381,7 +379,7 @@ def dictionary() -> str:
     return "".join(f'"{word}"\n' for word in sorted(words))
 
 
-#: What the process that fuzzes runs: the server alone is instrumented, not what tests it.
+#: The program of the fuzzing process. Only the server is instrumented, not this module.
 START = """
 import sys, atheris
 with atheris.instrument_imports(include=["pipecache"]):
@@ -393,14 +391,14 @@ atheris.Fuzz()
 
 
 def resident(pid: int) -> int:
-    """The bytes of memory that a process has, 0 if it has ended."""
+    """Return the resident memory of a process in bytes, or 0 if it has ended."""
     with contextlib.suppress(OSError, IndexError):
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * mmap.PAGESIZE
     return 0
 
 
 def run(python: Path, arguments: list[str], folder: Path) -> tuple[int, list[str], list[int]]:
-    """Run libFuzzer; its status, the end of its output, and its memory, second by second."""
+    """Run libFuzzer; return its status, the end of its output, and its memory in each second."""
     process = subprocess.Popen(
         [str(python), "-c", START, f"-artifact_prefix={folder}/", *arguments],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -430,7 +428,7 @@ def run(python: Path, arguments: list[str], folder: Path) -> tuple[int, list[str
 
 
 def fuzz(python: Path, seconds: int, kept: str | None, folders: list[str]) -> bool:
-    """Fuzz for so long, tell what came of it, and whether nothing was found."""
+    """Fuzz for a time, print the result, and return the exit status."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         found = Path(kept) if kept else folder / "found"
@@ -446,15 +444,15 @@ def fuzz(python: Path, seconds: int, kept: str | None, folders: list[str]) -> bo
                 print(f"{crash.name}: {crash.read_bytes()!r}")
     executed = re.findall(r"number_of_executed_units:\s*(\d+)", "\n".join(lines))
     if not executed:
-        status = status or 1  # it did not even begin
-    # What it takes to begin with is no growth.
+        status = status or 1  # the fuzzer did not start
+    # The memory that the fuzzer needs at its start is not growth.
     levels = levels[len(levels) // 10 :]
     if levels:
         first, middle, last = levels[0], max(levels[: len(levels) // 2 + 1]), levels[-1]
         shown = ", ".join(f"{level / 1e6:.0f} MB" for level in (first, middle, last))
         print(f"Memory at the beginning, in the middle, at the end: {shown}")
         if last > middle + GROWTH:
-            print("It grows.")
+            print("The memory grows.")
             status = 1
     runs = "".join(executed) or "no"
     print(f"Fuzzing {'FAILED' if status else 'passed'}: {runs} inputs in {seconds} s", flush=True)
@@ -465,14 +463,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="tests/tools/fuzz_wire.py", description="Fuzz the protocol."
     )
-    parser.add_argument("--seconds", type=int, default=600, metavar="N", help="how long (600)")
-    parser.add_argument("--keep", metavar="FOLDER", help="keep the inputs it finds there")
-    parser.add_argument("folders", nargs="*", help="further inputs to begin with")
+    parser.add_argument(
+        "--seconds", type=int, default=600, metavar="N", help="seconds to fuzz (600)"
+    )
+    parser.add_argument("--keep", metavar="FOLDER", help="keep new inputs in this folder")
+    parser.add_argument("folders", nargs="*", help="folders with more inputs to start with")
     options = parser.parse_args()
     folders = [str(Path(folder).resolve()) for folder in options.folders]
     try:
         if sys.platform != "linux":
-            raise provision.Unavailable("the fuzzer, atheris, is for Linux")
+            raise provision.Unavailable("the fuzzer needs atheris, which runs on Linux")
         python = provision.environment("fuzz", [REQUIREMENT])
     except provision.Unavailable as error:
         print(f"{provision.NOT_SET_UP}{error}", flush=True)

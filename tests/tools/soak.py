@@ -1,15 +1,15 @@
-"""Servers and clients that are killed at random, while what was acknowledged is looked for.
+"""A soak test: servers and clients are killed at random, and no acknowledged write may be lost.
 
     python tests/tools/soak.py --minutes 10  # two servers, one of which is killed again and again
-    python tests/tools/soak.py --kills 100   # kill a server so often while it is written to
+    python tests/tools/soak.py --kills 100   # a server is killed 100 times while clients write
     python tests/tools/soak.py --minutes 1 --wine
 
-Several worker processes send a mixed load, each to keys of its own, and each notes in a file what
-it sent, what was acknowledged, and when.  After a server was killed, its file must hold everything
-that was acknowledged more than 1.2 seconds before, nothing that was never sent, of each transaction
-all or nothing, and no key that belonged to a client; ``PRAGMA quick_check`` must find it whole.
-After a clean stop nothing may be missing.  The other server is never killed, but its clients are:
-at the end its handles, threads and memory must be what they were at the beginning.
+Several worker processes send a mixed load, each to its own keys. Each writes to a file what it
+sent, what was acknowledged, and when. After a kill, the file of the server must hold everything
+that was acknowledged more than 1.2 seconds before the kill, and nothing that was never sent; each
+transaction completely or not at all; and no owned key. ``PRAGMA quick_check`` must succeed. After a
+clean stop nothing may be missing. The other server is never killed, but its clients are: at the end
+its handles, threads and memory must be those of the beginning.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ import pipecache
 from tests.support import DEADLINE, ROOT, ServerProcess, new_client, wait_until
 from tests.tools import provision
 
-#: Seconds before a kill up to which what was acknowledged must be there.
+#: Seconds. Writes that were acknowledged longer than this before a kill must be in the file.
 PROMISED = 1.2
-#: Seconds within which what belonged to a client that was killed must be gone.
+#: Seconds within which the keys of a killed client must be deleted.
 RELEASED = 1.0
-#: By how much the server that is never killed may have more than after its first load.
+#: Growth that is allowed in the server that is never killed, after its first load.
 MORE_HANDLES, MORE_THREADS, MORE_MEMORY = 4, 4, 10_000_000
 
 GROUP = ("string", "counter", "list", "hash", "zset", "set")
 
 
 # ----------------------------------------------------------------------------
-# A worker: a process of its own
+# A worker process
 # ----------------------------------------------------------------------------
 
 
 class Wrong(Exception):
-    """An answer that is not right."""
+    """A reply that is wrong."""
 
 
 class Worker:
-    """Sends a load until its standard input ends, and notes what it did."""
+    """A worker that sends commands until its standard input ends, and records them."""
 
     def __init__(self, name: str, pipe: str, notes: str, seed: int) -> None:
         self.prefix, self.pipe = f"{name}:", pipe
@@ -85,7 +85,7 @@ class Worker:
                         while True:
                             self.turn(cache, news)
             except (ConnectionError, client.CacheTimeout):
-                time.sleep(0.02)  # the server was killed, and is started anew
+                time.sleep(0.02)  # the server was killed and is restarted
 
     def turn(self, cache: client.Client, news: Any) -> None:
         turns = (self.write, self.write, self.read, self.wait, self.tell, self.lock, self.text)
@@ -97,7 +97,7 @@ class Worker:
             raise Wrong(f"{self.prefix}{what}: expected {expected!r}, found {found!r}")
 
     def write(self, cache: client.Client, news: Any) -> None:
-        """Give every key of the group the next number, in one transaction."""
+        """Set all keys of the group to the next number, in one transaction."""
         self.number += 1
         number, key = self.number, self.prefix
         self.note("sent", number)
@@ -114,7 +114,7 @@ class Worker:
         self.note("acknowledged", number)
 
     def check_group(self, cache: client.Client) -> None:
-        """Every key of the group has the same number, which is not beyond what was sent."""
+        """Check that all keys of the group have the same number, and that it was sent."""
         key = self.prefix
         with cache.pipeline() as pipe:
             pipe.get(key + "string").get(key + "counter").lrange(key + "list", -1, -1)
@@ -152,21 +152,21 @@ class Worker:
             raise
 
     def look_for_another_server(self, cache: client.Client) -> None:
-        """Raise ConnectionError if there is one: a server that ends sends its clients away one by
-        one, and with the next nobody has subscribed to anything yet."""
+        """Raise ConnectionError if the server is ending. It disconnects its clients one by one,
+        and the next server has no subscribers yet."""
         for _ in range(20):
             if cache.info("server")["process_id"] != self.server:
                 raise ConnectionError("the server is another")
-            time.sleep(0.1)  # one that ends takes a moment
+            time.sleep(0.1)  # a server needs a moment to end
 
     def lock(self, cache: client.Client, news: Any) -> None:
         try:
             with cache.lock("lock", owned=True, blocking_timeout=2.0):
                 cache.set("holder", self.prefix)
-                time.sleep(0.001)  # so that a second holder had the time to show itself
+                time.sleep(0.001)  # so that a second holder would be noticed
                 self.expect(cache.get("holder"), self.prefix, "holder of the lock")
         except client.LockError:
-            pass  # others were quicker all the time, or the server ended meanwhile
+            pass  # other clients hold the lock, or the server has ended
 
     def text(self, cache: client.Client, news: Any) -> None:
         for line, expected in (
@@ -195,7 +195,7 @@ def work(arguments: list[str]) -> int:
 
 
 class Hand:
-    """A worker process, as its parent knows it."""
+    """A worker process, seen from its parent."""
 
     def __init__(self, name: str, pipe: str, folder: Path, seed: int) -> None:
         self.name, self.notes = name, folder / f"{name}.notes"
@@ -203,7 +203,7 @@ class Hand:
         arguments = [sys.executable, str(Path(__file__).resolve()), "--worker"]
         self.process = subprocess.Popen(
             [*arguments, name, str(self.notes), str(seed)],
-            # Not among the arguments, by which Ctrl+C finds the server under Wine.
+            # The name is not an argument, by which Ctrl+C finds the server under Wine.
             env={**os.environ, "PIPECACHE_SOAK_PIPE": pipe},
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
             creationflags=provision.OWN_CONSOLE,
@@ -212,12 +212,12 @@ class Hand:
         self._read = 0
         self.operations = self.sent = 0
         self.complaints: list[str] = []
-        # What was acknowledged, and when; what of it must be in the file; from when it counts.
+        # Acknowledged numbers with their times; the number that must be in the file; since when.
         self._acknowledged: collections.deque[tuple[float, int]] = collections.deque()
         self._least, self._since = 0, 0.0
 
     def read_on(self) -> None:
-        """Take in what it has noted since."""
+        """Read what the worker has recorded since the last call."""
         with self.notes.open(encoding="ascii") as file:
             file.seek(self._read)
             for line in iter(file.readline, ""):
@@ -236,20 +236,20 @@ class Hand:
                     self.complaints.append(f"{self.name}: {what}")
 
     def bounds(self, until: float) -> tuple[int, int]:
-        """The least number that must be in the file, if it holds all until then, and the most."""
+        """Return the lowest number that must be in the file, and the highest that may be."""
         self.read_on()
         while self._acknowledged and self._acknowledged[0][0] <= until:
             self._least = self._acknowledged.popleft()[1]
         return self._least, self.sent
 
     def go_on_from(self, number: int) -> None:
-        """Remember that the server has started again with this number."""
+        """Note that the server was restarted with this number."""
         self.read_on()
         self._acknowledged.clear()
         self._least, self._since = number, time.monotonic()
 
     def wrong(self) -> list[str]:
-        """The wrong answers it had; and how it ended, if it should not have."""
+        """Return the wrong replies of the worker, and its end if it was not expected."""
         self.read_on()
         if self.process.poll() is not None and not self.complaints and self.process.stderr:
             what = self.process.stderr.read().decode().strip() or "it ended unasked"
@@ -264,7 +264,7 @@ class Hand:
 
 
 def list_of_the_system(what: int) -> bytes:
-    """What NtQuerySystemInformation tells, as structures of 64-bit Windows."""
+    """Return the list of NtQuerySystemInformation as structures of 64-bit Windows."""
     import ctypes
 
     room = ctypes.create_string_buffer(32 << 20)
@@ -276,9 +276,9 @@ def list_of_the_system(what: int) -> bytes:
 
 
 def usage(pid: int) -> tuple[int, int, int]:
-    """The handles, threads and bytes of memory of a process."""
+    """Return the numbers of handles and threads and the bytes of memory of a process."""
     if sys.platform == "win32":
-        # Wine's list of processes tells for how many handles one has room, so they are counted.
+        # Wine reports the size of the handle table of a process, so the handles are counted.
         handles = list_of_the_system(64)  # SystemExtendedHandleInformation
         (count,) = struct.unpack_from("<Q", handles)
         owners = [struct.unpack_from("<Q", handles, 24 + 40 * index)[0] for index in range(count)]
@@ -300,7 +300,7 @@ def usage(pid: int) -> tuple[int, int, int]:
 
 
 class Soak:
-    """Everything that goes on at once."""
+    """The servers and the workers of a soak test."""
 
     def __init__(self, clients: int, seed: int) -> None:
         self.chance = random.Random(seed)
@@ -314,7 +314,7 @@ class Soak:
         self.mortal = ServerProcess("--db", str(self.path)).__enter__()
         self.name = self.mortal.name
         self.steady: ServerProcess | None = None
-        #: The workers of each server; and those whose keys may be in the file.
+        #: The workers of each server, and the workers whose keys may be in the file.
         self.hands: dict[str, list[Hand]] = {self.name: []}
         self.known: dict[str, Hand] = {}
         self.saved: dict[str, int] = {}
@@ -332,7 +332,7 @@ class Soak:
         print(f"WRONG: {what}", flush=True)
 
     def look_after_the_workers(self) -> None:
-        """Those that had a wrong answer have ended."""
+        """Report workers that have ended because of a wrong reply."""
         for pipe, hands in self.hands.items():
             for hand in [hand for hand in hands if hand.process.poll() is not None]:
                 for what in hand.wrong():
@@ -341,7 +341,7 @@ class Soak:
                 self.hire(pipe, 1)
 
     def kill_a_client(self) -> None:
-        """What belonged to it is gone soon, and another takes its place."""
+        """Kill a worker, check that its owned keys are deleted soon, and start another."""
         pipe = self.chance.choice(list(self.hands))
         hand = self.chance.choice(self.hands[pipe])
         with new_client(pipe) as cache:
@@ -353,7 +353,7 @@ class Soak:
             self.longest = max(self.longest, taken)
             if taken > RELEASED:
                 self.fail(f"the key of {hand.name} was gone only after {taken:.2f} s")
-            if pipe != self.name:  # what is left of it is not to look like a leak
+            if pipe != self.name:  # remaining keys would look like a leak
                 cache.delete(hand.name, *cache.scan_iter(f"{hand.name}:*"))
         hand.read_on()
         self.counts["operations"] += hand.operations
@@ -362,7 +362,7 @@ class Soak:
         self.hire(pipe, 1)
 
     def end_the_server(self, kill: bool) -> None:
-        """End the server that has a file, look into that, and start it again."""
+        """End the server with a file, check the file, and start the server again."""
         began = time.monotonic()
         if kill:
             self.mortal.process.kill()
@@ -424,7 +424,7 @@ class Soak:
         self.saved[hand.name] = min(numbers)
         self.counts["groups looked at"] += 1
 
-    # -- the two ways to run it ---------------------------------------------------
+    # -- the two modes ------------------------------------------------------------
 
     def run_kills(self, kills: int) -> None:
         self.hire(self.name, self.clients)
@@ -432,7 +432,7 @@ class Soak:
             with new_client(self.name) as cache:
                 names = [hand.name for hand in self.hands[self.name]]
                 wait_until(functools.partial(self.begun, cache, names), "all have begun")
-            time.sleep(self.chance.uniform(0.0, 2.5))  # not to wait: to be killed at any moment
+            time.sleep(self.chance.uniform(0.0, 2.5))  # the kill comes at a random moment
             self.end_the_server(kill=True)
             if number % 5 == 4:
                 print(f"{number + 1} kills, {len(self.failures)} wrong", flush=True)
@@ -468,14 +468,14 @@ class Soak:
         self.compare(before, after)
 
     def load_and_leave(self, server: ServerProcess, seconds: float) -> tuple[int, int, int]:
-        """What the server has when all its clients are gone, after so many seconds of load."""
+        """Return the resources of the server after this load, when all clients are gone."""
         with new_client(server.name) as cache:
             pid = int(cache.info("server")["process_id"])
             if seconds:
                 self.hire(server.name, self.clients + 2)
                 names = [hand.name for hand in self.hands[server.name]]
                 wait_until(lambda: self.begun(cache, names), "all have begun")
-                time.sleep(seconds)  # not to wait for something: the load itself
+                time.sleep(seconds)  # the duration of the load
                 for hand in self.hands[server.name]:
                     hand.kill()
                 self.hands[server.name].clear()
@@ -517,13 +517,13 @@ class Soak:
             if server is not None:
                 server.close()
         if self.failures:
-            print(f"What is left of it is in {self.folder}")
+            print(f"The files are kept in {self.folder}")
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def verdict(self) -> int:
         counted = ", ".join(f"{number:,} {what}" for what, number in sorted(self.counts.items()))
-        print(f"{counted}; what belonged to a killed client was gone within {self.longest:.2f} s")
+        print(f"{counted}; keys of killed clients were deleted within {self.longest:.2f} s")
         outcome = "passed" if not self.failures else "FAILED"
         print(f"Soak {outcome}: {len(self.failures)} wrong answers")
         return 1 if self.failures else 0
@@ -536,9 +536,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="tests/tools/soak.py", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--minutes", type=float, metavar="N", help="how long")
-    parser.add_argument("--kills", type=int, metavar="K", help="or, how many kills of a server")
-    parser.add_argument("--clients", type=int, default=4, metavar="N", help="for each server (4)")
+    parser.add_argument("--minutes", type=float, metavar="N", help="minutes to run")
+    parser.add_argument(
+        "--kills", type=int, metavar="K", help="instead, the number of kills of a server"
+    )
+    parser.add_argument(
+        "--clients", type=int, default=4, metavar="N", help="clients per server (4)"
+    )
     parser.add_argument("--seed", type=int, default=int(time.time()), metavar="N")
     parser.add_argument("--wine", action="store_true", help="on Windows Python under Wine")
     options = parser.parse_args(arguments)
@@ -554,7 +558,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             soak.run_minutes(options.minutes)
     except KeyboardInterrupt:
-        print("ended early")
+        print("interrupted")
     except AssertionError as error:
         soak.fail(str(error))
     finally:

@@ -1,4 +1,4 @@
-"""The fuzzer's corpus again, and the store against a simple model of it (hypothesis)."""
+"""Tests of the fuzzer's corpus, and comparisons of the store with a simple model (hypothesis)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from pipecache import (
     POLICIES,
     CommandError,
     Keyspace,
+    NullReply,
+    SetReply,
     execute,
 )
-from tests.support import running_under_wine
+from tests.support import required, running_under_wine
 from tests.support.internals import (
     ServedClient,
     SharedState,
@@ -30,9 +32,9 @@ from tests.support.internals import (
     reserved,
     watched_keys,
 )
-from tests.tools import fuzz_wire, provision
+from tests.tools import fuzz_wire
 
-#: Sequences that are tried, unless PIPECACHE_EXAMPLES says otherwise.
+#: The number of sequences to try, unless PIPECACHE_EXAMPLES is set.
 EXAMPLES = 200
 
 KEYS = [b"a", b"b", b"c"]
@@ -42,7 +44,7 @@ INTEGER = re.compile(rb"0|-?[1-9]\d{0,17}")
 
 
 class CorpusTests(unittest.TestCase):
-    """What the fuzzer begins with, without the fuzzer."""
+    """The inputs that the fuzzer starts with, without the fuzzer."""
 
     def test_the_corpus(self) -> None:
         paths = sorted(fuzz_wire.CORPUS.iterdir())
@@ -107,7 +109,7 @@ class Scores(dict):  # type: ignore[type-arg]
 
 
 def between(value: Any, start: int, stop: int) -> Any:
-    """The elements from start to stop, which is one of them; below 0 is from the end."""
+    """Return the elements from start to stop, both included; numbers below 0 count from the end."""
     first = max(start + len(value), 0) if start < 0 else start
     last = stop + len(value) if stop < 0 else stop
     return value[first : last + 1] if last >= 0 else value[:0]
@@ -120,7 +122,7 @@ def integer(text: bytes) -> int:
 
 
 class Model:
-    """What a store holds, as plain as can be: dicts, lists, sets, and when each key ends.
+    """A simple model of a store: dicts, lists, sets, and the time at which each key expires.
 
     No value is changed in its place, so that to keep one is to keep what it was.
     """
@@ -156,7 +158,7 @@ class Model:
         if end is not None:
             self.ends[key] = end
 
-    # Strings: what each command does, and what it answers.
+    # Strings. Each method runs a command and returns the reply.
 
     def do_get(self, key: bytes) -> Any:
         return self.get(key, bytes)
@@ -447,8 +449,8 @@ class Model:
         ]
 
 
-#: The commands, with what they take: a key, a member, several, a number, a small one from 0,
-#: some seconds, where to insert, a condition, whether to replace.
+#: The commands and a letter for each argument: k key, K keys, m member, M members, n number,
+#: u small number from 0, s seconds, w place of an insertion, c condition, r REPLACE or nothing.
 COMMANDS = {
     "get": "k", "set": "km", "setnx": "km", "setex": "ksm", "getset": "km", "getdel": "k",
     "append": "km", "setrange": "kum", "getrange": "knn", "incrby": "kn",
@@ -463,7 +465,7 @@ COMMANDS = {
     "zrange": "knn", "zrangebyscore": "knn", "zremrangebyrank": "knn", "zpopmax": "k",
 }  # fmt: skip
 TRANSACTIONS = {"multi": "", "exec": "", "discard": "", "watch": "K"}
-#: Those that change nothing.
+#: The commands that only read.
 READS = frozenset(
     {"get", "getrange", "exists", "pttl", "type", "dbsize", "lrange", "lindex", "hget", "hgetall",
      "smembers", "sinter", "sdiff", "zscore", "zrank", "zrange", "zrangebyscore"}
@@ -471,23 +473,23 @@ READS = frozenset(
 
 
 def plain(reply: Any) -> Any:
-    """A reply, of an error the first word alone, of members a set."""
+    """Return a reply in which an error is only its first word, and members are a set."""
     if isinstance(reply, CommandError):
         return "error " + str(reply).split()[0]
-    if type(reply).__name__ == "Members":
+    if isinstance(reply, SetReply):
         return set(reply)
     return [plain(each) for each in reply] if isinstance(reply, list) else reply
 
 
 class Client:
-    """What the model knows of a client: its queue, and the keys that it watches."""
+    """A client of the model: its queued commands, and the keys that it watches."""
 
     def __init__(self, real: ServedClient) -> None:
-        #: The same client on the server's side.
+        #: The client object of the server.
         self.real = real
         self.queue: list[tuple[str, tuple[Any, ...]]] | None = None
         self.watched: set[bytes] = set()
-        #: Whether a key that it watches was changed, or was perhaps.
+        #: True if a watched key was changed, and if a watched key may have been changed.
         self.broken = self.touched = False
 
     def end(self) -> None:
@@ -497,7 +499,7 @@ class Client:
 
 
 class Both:
-    """The same commands, of two clients, to the server's store and to the model.
+    """Two clients that send the same commands to the server's store and to the model.
 
     :param limit: bytes of memory, or None.
     """
@@ -512,9 +514,9 @@ class Both:
         self.limit, self.policy = limit, policy
         keyspace.policy = policy
         keyspace.track_changes()
-        keyspace.notify = self.observe
         self.evicted: list[bytes] = []
         state = SharedState(keyspace)
+        keyspace.notify = self.observe
         self.clients = [Client(state.new_client()) for _ in range(2)]
 
     def observe(self, event: bytes, key: bytes, value: Any) -> None:
@@ -522,7 +524,7 @@ class Both:
             self.evicted.append(key)
 
     def changing(self, change: Callable[[], Any], named: Any = KEYS) -> Any:
-        """Let the model change, and note who watched what."""
+        """Change the model, and note which clients watch a key that was changed."""
         before = {key: (self.model.values.get(key), self.model.ends.get(key)) for key in KEYS}
         try:
             return change()
@@ -539,7 +541,7 @@ class Both:
         self.changing(self.model.expire, ())
 
     def answer(self, name: str, arguments: tuple[Any, ...]) -> Any:
-        """What the model does and answers."""
+        """Run a command on the model and return its reply."""
         named = () if name in READS else KEYS if name == "flushall" else arguments
         try:
             return self.changing(lambda: getattr(self.model, f"do_{name}")(*arguments), named)
@@ -558,7 +560,7 @@ class Both:
             self.lose(key)
         evicted, self.evicted = self.evicted, []
         if evicted and not full:
-            raise AssertionError(f"{evicted} were evicted without need")
+            raise AssertionError(f"{evicted} were evicted although memory was left")
         if found == "error OOM":
             self.refused(full)
             return
@@ -567,19 +569,21 @@ class Both:
             raise AssertionError(f"{words}: expected {expected!r}, found {found!r}")
 
     def expected(self, client: Client, name: str, arguments: tuple[Any, ...], found: Any) -> Any:
-        """The reply to a command of the model, or to one about transactions."""
+        """Return the reply that the model gives, also to the commands of transactions."""
         if name == "exec":
             queue, broken, touched = client.queue, client.broken, client.touched
             if queue is None:  # which leaves the watch as it is
                 return "error ERR"
             client.end()
-            aborted = type(found).__name__ == "Absent"
+            aborted = isinstance(found, NullReply)
             if aborted:
                 if not touched:
-                    raise AssertionError("a transaction is aborted that nothing came between")
+                    raise AssertionError(
+                        "a transaction was aborted although no watched key changed"
+                    )
                 return found
             if broken:
-                raise AssertionError("a transaction is carried out though a watched key changed")
+                raise AssertionError("a transaction was run although a watched key changed")
             return [self.answer(each, its) for each, its in queue]
         if name in ("multi", "watch") and client.queue is not None:
             return "error ERR"
@@ -600,9 +604,9 @@ class Both:
 
     def lose(self, key: bytes) -> None:
         if self.policy == "noeviction":
-            raise AssertionError(f"{key!r} was evicted, against the policy")
+            raise AssertionError(f"{key!r} was evicted under the policy noeviction")
         if self.policy.startswith("volatile") and key not in self.model.ends:
-            raise AssertionError(f"{key!r} was evicted, which has no time to live")
+            raise AssertionError(f"{key!r} was evicted although it does not expire")
         if self.policy == "volatile-ttl" and self.model.ends[key] > min(self.model.ends.values()):
             raise AssertionError(f"{key!r} was evicted before one that expires earlier")
         self.changing(lambda: self.model.remove(key))
@@ -610,7 +614,7 @@ class Both:
     def refused(self, full: bool) -> None:
         left = self.model.values if self.policy.startswith("allkeys") else self.model.ends
         if not full or (left and self.policy != "noeviction"):
-            raise AssertionError("refused for want of memory, of which there is some")
+            raise AssertionError("a command was refused although memory is left")
 
     def check(self) -> None:
         check_keyspace(self.keyspace, reserved([client.real for client in self.clients]))
@@ -619,7 +623,7 @@ class Both:
             raise AssertionError(f"expected the keys {expected}, found {found}")
 
     def finish(self) -> None:
-        """Look whether all is the same in both, and whether all memory is given back."""
+        """Check that the store and the model hold the same, and that all memory is released."""
         for client in self.clients:
             client.real.end_transaction()
             client.end()
@@ -634,7 +638,7 @@ class Both:
                 self.run(0, name, key, 0, -1)
             for member in self.model.values[key] if self.model.do_type(key) == b"zset" else ():
                 self.run(0, "zscore", key, member)
-        # What is over the limit is brought below it, or nothing is left that could go.
+        # Memory is brought below the limit, unless no key is left that may be evicted.
         if self.limit:
             with contextlib.suppress(CommandError):
                 self.keyspace.free_memory()
@@ -646,22 +650,19 @@ class Both:
 
 
 class ModelTests(unittest.TestCase):
-    """Sequences of commands that hypothesis thinks of, and makes shorter when one fails."""
+    """Sequences of commands that hypothesis generates, and shortens if one of them fails."""
 
     @classmethod
     def setUpClass(cls) -> None:
-        try:
-            folder = provision.given("PIPECACHE_HYPOTHESIS")
-        except provision.Unavailable as error:
-            provision.skip(error)
+        folder = required("PIPECACHE_HYPOTHESIS")
         sys.path.insert(0, folder)
         cls.addClassCleanup(sys.path.remove, folder)
-        # It would else keep things in the folder it is started in.
+        # Otherwise hypothesis writes its database into the working directory.
         temporary = tempfile.TemporaryDirectory()
         cls.addClassCleanup(temporary.cleanup)
         with contextlib.ExitStack() as stack:
             if running_under_wine():
-                # It asks which system this is, and Wine ends a program that asks by WMI.
+                # hypothesis asks for the system's name by WMI, on which Wine ends the program.
                 stack.enter_context(
                     mock.patch("platform._wmi_query", side_effect=OSError, create=True)
                 )
@@ -669,7 +670,7 @@ class ModelTests(unittest.TestCase):
         configuration.set_hypothesis_home_dir(Path(temporary.name))
 
     def sequences(self) -> tuple[Any, Any]:
-        """Strategies for steps, each with its client: without transactions, and with them."""
+        """Return strategies for steps of both clients: without transactions, and with them."""
         strategies: Any = importlib.import_module("hypothesis.strategies")
         key, member = strategies.sampled_from(KEYS), strategies.sampled_from(MEMBERS)
         kinds = {
@@ -703,7 +704,7 @@ class ModelTests(unittest.TestCase):
             transaction, who, kinds["K"], strategies.lists(single, max_size=2), few
         )
 
-        # A list of lists, as hypothesis makes lists short, but shrinks these to nothing.
+        # A list of lists: hypothesis generates short lists, and shrinks these to nothing.
         def sequences(part: Any) -> Any:
             parts = strategies.lists(part, min_size=5, max_size=10)
             return parts.map(lambda found: list(itertools.chain(*found)))
@@ -713,7 +714,7 @@ class ModelTests(unittest.TestCase):
         )
 
     def holds(self, given: Any, test: Callable[[Any], None]) -> None:
-        """Try a test with many examples of what is given."""
+        """Run a test with many examples of a strategy."""
         hypothesis: Any = importlib.import_module("hypothesis")
         settings = hypothesis.settings(
             max_examples=int(os.environ.get("PIPECACHE_EXAMPLES", EXAMPLES)),
@@ -740,10 +741,10 @@ class ModelTests(unittest.TestCase):
         self.holds(steps, lambda given: self.carry_out(Both(), given))
 
     def test_when_memory_is_short(self) -> None:
-        """What is evicted is what the policy says, and only when it must be."""
+        """Only keys that the policy allows are evicted, and only if memory is short."""
         strategies: Any = importlib.import_module("hypothesis.strategies")
         steps, _ = self.sequences()
-        # Three keys with little in them take about so much.
+        # Three small keys take about 1,000 bytes.
         limit, policy = strategies.integers(1, 1500), strategies.sampled_from(POLICIES)
         self.holds(
             strategies.tuples(limit, policy, steps),

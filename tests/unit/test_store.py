@@ -1,4 +1,4 @@
-"""The store: values, expiry on a clock that stands still, patterns."""
+"""Tests of the store without commands: values, expiry, patterns."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StoreTests(unittest.TestCase):
             (len(self.keyspace), self.keyspace.expiring, self.keyspace.expired), (0, 0, 1)
         )
 
-    def test_every_way_to_look_sees_it_expired(self) -> None:
+    def test_every_method_sees_an_expired_key(self) -> None:
         looks: tuple[Callable[[], object], ...] = (
             lambda: self.keyspace.read(b"k", bytes),
             lambda: b"k" in self.keyspace,
@@ -46,7 +46,7 @@ class StoreTests(unittest.TestCase):
                 self.assertFalse(look())
                 self.assertEqual(len(self.keyspace), 0)
 
-    def test_set_afresh_forgets_the_deadline_and_write_keeps_it(self) -> None:
+    def test_replace_removes_the_deadline_and_write_keeps_it(self) -> None:
         self.expiring(b"k", 1000)
         self.keyspace.write(b"k", b"other", b"append")
         self.assertIsNotNone(self.keyspace.deadline(b"k"))
@@ -64,7 +64,7 @@ class StoreTests(unittest.TestCase):
         self.clock.now += 2
         self.assertIn(b"k", self.keyspace)
 
-    def test_sweep_takes_what_is_over_in_order_and_no_more_than_told(self) -> None:
+    def test_sweep_removes_expired_keys_in_order(self) -> None:
         for number in range(10):
             self.expiring(b"%d" % number, 100 * (10 - number))
         self.clock.now += 0.5
@@ -74,7 +74,7 @@ class StoreTests(unittest.TestCase):
         self.assertEqual(sorted(self.keyspace.keys()), [b"0", b"1", b"2", b"3", b"4"])
         self.assertEqual(self.keyspace.expired, 5)
 
-    def test_sweep_passes_over_a_deadline_that_was_moved(self) -> None:
+    def test_sweep_ignores_a_deadline_that_was_changed(self) -> None:
         self.expiring(b"k", 100)
         self.keyspace.set_deadline(b"k", self.keyspace.now() + 5000)
         self.clock.now += 1
@@ -84,7 +84,7 @@ class StoreTests(unittest.TestCase):
         self.keyspace.remove_expired(10)
         self.assertEqual(len(self.keyspace), 0)
 
-    def test_moved_deadlines_do_not_pile_up(self) -> None:
+    def test_changed_deadlines_do_not_accumulate(self) -> None:
         self.expiring(b"other", 50)
         for number in range(10_000):
             self.expiring(b"k", 1000 + number)
@@ -93,7 +93,7 @@ class StoreTests(unittest.TestCase):
         self.keyspace.remove_expired(1000)
         self.assertEqual(self.keyspace.keys(), [b"k"])
 
-    def test_another_kind_of_value_is_an_error(self) -> None:
+    def test_a_value_of_another_type_is_an_error(self) -> None:
         self.keyspace.replace(b"list", ListValue([b"a"]))
         with self.assertRaisesRegex(CommandError, "^WRONGTYPE "):
             self.keyspace.read(b"list", bytes)
@@ -115,7 +115,7 @@ class StoreTests(unittest.TestCase):
 
 
 class GlobTests(unittest.TestCase):
-    """Patterns as Redis has them."""
+    """Patterns, which match as in Redis."""
 
     MATCH = (
         (b"*", b"anything\n\xff"),
@@ -166,7 +166,7 @@ class GlobTests(unittest.TestCase):
                 self.assertFalse(compile_glob(pattern)(key))
 
     def test_a_pattern_made_to_be_slow(self) -> None:
-        # With a matcher that tries every way to divide the key this would not end.
+        # A matcher that tries every division of the key would not end here.
         self.assertFalse(compile_glob(b"a*" * 30 + b"b")(b"a" * 10_000))
         self.assertTrue(compile_glob(b"*" * 200 + b"b")(b"a" * 1000 + b"b"))
 

@@ -1,4 +1,4 @@
-"""Lists, hashes, sets and sorted sets: held against simple models through random changes."""
+"""Tests of lists, hashes, sets and sorted sets, which are compared with simple models."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from tests.support.cases import ClientCase
 from tests.support.generator import Generator
 from tests.support.internals import SharedState, parts_of, payload, recount, reserved
 
-#: A page of a walk, as Table.walk() gives it.
+#: A function that returns one page of a scan, for a cursor and a count.
 Page = Callable[[int, int], "tuple[int, list[bytes]]"]
 
 
 class AccountingTests(ClientCase):
-    """The memory in use is counted as it changes, and always what a recount would give."""
+    """The memory in use is counted at each change, and equals a recount of all values."""
 
     SEQUENCES = 1000
 
     def setUp(self) -> None:
         super().setUp()
-        # So that sorted sets of a few members have several parts.
+        # Then a sorted set of a few members has several parts.
         small = mock.patch.object(SortedSet, "MAX_CHUNK", 3)
         small.start()
         self.addCleanup(small.stop)
@@ -89,7 +89,7 @@ class AccountingTests(ClientCase):
 
 
 class ListTests(ClientCase):
-    def test_either_end_costs_the_same_however_long_it_is(self) -> None:
+    def test_both_ends_of_a_long_list_are_fast(self) -> None:
         self.assertIsInstance(ListValue(), collections.deque)
         self.run_command(b"RPUSH", b"k", *[b"element"] * 10_000)
         with mock.patch.object(
@@ -155,9 +155,9 @@ class HashTests(unittest.TestCase):
 
 
 class SortedSetTests(unittest.TestCase):
-    """Against a dict, sorted whenever it is looked at."""
+    """Comparisons with a dict that is sorted for each check."""
 
-    #: Members in one part, and how many members there can be: parts split, run empty, vanish.
+    #: Members in one part, and in all: parts are split, become empty and are removed.
     SIZES = ((4, 300), (SortedSet.MAX_CHUNK, 5000))
 
     def check(self, value: SortedSet, model: Mapping[bytes, float]) -> None:
@@ -183,14 +183,14 @@ class SortedSetTests(unittest.TestCase):
                 self.stir(members)
 
     def stir(self, members: int) -> None:
-        """Let a sorted set grow, change, and shrink to nothing."""
+        """Add, change and remove members of a sorted set at random, until it is empty."""
         value = SortedSet()
         model: dict[bytes, float] = {}
         for share in (0.9, 0.5, 0.1):
             for _ in range(members * 2):
                 member = b"m%d" % random.randrange(members)
                 if random.random() < share:
-                    # Few scores, so that many are equal.
+                    # There are few different scores, so that many are equal.
                     score = random.choice([random.random(), random.randrange(5), math.inf])
                     value.put(member, score)
                     model[member] = score
@@ -205,7 +205,7 @@ class SortedSetTests(unittest.TestCase):
         self.check(value, {b"again": 1.0})
 
     def test_members_that_come_in_order(self) -> None:
-        """The ends of the parts are where an insertion goes wrong."""
+        """Insertions at the ends of the parts are the critical ones."""
         for part, members in self.SIZES:
             for scores in (range(members), range(members, 0, -1), [0] * members):
                 chunk = mock.patch.object(SortedSet, "MAX_CHUNK", part)
@@ -227,7 +227,7 @@ class SortedSetTests(unittest.TestCase):
 
 
 class DrawTests(ClientCase):
-    """A draw reaches every member, each about as often."""
+    """A random choice reaches every member, each about as often as the others."""
 
     def table(self, keys: Iterable[bytes]) -> ScannableDict:
         table = ScannableDict()
@@ -241,14 +241,14 @@ class DrawTests(ClientCase):
     def drawn(self, table: ScannableDict, times: int) -> collections.Counter[bytes]:
         return collections.Counter(table.random_key() for _ in range(times))
 
-    def test_each_of_ten(self) -> None:
+    def test_each_of_ten_members(self) -> None:
         table = self.table(map(str.encode, "abcdefghij"))
         drawn = self.drawn(table, 500)
         self.assertEqual(drawn.keys(), table.keys())
         self.assertGreater(min(drawn.values()), 20)
         self.assertLess(max(drawn.values()), 100)
 
-    def test_each_after_any_change(self) -> None:
+    def test_each_member_after_any_change(self) -> None:
         changes: tuple[tuple[str, str], ...] = (
             ("", "k"),  # one more
             ("", "klm"),
@@ -268,7 +268,7 @@ class DrawTests(ClientCase):
                 self.add(table, map(str.encode, added))
                 self.assertEqual(self.drawn(table, 1000).keys(), table.keys())
 
-    def test_none_more_often_for_having_gone_and_come_again(self) -> None:
+    def test_a_member_that_was_removed_and_added_again(self) -> None:
         for times in (1, 8, 15, 50):
             with self.subTest(times=times):
                 self.ask(b"DEL s")
@@ -280,8 +280,8 @@ class DrawTests(ClientCase):
                 drawn = [self.run_command(b"SRANDMEMBER", b"s") for _ in range(500)]
                 self.assertTrue(20 < drawn.count(b"0") < 100, drawn.count(b"0"))
 
-    def test_it_keeps_nothing_of_what_has_gone(self) -> None:
-        """However long nobody draws again."""
+    def test_removed_members_are_released(self) -> None:
+        """A value that was drawn from releases removed members, even if there is no second draw."""
         for name in (b"RANDOMKEY", b"SRANDMEMBER s"):
             self.ask(b"SADD s a b c")
             self.ask(name)
@@ -299,7 +299,7 @@ class DrawTests(ClientCase):
             with self.subTest(name=name):
                 self.assertLess(kept, 200_000)
 
-    def test_each_of_many(self) -> None:
+    def test_each_of_many_members(self) -> None:
         table = self.table(b"%d" % number for number in range(5000))
         for first in (5000, 5001, 5050, 5500):
             with self.subTest(first=first):
@@ -320,7 +320,7 @@ class DrawTests(ClientCase):
             self.ask(b"SET %d v" % number)
             self.assertEqual(len({self.ask(b"RANDOMKEY") for _ in range(500)}), number + 1)
 
-    def test_all_are_taken_in_the_end(self) -> None:
+    def test_spop_removes_all_members(self) -> None:
         self.run_command(b"SADD", b"s", *(b"%d" % number for number in range(1000)))
         taken = {self.run_command(b"SPOP", b"s") for _ in range(1000)}
         self.assertEqual(taken, {b"%d" % number for number in range(1000)})
@@ -336,13 +336,13 @@ class DrawTests(ClientCase):
 
 
 class WalkTests(ClientCase):
-    """SCAN and its like: what is there throughout a walk appears in it, and every walk ends."""
+    """SCAN and similar: every scan ends, and returns all that is present from begin to end."""
 
-    #: Walks at a time, and how often all of that is done.
+    #: The number of scans at the same time, and of repetitions.
     WALKS = 4
     ROUNDS = 5
 
-    #: How a key of each kind comes to be.
+    #: The command that makes a key of each type, and the value.
     FILLS: ClassVar[dict[bytes, tuple[bytes, ...]]] = {
         b"string": (b"SET", b"v"),
         b"list": (b"RPUSH", b"e"),
@@ -352,7 +352,7 @@ class WalkTests(ClientCase):
     }
 
     def page(self, *words: bytes, step: int = 1) -> Page:
-        """The pages of a command, given its words up to the cursor."""
+        """Return a function that returns pages of a command, given its words up to the cursor."""
 
         def ask(cursor: int, count: int) -> tuple[int, list[bytes]]:
             reply: Any = self.run_command(*words, b"%d" % cursor, b"COUNT", b"%d" % count)
@@ -364,7 +364,7 @@ class WalkTests(ClientCase):
     def check_walks(
         self, page: Page, change: Callable[[], object], stays: set[bytes], passing: set[bytes]
     ) -> None:
-        """Walk several times at once, with changes before each page."""
+        """Run several scans at the same time, with changes before each page."""
         cursors = dict.fromkeys(range(self.WALKS), 0)
         found: dict[int, set[bytes]] = {scan: set() for scan in cursors}
         pages = 0
@@ -372,7 +372,7 @@ class WalkTests(ClientCase):
             for _ in range(random.randrange(5)):
                 change()
             scan = random.choice(list(cursors))
-            # Some go a step at a time, some in strides.
+            # Some scans have small pages, others have large ones.
             cursors[scan], some = page(cursors[scan], random.choice([1, 1 + scan * 10, 30]))
             found[scan].update(some)
             pages += 1
@@ -383,7 +383,7 @@ class WalkTests(ClientCase):
                 self.assertLessEqual(found[scan], stays | passing)
 
     def test_keys(self) -> None:
-        """Commands that leave a key in place leave it where a walk finds it."""
+        """A command that changes a value does not move its key to where a scan misses it."""
         passing = [b"passing:%d" % number for number in range(200)]
         stays = {kind: [b"%b:%d" % (kind, number) for number in range(30)] for kind in self.FILLS}
 
@@ -429,7 +429,7 @@ class WalkTests(ClientCase):
                 self.check_walks(self.page(b"SCAN"), change, set(keys), set(passing))
 
     def test_members(self) -> None:
-        """The same of a value, with more members than are told at once."""
+        """A scan of a value with more members than one page returns."""
         stays = [b"stays:%d" % number for number in range(2 * SCAN_ALL_BELOW)]
         passing = [b"passing:%d" % number for number in range(200)]
         for scan, step, changes in (
@@ -456,7 +456,7 @@ class WalkTests(ClientCase):
                     page = self.page(scan, b"k", step=step)
                     self.check_walks(page, change, set(stays), set(passing))
 
-    def test_a_short_value_comes_whole(self) -> None:
+    def test_a_short_value_is_one_page(self) -> None:
         fields = [b"%d" % number for number in range(SCAN_ALL_BELOW)]
         self.run_command(b"SADD", b"k", *fields)
         for cursor in (0, 5, 2**64 - 1):
@@ -464,7 +464,7 @@ class WalkTests(ClientCase):
             self.assertEqual((following, sorted(found)), (0, sorted(fields)))
 
     def test_a_value_that_shrinks_meanwhile(self) -> None:
-        """Or is put in the place of another: the walk goes on, and ends."""
+        """The scan goes on and ends if the value shrinks or is replaced."""
         members = [b"%d" % number for number in range(1000)]
         self.run_command(b"SADD", b"k", *members)
         page = self.page(b"SSCAN", b"k")
@@ -479,7 +479,7 @@ class WalkTests(ClientCase):
         while cursor:
             cursor, _ = page(cursor, 10)
 
-    def test_a_cursor_from_nowhere(self) -> None:
+    def test_unknown_cursors(self) -> None:
         for number in range(50):
             self.ask(b"SET %d v" % number)
         for cursor in (1, 49, 50, 51, 10**9, 2**64 - 1):

@@ -1,4 +1,4 @@
-"""The wire protocol: text and RESP between bytes and arguments, with no input or output."""
+"""Tests of the parser and the encoder for text and RESP, without a connection."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.wire import PROTOCOL_ERRORS, command
 
 
 def limited(**limits: float) -> Settings:
-    """Settings with limits that are too small to be set."""
+    """Return settings with limits below what an option accepts."""
     settings = Settings()
     for name, value in limits.items():
         setattr(settings, name, value)
@@ -34,7 +34,7 @@ def limited(**limits: float) -> Settings:
 def parse(
     data: bytes, size: int = 0, framed: bool = False, limit: int = 1024 * 1024
 ) -> list[tuple[Any, bytes | None]]:
-    """The requests in a stream fed ``size`` bytes at a time; errors as their texts."""
+    """Return the requests in a stream that arrives ``size`` bytes at a time; errors are texts."""
     parser = RequestParser(framed, limited(max_message=limit))
     requests = []
     for start in range(0, len(data), size or len(data)):
@@ -104,7 +104,7 @@ class SplitTextTests(unittest.TestCase):
 
 
 class EncodeTests(unittest.TestCase):
-    """Replies in both languages."""
+    """Replies in text and in RESP."""
 
     REPLIES: tuple[tuple[Any, bytes, bytes], ...] = (
         (b"dubai", b"dubai", b"$5\r\ndubai\r\n"),
@@ -151,7 +151,7 @@ class EncodeTests(unittest.TestCase):
 
 
 class TextRequestTests(unittest.TestCase):
-    """Text rules 1 and 2: where a command ends, and how its reply does."""
+    """Text rules 1 and 2: the end of a command, and of its reply."""
 
     STREAM: tuple[tuple[bytes, list[tuple[Any, bytes | None]]], ...] = (
         (b"GET a\n", [([b"GET", b"a"], b"\n")]),
@@ -218,7 +218,7 @@ class TextRequestTests(unittest.TestCase):
 
 
 class RespRequestTests(unittest.TestCase):
-    """RESP as a stream: any cut gives the same commands."""
+    """RESP is a stream: wherever it is cut, the commands are the same."""
 
     STREAMS = (
         command(b"PING"),
@@ -233,7 +233,7 @@ class RespRequestTests(unittest.TestCase):
     )
 
     def commands_of(self, stream: bytes) -> list[list[bytes]]:
-        """The arguments, read in the plainest way there is."""
+        """Return the commands of a stream, found in the simplest way."""
         commands = []
         while stream:
             header, _, stream = stream.partition(b"\r\n")
@@ -262,7 +262,7 @@ class RespRequestTests(unittest.TestCase):
             with self.subTest(cut=cut):
                 self.assertEqual(requests, expected)
 
-    def test_nothing_is_asked(self) -> None:
+    def test_empty_arrays_are_ignored(self) -> None:
         for stream in (b"*0\r\n", b"*-1\r\n", b"*-10\r\n"):
             with self.subTest(stream=stream):
                 ping = command(b"PING")
@@ -277,7 +277,7 @@ class RespRequestTests(unittest.TestCase):
                     self.assertEqual(parse(stream, size), [([b"PING"], None), error])
 
     def test_a_command_over_its_limit(self) -> None:
-        # Bytes alone are counted, however the command comes.
+        # Only bytes count, in however many chunks the command arrives.
         limits = limited(max_command=65536)
         for size, whole in ((516, True), (517, False)):
             stream = command(b"DEL", *[b"k" * size] * 127)

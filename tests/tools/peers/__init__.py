@@ -1,1 +1,1 @@
-"""What tests/tools/benchmark.py runs in other processes: peer servers, clients, and the chart."""
+"""The programs that benchmark.py runs in other processes, and the chart."""

@@ -1,4 +1,4 @@
-"""A named pipe through ctypes with nothing around it: the floor for tests/tools/benchmark.py.
+"""A plain named pipe through ctypes, the lower limit for benchmark.py.
 
 Every call is bound once, every buffer and structure is made once, nothing is decoded, and an
 error ends the connection.  Windows only.
@@ -22,7 +22,7 @@ PIPE_UNLIMITED_INSTANCES = 255
 FILE_FLAG_OVERLAPPED = 0x40000000
 GENERIC_READ_WRITE = 0xC0000000
 OPEN_EXISTING = 3
-#: A hundred requests written as one message fit, and so do their replies.
+#: Bytes of a buffer, in which a hundred requests or replies fit as one message.
 SIZE = 65536
 
 
@@ -92,7 +92,7 @@ if sys.platform == "win32":
         return ctypes.WinError(ctypes.get_last_error())
 
     class Pipe:
-        """One end of a pipe, for one thread."""
+        """One end of a pipe, for use by one thread."""
 
         def __init__(self, handle: int, overlapped: bool) -> None:
             self.handle = handle
@@ -102,12 +102,12 @@ if sys.platform == "win32":
             self.overlapped = None
             self.byref_overlapped = None
             if overlapped:
-                # One for both directions: this end never reads and writes at once.
+                # One event is enough: this end never reads and writes at the same time.
                 self.overlapped = OVERLAPPED(hEvent=kernel32.CreateEventW(None, True, False, None))
                 self.byref_overlapped = ctypes.byref(self.overlapped)
 
         def finish(self) -> None:
-            """Wait for a call that has answered FALSE, or raise what it failed with."""
+            """Wait for a pending call, or raise its error."""
             if ctypes.get_last_error() != ERROR_IO_PENDING or not kernel32.GetOverlappedResult(
                 self.handle, self.byref_overlapped, self.byref_count, True
             ):
@@ -136,7 +136,7 @@ if sys.platform == "win32":
                 kernel32.CloseHandle(self.overlapped.hEvent)
 
     def create(address: str, overlapped: bool) -> Pipe:
-        """A server's end, waiting for a client."""
+        """Return a server's end that waits for a client."""
         handle = kernel32.CreateNamedPipeW(
             address,
             PIPE_ACCESS_DUPLEX | (FILE_FLAG_OVERLAPPED if overlapped else 0),
@@ -152,7 +152,7 @@ if sys.platform == "win32":
         return Pipe(handle, overlapped)
 
     def connect(address: str, overlapped: bool = False, patience: float = 10) -> Pipe:
-        """A client's end in message mode; waits for an instance up to *patience* seconds."""
+        """Return a client's end in message mode; wait up to *patience* seconds for an instance."""
         deadline = time.monotonic() + patience
         while True:
             handle = kernel32.CreateFileW(

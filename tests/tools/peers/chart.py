@@ -1,4 +1,4 @@
-"""Bar charts as SVG, by hand: what a README needs, and nothing to install."""
+"""Bar charts as SVG, without other packages."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class Bar:
     label: str
     value: float
     text: str
-    #: The middle half of the rounds, drawn as a thin line.
+    #: The quartiles of the rounds, drawn as a thin line.
     low: float
     high: float
-    #: The bar that the chart is about.
+    #: True for the bar that is emphasized.
     ours: bool = False
 
 
@@ -38,7 +38,7 @@ FONT = "font-family=\"system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif\""
 
 
 def svg(panels: Sequence[Panel]) -> str:
-    """One panel under another, each with a scale of its own that begins at nought."""
+    """Return panels one below the other, each with its own scale from 0."""
     height = MARGIN + sum(HEAD + ROW * len(panel.bars) + GAP for panel in panels)
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
@@ -54,7 +54,7 @@ def svg(panels: Sequence[Panel]) -> str:
 
 def _panel(panel: Panel, top: int) -> Iterator[str]:
     left = MARGIN + LABELS
-    # Room at the right for the figure behind the longest bar.
+    # Space on the right for the figure after the longest bar.
     room = WIDTH - MARGIN - left - 64
     scale = room / max(max(bar.value, bar.high) for bar in panel.bars)
     yield f'<text x="{MARGIN}" y="{top + 14}" font-size="16" font-weight="600">'

@@ -1,4 +1,4 @@
-"""How each contender of the benchmark is reached: one way of opening, the same calls after it.
+"""The clients of the contenders of benchmark.py, behind one interface.
 
 A library's own bound methods are handed out wherever its arguments allow, so that no contender
 pays for a wrapper that another is spared.  Each client is used as its manual shows it: its own
@@ -19,32 +19,32 @@ from typing import Any, Callable, Sequence
 
 from tests.tools.peers.servers import AUTHKEY, Manager
 
-#: How long a client may wait for a server or a lock before the benchmark calls it a failure.
+#: Seconds that a client may wait for a server or a lock before the benchmark fails.
 PATIENCE = 30.0
 
 
 @dataclass
 class Session:
-    """One open connection.  What a contender has no means for stays None."""
+    """An open connection. Methods that a contender does not support are None."""
 
     get: Callable[[str], Any]
     set: Callable[[str, str], Any]
     close: Callable[[], Any]
     #: A GET for each key, all sent before the first reply is read.
     pipeline: Callable[[Sequence[str]], Any] | None = None
-    #: One command with many keys; the values in that order.
+    #: One command with many keys, which returns the values in that order.
     mget: Callable[[Sequence[str]], Any] | None = None
-    #: Store many pairs by the quickest means the client has.
+    #: Store many pairs in the fastest way of the client.
     fill: Callable[[dict[str, str]], Any] | None = None
-    #: Send a message to a channel; and a way to subscribe, as redis-py has it.
+    #: Publish a message; and subscribe as with redis-py.
     publish: Callable[[str, str], Any] | None = None
     pubsub: Callable[[], Any] | None = None
-    #: An echo has no values: it answers with what it was asked.
+    #: True for an echo server, which returns the request.
     echo: bool = False
 
 
 def load_project(folder: str) -> Any:
-    """The ``client`` module of a checkout; two checkouts can be measured beside one another."""
+    """Return the ``client`` module of a checkout; two checkouts can be compared."""
     name = f"client_of_{folder}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, os.path.join(folder, "client.py"))
@@ -88,7 +88,7 @@ def open_pipecache_per_command(address: str, project: str) -> Session:
 
 
 def import_redis(hiredis: bool) -> Any:
-    """redis-py as it is without hiredis installed, or with it; both may be in one process."""
+    """Return redis-py without hiredis or with it; one process can use both."""
     name = "redis with hiredis" if hiredis else "redis without hiredis"
     if name not in sys.modules:
         parts = ("redis", "hiredis")
@@ -123,7 +123,7 @@ def open_redis(address: str, hiredis: str = "no", single: str = "no") -> Session
 
 def open_memcached(address: str) -> Session:
     pymemcache: Any = importlib.import_module("pymemcache")
-    # Without this a SET is sent and not waited for, which is no round trip.
+    # Otherwise pymemcache does not wait for the reply to a SET.
     client = pymemcache.Client(address, default_noreply=False)
 
     def mget(keys: Sequence[str]) -> list[Any]:
@@ -148,8 +148,8 @@ def open_diskcache(address: str) -> Session:
 
 
 def open_sqlite(address: str) -> Session:
-    """One key a row, each SET its own transaction; WAL without a sync for each commit, since a
-    cache need not survive a power cut."""
+    """Open a database with one row per key and one transaction per SET; WAL without a sync for
+    each commit, because a cache need not survive a power failure."""
     database = sqlite3.connect(address, timeout=PATIENCE, isolation_level=None)
     database.execute("PRAGMA journal_mode=WAL")
     database.execute("PRAGMA synchronous=NORMAL")
@@ -203,7 +203,7 @@ if sys.platform == "win32":
         return Session(get, put, pipe.close, pipeline, echo=True)
 
     def open_pywin32(address: str, connect: str = "once") -> Session:
-        """A script's client: CreateFile, WriteFile, ReadFile of 4096 bytes."""
+        """Return a client as in scripts: CreateFile, WriteFile, ReadFile of 4096 bytes."""
         pywintypes: Any = importlib.import_module("pywintypes")
         win32file: Any = importlib.import_module("win32file")
         win32pipe: Any = importlib.import_module("win32pipe")
@@ -221,7 +221,7 @@ if sys.platform == "win32":
                         None,
                     )
                 except pywintypes.error as error:
-                    # Between two clients the replaced server may have no instance at all.
+                    # The replaced server has no instance for a moment between two clients.
                     missing = (bare_pipe.ERROR_FILE_NOT_FOUND, bare_pipe.ERROR_PIPE_BUSY)
                     if error.winerror not in missing:
                         raise

@@ -1,7 +1,7 @@
-"""The servers that benchmark.py measures pipecache beside, and that pip does not offer.
+"""Servers for comparison in benchmark.py that are not on PyPI.
 
-``python -m tests.tools.peers.servers KIND ADDRESS`` serves in the foreground and says
-``Ready to accept connections`` once clients can come.
+``python -m tests.tools.peers.servers KIND ADDRESS`` serves in the foreground and
+prints ``Ready to accept connections`` when clients can connect.
 
 pywin32
     The design pipecache replaces: a message pipe of pywin32, a thread for each client, a plain
@@ -26,7 +26,7 @@ from multiprocessing.managers import DictProxy, SyncManager
 from typing import Any, Callable
 
 READY = "Ready to accept connections"
-#: What SyncManager's two ends prove to each other; nothing here is secret.
+#: The key with which both ends of SyncManager authenticate. Here it is not secret.
 AUTHKEY = b"benchmark"
 
 
@@ -77,14 +77,14 @@ def serve_pywin32(address: str) -> None:
             first = False
         try:
             win32pipe.ConnectNamedPipe(pipe, None)
-        except pywintypes.error:  # it came and left before this call
+        except pywintypes.error:  # the client left before this call
             win32file.CloseHandle(pipe)
             continue
         threading.Thread(target=serve, args=(pipe,), daemon=True).start()
 
 
 class Manager(SyncManager):
-    """SyncManager whose ``shared`` is one dict for all clients (``dict`` makes one for each)."""
+    """A SyncManager whose ``shared`` is one dict for all clients."""
 
 
 def serve_manager(address: str) -> None:

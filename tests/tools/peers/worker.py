@@ -1,4 +1,4 @@
-"""One client process of tests/tools/benchmark.py.
+"""A client process of benchmark.py.
 
 It reads one JSON object a line from standard input (``{"do": "open", …}``), does it, and answers
 with one JSON line on standard output: the result, or ``{"error": …}``.  The same process serves
@@ -17,12 +17,12 @@ from typing import Any, Callable, Sequence
 
 from tests.tools.peers.clients import CLIENTS, PATIENCE, Session
 
-#: Eleven bytes each, as a small cache entry is.
+#: Keys and values of 11 bytes, as in a small cache entry.
 KEYS = [f"key:{number:07d}" for number in range(1000)]
 VALUES = [f"val:{number:07d}" for number in range(1000)]
 #: Commands sent before the first reply is read.
 IN_FLIGHT = 100
-#: One of so many commands of the mixed load is a SET, the others are GET.
+#: The mixed load has one SET in this number of commands; the others are GETs.
 SET_EVERY = 10
 
 _session: Session | None = None
@@ -39,7 +39,7 @@ def plain(value: Any) -> Any:
 
 
 def check(what: str, found: Any, expected: Any) -> None:
-    """A wrong answer is no measurement."""
+    """A reply is wrong, so the measurement is void."""
     if found != expected:
         raise ValueError(f"{what} answered {found!r} instead of {expected!r}")
 
@@ -47,7 +47,7 @@ def check(what: str, found: Any, expected: Any) -> None:
 def timed(
     call: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], seconds: float
 ) -> list[float]:
-    """How long each call took, for as many calls as *seconds* hold (one at least)."""
+    """Return the time of each call during *seconds*, at least of one."""
     clock = time.perf_counter
     laps = []
     end = clock() + seconds
@@ -81,8 +81,8 @@ def do_set(key: str, value: str) -> dict[str, Any]:
 
 
 def do_trips(seconds: float, warm: float, only: Sequence[str]) -> dict[str, Any]:
-    """Microseconds for a GET and a SET, and for each of a hundred GETs asked for at once; those
-    in *only* which the client can do."""
+    """Return the microseconds of GET, SET, and each of a hundred pipelined GETs, as far as the
+    client supports these and they are in *only*."""
     it = session()
     pairs = list(zip(KEYS, VALUES))
     keys = [(key,) for key in KEYS]
@@ -109,12 +109,12 @@ def do_trips(seconds: float, warm: float, only: Sequence[str]) -> dict[str, Any]
 
 
 def do_load(begin: float, end: float) -> dict[str, Any]:
-    """The mixed load from now on; what is counted lies between *begin* and *end*, which are
-    ``time.time()`` so that all the processes mean the same."""
+    """Send the mixed load from now on; count between *begin* and *end*, which are ``time.time()``,
+    the same clock in all processes."""
     it = session()
     get, put, clock = it.get, it.set, time.time
     laps = []
-    number = os.getpid()  # the clients do not march through the keys in step
+    number = os.getpid()  # so that the clients use different keys at the same time
     stop = clock()
     while stop < end:
         number += 1
@@ -132,7 +132,7 @@ def do_load(begin: float, end: float) -> dict[str, Any]:
 
 
 def do_fill(count: int, batch: int = 1000) -> dict[str, Any]:
-    """Store *count* small values, *batch* of them a command."""
+    """Store *count* small values, *batch* per command."""
     it = session()
     if it.fill is None:
         raise NotImplementedError("this client has no command for many values")
@@ -146,7 +146,7 @@ def do_fill(count: int, batch: int = 1000) -> dict[str, Any]:
 
 
 def do_crowd(address: str, count: int) -> dict[str, Any]:
-    """Seconds to connect *count* clients, and then for all of them to ask before the first reads.
+    """Return the seconds to connect *count* clients, and for a request of each of them.
 
     They speak the text protocol through nothing but the operating system, so that the server's
     part is what is seen.
@@ -165,7 +165,7 @@ def do_crowd(address: str, count: int) -> dict[str, Any]:
 
 
 def _subscribe(channel: str) -> tuple[Callable[[str, str], Any], Callable[[], str], Any]:
-    # What publishes, what waits for a message and returns it, and the subscriber.
+    # A function that publishes, one that waits for a message, and the subscriber.
     it = session()
     if it.publish is None or it.pubsub is None:
         raise NotImplementedError("this client has no channels")
@@ -176,9 +176,9 @@ def _subscribe(channel: str) -> tuple[Callable[[str, str], Any], Callable[[], st
 
 
 def do_return() -> dict[str, Any]:
-    """Publish in "back" what comes in "there", up to an empty message."""
+    """Publish each message of "there" to "back", until an empty one."""
     publish, receive, pubsub = _subscribe("there")
-    while not publish("back", "ready"):  # nobody has subscribed yet
+    while not publish("back", "ready"):  # no client has subscribed yet
         time.sleep(0.001)
     value = receive()
     while value:
@@ -343,14 +343,14 @@ else:
     _still: list[_Client] = []
 
     def _connect_instead(address: str, count: int) -> list[_Client]:
-        # So many clients that stay, in place of those that did.
+        # These clients replace the ones of the last call.
         for client in _still:
             client.close()
         _still[:] = [_connect(address) for _ in range(count)]
         return _still
 
     def do_wait(address: str, count: int) -> dict[str, Any]:
-        """Let *count* clients wait in BLPOP; with 0 none of them any more."""
+        """Block *count* clients in BLPOP; with 0, disconnect them."""
         for client in _connect_instead(address, count):
             client.send(b"*3\r\n$5\r\nBLPOP\r\n$5\r\nqueue\r\n$1\r\n0\r\n")
         asking = _connect(address)
@@ -364,7 +364,7 @@ else:
     DO["wait"] = do_wait
 
     def do_idle(address: str, count: int) -> dict[str, Any]:
-        """Have *count* clients that have asked for something once; with 0 none any more."""
+        """Connect *count* clients that send one request; with 0, disconnect them."""
         for client in _connect_instead(address, count):
             client.send(b"*1\r\n$4\r\nPING\r\n")
             client.receive()
@@ -381,7 +381,7 @@ def main() -> None:
         request = json.loads(line)
         try:
             reply = DO[request.pop("do")](**request)
-        except Exception as error:  # whatever a library raises is the benchmark's to report
+        except Exception as error:  # the benchmark reports every error of a library
             reply = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(reply), flush=True)
 
