@@ -2202,6 +2202,7 @@ class Persistence:
         # (device, inode) of the file, and of the WAL file while the file is open.
         self._inode: tuple[int, int] | None = None
         self._wal_inode: tuple[int, int] | None = None
+        self._held_inode: tuple[int, int] | None = None  # the entry of this object in _OPEN_FILES
         #: The error of the last save, or "" if it succeeded.
         self.error = ""
         #: The keys that are too long to be saved, each with the bytes of key and value.
@@ -2262,7 +2263,6 @@ class Persistence:
             self.path, timeout=0, isolation_level=None, check_same_thread=False,
             cached_statements=CACHED_STATEMENTS,
         )  # fmt: skip
-        _OPEN_FILES.add(self._inode)
         # In this mode SQLite keeps its lock until the file is closed, so that no second server uses
         # the file. SQLite then needs no shared memory, which network drives do not support.
         database.execute("PRAGMA locking_mode=EXCLUSIVE")
@@ -2288,7 +2288,7 @@ class Persistence:
         execute(f"PRAGMA wal_autocheckpoint={WAL_CHECKPOINT_PAGES}")
         execute(f"PRAGMA journal_size_limit={64 << 20}")
         execute(f"PRAGMA user_version={FILE_FORMAT}")
-        self._wal_inode = _inode_of(self.path + "-wal")
+        self._inode, self._wal_inode = self._held_inode, _inode_of(self.path + "-wal")
         self._update_size()
 
     def _check_header(self) -> None:
@@ -2296,12 +2296,14 @@ class Persistence:
         if not os.path.exists(self.path):
             # Create the file here, because other users can read a file that SQLite creates.
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            self._inode = _inode_of(self.path)
         if not os.path.isfile(self.path):
             raise OSError("not a regular file (choose another name)")
         inode = _inode_of(self.path)
         if inode in _OPEN_FILES:
             raise sqlite3.OperationalError("database is locked")
-        self._inode = inode
+        self._held_inode = inode
+        _OPEN_FILES.add(inode)
         with open(self.path, "r+b") as file:  # "r+b" fails if the file is read-only
             header = file.read(100)
         if header and (len(header) < 100 or not header.startswith(b"SQLite format 3\0")):
@@ -2405,7 +2407,8 @@ class Persistence:
             with contextlib.suppress(sqlite3.Error):
                 self._database.close()
             self._database = None
-            _OPEN_FILES.discard(self._inode)
+        _OPEN_FILES.discard(self._held_inode)
+        self._held_inode = None
 
     def _run(self) -> None:
         started, delay = time.monotonic(), SAVE_INTERVAL
