@@ -4918,23 +4918,6 @@ if sys.platform == "win32":
             ("bInheritHandle", wintypes.BOOL),
         )
 
-    def _nonzero(result: int, function: Any, arguments: Any) -> int:
-        """Raise the OSError of GetLastError if a function returned 0 (an errcheck of ctypes)."""
-        if not result:
-            raise ctypes.WinError(ctypes.get_last_error())
-        return result
-
-    def _nonzero_or_not_connected(result: int, function: Any, arguments: Any) -> int:
-        """Raise as _nonzero() does, except for a pipe instance that has no client."""
-        not_connected = ctypes.get_last_error() == ERROR_PIPE_NOT_CONNECTED
-        return result if not_connected else _nonzero(result, function, arguments)
-
-    def _valid_handle(result: int, function: Any, arguments: Any) -> int:
-        """Raise the OSError of GetLastError if a function returned INVALID_HANDLE_VALUE."""
-        if result == INVALID_HANDLE_VALUE:
-            raise ctypes.WinError(ctypes.get_last_error())
-        return result
-
     def _bind(library: Any, name: str, restype: Any, errcheck: Any, *argtypes: Any) -> Any:
         function = getattr(library, name)
         function.restype = restype
@@ -4943,83 +4926,74 @@ if sys.platform == "win32":
         function.argtypes = argtypes
         return function
 
-    # Own library objects: prototypes set on ctypes.windll would apply to the whole process.
+    # The next three functions are values of errcheck: ctypes calls them with the result of a
+    # function, and they raise the OSError of GetLastError if the function has failed.
+    def _nonzero(result: int, function: Any, arguments: Any) -> int:
+        if not result:
+            raise ctypes.WinError(ctypes.get_last_error())
+        return result
+
+    def _nonzero_or_not_connected(result: int, function: Any, arguments: Any) -> int:
+        not_connected = ctypes.get_last_error() == ERROR_PIPE_NOT_CONNECTED
+        return result if not_connected else _nonzero(result, function, arguments)
+
+    def _valid_handle(result: int, function: Any, arguments: Any) -> int:
+        return _nonzero(0 if result == INVALID_HANDLE_VALUE else result, function, arguments)
+
+    # Private library objects, because prototypes set on ctypes.windll apply to the whole process.
     _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
     _advapi32 = ctypes.WinDLL("advapi32", use_last_error=True)
-
     HANDLE, DWORD, BOOL, LPVOID = wintypes.HANDLE, wintypes.DWORD, wintypes.BOOL, wintypes.LPVOID
     LPDWORD, LPOVERLAPPED = wintypes.LPDWORD, ctypes.POINTER(OVERLAPPED)
 
+    # The first line of a prototype has its result and its errcheck, the second one its arguments.
     # fmt: off
-    # Functions that raise OSError, and functions without an error code
-    CreateNamedPipeW = _bind(
-        _kernel32, "CreateNamedPipeW", HANDLE, _valid_handle,
-        wintypes.LPCWSTR, DWORD, DWORD, DWORD, DWORD, DWORD, DWORD,
-        ctypes.POINTER(SECURITY_ATTRIBUTES),
-    )
-    DisconnectNamedPipe = _bind(
-        _kernel32, "DisconnectNamedPipe", BOOL, _nonzero_or_not_connected, HANDLE
-    )
-    CreateEventW = _bind(
-        _kernel32, "CreateEventW", HANDLE, _nonzero, LPVOID, BOOL, BOOL, wintypes.LPCWSTR
-    )
+    CreateNamedPipeW = _bind(_kernel32, "CreateNamedPipeW", HANDLE, _valid_handle,
+        wintypes.LPCWSTR, *[DWORD] * 6, ctypes.POINTER(SECURITY_ATTRIBUTES))
+    DisconnectNamedPipe = _bind(_kernel32, "DisconnectNamedPipe", BOOL, _nonzero_or_not_connected,
+        HANDLE)
+    CreateEventW = _bind(_kernel32, "CreateEventW", HANDLE, _nonzero,
+        LPVOID, BOOL, BOOL, wintypes.LPCWSTR)
     SetEvent = _bind(_kernel32, "SetEvent", BOOL, _nonzero, HANDLE)
     CloseHandle = _bind(_kernel32, "CloseHandle", BOOL, _nonzero, HANDLE)
     LocalFree = _bind(_kernel32, "LocalFree", wintypes.HLOCAL, None, wintypes.HLOCAL)
     GetCurrentProcess = _bind(_kernel32, "GetCurrentProcess", HANDLE, None)
-    OpenProcessToken = _bind(
-        _advapi32, "OpenProcessToken", BOOL, _nonzero, HANDLE, DWORD, ctypes.POINTER(HANDLE)
-    )
-    GetTokenInformation = _bind(
-        _advapi32, "GetTokenInformation", BOOL, _nonzero,
-        HANDLE, ctypes.c_int, LPVOID, DWORD, LPDWORD,
-    )
-    ConvertSidToStringSidW = _bind(
-        _advapi32, "ConvertSidToStringSidW", BOOL, _nonzero, LPVOID, ctypes.POINTER(LPVOID)
-    )
+    OpenProcessToken = _bind(_advapi32, "OpenProcessToken", BOOL, _nonzero,
+        HANDLE, DWORD, ctypes.POINTER(HANDLE))
+    GetTokenInformation = _bind(_advapi32, "GetTokenInformation", BOOL, _nonzero,
+        HANDLE, ctypes.c_int, LPVOID, DWORD, LPDWORD)
+    ConvertSidToStringSidW = _bind(_advapi32, "ConvertSidToStringSidW", BOOL, _nonzero,
+        LPVOID, ctypes.POINTER(LPVOID))
     ConvertStringSecurityDescriptorToSecurityDescriptorW = _bind(
         _advapi32, "ConvertStringSecurityDescriptorToSecurityDescriptorW", BOOL, _nonzero,
-        wintypes.LPCWSTR, DWORD, ctypes.POINTER(LPVOID), LPDWORD,
-    )
+        wintypes.LPCWSTR, DWORD, ctypes.POINTER(LPVOID), LPDWORD)
     ConvertSecurityDescriptorToStringSecurityDescriptorW = _bind(
         _advapi32, "ConvertSecurityDescriptorToStringSecurityDescriptorW", BOOL, _nonzero,
-        LPVOID, DWORD, DWORD, ctypes.POINTER(LPVOID), LPDWORD,
-    )
-    GetSecurityInfo = _bind(
-        _advapi32, "GetSecurityInfo", DWORD, None,
-        HANDLE, ctypes.c_int, DWORD, LPVOID, LPVOID, LPVOID, LPVOID, ctypes.POINTER(LPVOID),
-    )
-
-    # Functions whose callers check the result: pending I/O, for example, is not an error
+        LPVOID, DWORD, DWORD, ctypes.POINTER(LPVOID), LPDWORD)
+    # The callers of the next functions check the result; pending I/O, for example, is no error.
+    GetSecurityInfo = _bind(_advapi32, "GetSecurityInfo", DWORD, None,
+        HANDLE, ctypes.c_int, DWORD, LPVOID, LPVOID, LPVOID, LPVOID, ctypes.POINTER(LPVOID))
     WaitNamedPipeW = _bind(_kernel32, "WaitNamedPipeW", BOOL, None, wintypes.LPCWSTR, DWORD)
     ConnectNamedPipe = _bind(_kernel32, "ConnectNamedPipe", BOOL, None, HANDLE, LPOVERLAPPED)
-    ReadFile = _bind(
-        _kernel32, "ReadFile", BOOL, None, HANDLE, LPVOID, DWORD, LPDWORD, LPOVERLAPPED
-    )
-    WriteFile = _bind(
-        _kernel32, "WriteFile", BOOL, None, HANDLE, wintypes.LPCVOID, DWORD, LPDWORD, LPOVERLAPPED
-    )
-    GetOverlappedResult = _bind(
-        _kernel32, "GetOverlappedResult", BOOL, None, HANDLE, LPOVERLAPPED, LPDWORD, BOOL
-    )
-    GetNamedPipeClientProcessId = _bind(
-        _kernel32, "GetNamedPipeClientProcessId", BOOL, None, HANDLE, wintypes.PULONG
-    )
+    ReadFile = _bind(_kernel32, "ReadFile", BOOL, None,
+        HANDLE, LPVOID, DWORD, LPDWORD, LPOVERLAPPED)
+    WriteFile = _bind(_kernel32, "WriteFile", BOOL, None,
+        HANDLE, wintypes.LPCVOID, DWORD, LPDWORD, LPOVERLAPPED)
+    GetOverlappedResult = _bind(_kernel32, "GetOverlappedResult", BOOL, None,
+        HANDLE, LPOVERLAPPED, LPDWORD, BOOL)
+    GetNamedPipeClientProcessId = _bind(_kernel32, "GetNamedPipeClientProcessId", BOOL, None,
+        HANDLE, wintypes.PULONG)
     OpenProcess = _bind(_kernel32, "OpenProcess", HANDLE, None, DWORD, BOOL, DWORD)
-    QueryFullProcessImageNameW = _bind(
-        _kernel32, "QueryFullProcessImageNameW", BOOL, None, HANDLE, DWORD, wintypes.LPWSTR, LPDWORD
-    )
-    PeekNamedPipe = _bind(
-        _kernel32, "PeekNamedPipe", BOOL, None, HANDLE, LPVOID, DWORD, LPDWORD, LPDWORD, LPDWORD
-    )
+    QueryFullProcessImageNameW = _bind(_kernel32, "QueryFullProcessImageNameW", BOOL, None,
+        HANDLE, DWORD, wintypes.LPWSTR, LPDWORD)
+    PeekNamedPipe = _bind(_kernel32, "PeekNamedPipe", BOOL, None,
+        HANDLE, LPVOID, DWORD, LPDWORD, LPDWORD, LPDWORD)
     CancelIoEx = _bind(_kernel32, "CancelIoEx", BOOL, None, HANDLE, LPOVERLAPPED)
-    WaitForMultipleObjects = _bind(
-        _kernel32, "WaitForMultipleObjects", DWORD, None, DWORD, LPVOID, BOOL, DWORD
-    )
+    WaitForMultipleObjects = _bind(_kernel32, "WaitForMultipleObjects", DWORD, None,
+        DWORD, LPVOID, BOOL, DWORD)
     HandlerRoutine = ctypes.WINFUNCTYPE(BOOL, DWORD)
-    SetConsoleCtrlHandler = _bind(
-        _kernel32, "SetConsoleCtrlHandler", BOOL, None, HandlerRoutine, BOOL
-    )
+    SetConsoleCtrlHandler = _bind(_kernel32, "SetConsoleCtrlHandler", BOOL, None,
+        HandlerRoutine, BOOL)
     # fmt: on
 
     def string_sid(sid: Any) -> str:
@@ -5033,25 +5007,23 @@ if sys.platform == "win32":
 
     def current_user_sid() -> str:
         """Return this process's account as a SID (OpenProcessToken, GetTokenInformation)."""
-        token = wintypes.HANDLE()
+        token = HANDLE()
         OpenProcessToken(GetCurrentProcess(), TOKEN_QUERY, ctypes.byref(token))
         try:
-            # TOKEN_USER: a pointer to the SID and attributes; then the SID, at most 68 bytes.
+            # The buffer receives TOKEN_USER: a pointer to the SID, then the SID (up to 68 bytes).
             user = (ctypes.c_void_p * 32)()
-            length = wintypes.DWORD()
-            GetTokenInformation(
-                token, TOKEN_USER_CLASS, user, ctypes.sizeof(user), ctypes.byref(length)
-            )
+            size = ctypes.byref(DWORD())
+            GetTokenInformation(token, TOKEN_USER_CLASS, user, ctypes.sizeof(user), size)
             return string_sid(user[0])
         finally:
             CloseHandle(token)
 
     def security_attributes(sddl: str) -> SECURITY_ATTRIBUTES:
-        """Return attributes with the descriptor of an SDDL string; LocalFree frees the descriptor.
+        """Return attributes with the security descriptor of an SDDL string.
 
-        ConvertStringSecurityDescriptorToSecurityDescriptorW raises OSError for an invalid string.
+        The caller frees the descriptor with LocalFree. An invalid string raises OSError.
         """
-        descriptor = wintypes.LPVOID()
+        descriptor = LPVOID()
         ConvertStringSecurityDescriptorToSecurityDescriptorW(
             sddl, SDDL_REVISION_1, ctypes.byref(descriptor), None
         )
@@ -5063,11 +5035,11 @@ if sys.platform == "win32":
         client_entries = {
             "user": "",
             "admins": f"(A;;{CLIENT_RIGHTS:#x};;;BA)",
-            # All accounts but no network logons, which PIPE_REJECT_REMOTE_CLIENTS also rejects.
+            # Allow all accounts but no network logon; PIPE_REJECT_REMOTE_CLIENTS also rejects it.
             "users": f"(D;;GA;;;NU)(A;;{CLIENT_RIGHTS:#x};;;AU)",
         }
         if access not in client_entries:
-            # Clients verify the owner of the pipe, so Windows must not choose a default.
+            # Clients check the owner of the pipe, so Windows must not choose a default owner.
             has_owner = re.match("(G:[^:]*)?O:", access)
             return access if has_owner else f"O:{sid}{access}"
         # This account comes before the entry that denies network logons, because a server that is
@@ -5075,10 +5047,10 @@ if sys.platform == "win32":
         return f"O:{sid}G:{sid}D:P(A;;GA;;;SY)(A;;GA;;;{sid}){client_entries[access]}"
 
     def effective_access(handle: int) -> tuple[str, list[str]]:
-        """Return the owner and access list of a pipe in SDDL, and the SIDs with SERVER_RIGHTS.
+        """Return the owner and access list of a pipe in SDDL, and the SIDs of other servers.
 
-        This account, the owner, SYSTEM and Administrators are left out. Raises OSError if
-        GetSecurityInfo or ConvertSecurityDescriptorToStringSecurityDescriptorW fails.
+        These SIDs have any of SERVER_RIGHTS and are not this account, the owner, SYSTEM or
+        Administrators. Raises OSError if Windows does not return the security descriptor.
         """
         descriptor, text, acl = LPVOID(), LPVOID(), LPVOID()
         requested = OWNER_SECURITY_INFORMATION | DACL_SECURITY_INFORMATION
@@ -5101,8 +5073,8 @@ if sys.platform == "win32":
 
     def _sids_with_rights(acl: int | None, rights: int) -> list[str]:
         """Return the SIDs to which the ACL at an address grants any of the rights."""
-        if acl is None:  # a null ACL grants all rights to everyone
-            return [EVERYONE]
+        if acl is None:
+            return [EVERYONE]  # a null ACL grants all rights to everyone
         # ACL: AclRevision, Sbz1, AclSize, AceCount, Sbz2; then the entries.
         # Entry: AceType, AceFlags, AceSize, Mask; then the SID.
         count = struct.unpack("<BxHHxx", ctypes.string_at(acl, 8))[2]
@@ -5122,9 +5094,8 @@ if sys.platform == "win32":
             return ""
         try:
             path = ctypes.create_unicode_buffer(32768)
-            size = wintypes.DWORD(len(path))
-            found = QueryFullProcessImageNameW(handle, 0, path, ctypes.byref(size))
-            return path.value if found else ""
+            QueryFullProcessImageNameW(handle, 0, path, ctypes.byref(DWORD(len(path))))
+            return path.value  # "" if the call failed
         finally:
             CloseHandle(handle)
 
@@ -5176,31 +5147,35 @@ class Connection:
     end_of_message = True
 
     def __init__(self, client_address: str) -> None:
-        self.client_address = client_address  #: As CLIENT LIST shows it.
+        self.client_address = client_address  #: The address that CLIENT LIST shows.
         self.push_mode = False
         # Input that arrived before receive() was called, each chunk with its end_of_message.
         self._inbox: collections.deque[tuple[bytes, bool]] = collections.deque()
-        #: Bytes of memory that the inbox uses; True if it must not grow further.
+        #: Bytes of memory that the inbox uses, and True if the inbox must not grow further.
         self.inbox_bytes, self.inbox_full = 0, False
         self._input_ended = False
         # Output that the system has not accepted yet, each part with its ``whole``.
         self._outbox: collections.deque[tuple[Any, bool]] = collections.deque()
-        #: Bytes of memory that unsent output uses; 0 if there is none.
-        self.outbox_bytes = 0
+        self.outbox_bytes = 0  #: Bytes of memory that unsent output uses; 0 if there is none.
         self._sent_at = 0.0  # time.monotonic() when the system last accepted output
-        self._write_error: ConnectionLost | None = None  # why nothing more can be sent
+        self._write_error: ConnectionLost | None = None  # the reason why nothing more can be sent
         self._lock = threading.Lock()
         self._closed = self._interrupted = False
 
     def receive(self) -> bytes | None:
         """Block until input arrives and return it; b"" is an empty message, None is the end."""
-        raise NotImplementedError
+        if self._inbox:
+            return self._next_buffered()
+        while not self._interrupted:
+            if self._wait(None):
+                return self._read_available()
+        return None
 
     def wait_for_input(self, timeout: float | None, may_buffer: Callable[[int], bool]) -> bool:
         """Block until input, wake() or the timeout in seconds, and put the input into the inbox.
 
-        May return early. Returns False if the client has disconnected, the inbox is full, or
-        interrupt() was called.
+        This method may return early. It returns False if the client has disconnected, the inbox is
+        full, or interrupt() was called.
         """
         if self._interrupted or not self._wait(timeout):
             return not self._interrupted
@@ -5217,9 +5192,9 @@ class Connection:
     def flush(self, timeout: float, may_buffer: Callable[[int], bool]) -> None:
         """Block until all output is sent, and put input that arrives meanwhile into the inbox.
 
-        Otherwise a client that writes many commands before it reads a reply would block for ever.
+        Without this input, a client that sends many commands before it reads a reply would block.
 
-        :param timeout: seconds; each part of the output that the client accepts restarts them.
+        :param timeout: seconds without progress; each write that the system accepts is progress.
         :raises ConnectionLost: after the timeout, or if the client has disconnected.
         """
         self._sent_at = time.monotonic()
@@ -5241,7 +5216,7 @@ class Connection:
         raise NotImplementedError
 
     def process(self) -> tuple[int, str]:
-        """Return the client's process id and program path, or 0 and "". Not after close()."""
+        """Return the client's process id and program path, or 0 and ""; fails after close()."""
         return 0, ""
 
     def wake(self) -> None:
@@ -5263,22 +5238,21 @@ class Connection:
         raise NotImplementedError
 
     def _wait(self, timeout: float | None, reading: bool = True) -> bool:
-        """Block until input arrives (True), or until wake(), the timeout or a send (False)."""
+        """Block; return True if input arrived, False after wake(), a timeout or a write."""
         raise NotImplementedError
 
     def _read_available(self) -> bytes | None:
-        """Return the input that has arrived, or None at its end."""
+        """Return the input that has arrived, or None at the end of input."""
         raise NotImplementedError
 
     def _fill_inbox(self, may_buffer: Callable[[int], bool]) -> bool:
-        """Add the input that has arrived to the inbox; return False at its end."""
+        """Add the input that has arrived to the inbox; return False at the end of input."""
         chunk = self._read_available()
         if chunk is None:
             self._input_ended = True
             return False
         self.inbox_bytes += len(chunk) + CHUNK_OVERHEAD
-        allowed = may_buffer(self.inbox_bytes)
-        self.inbox_full = self.inbox_bytes > MAX_INBOX or not allowed
+        self.inbox_full = not may_buffer(self.inbox_bytes) or self.inbox_bytes > MAX_INBOX
         self._inbox.append((chunk, self.end_of_message))
         return True
 
@@ -5288,16 +5262,12 @@ class Connection:
         self.inbox_full = False
         return chunk
 
-    def _queue(self, data: Any, whole: bool) -> None:
-        self._outbox.append((data, whole))
-        self.outbox_bytes += len(data) + CHUNK_OVERHEAD
-
-    def _requeue(self, data: Any, whole: bool) -> None:
-        self._outbox.appendleft((data, whole))
+    def _queue(self, data: Any, whole: bool, first: bool = False) -> None:
+        (self._outbox.appendleft if first else self._outbox.append)((data, whole))
         self.outbox_bytes += len(data) + CHUNK_OVERHEAD
 
     def _dequeue(self) -> tuple[Any, bool]:
-        """Remove the next output; join small pieces, but no whole messages of a pipe."""
+        """Remove the next output; join small parts, except messages that a pipe sends whole."""
         data, whole = self._outbox.popleft()
         parts, size = [data], len(data)
         while self._outbox and not (self.message_mode and (whole or self._outbox[0][1])):
@@ -5325,6 +5295,9 @@ class Listener:
         self.access = ""
         #: SIDs of other accounts that can also serve the name (Windows).
         self.other_servers: list[str] = []
+        #: Numbers of threads that accept and serve clients, and of those that wait for a client.
+        #: Server._lock guards both.
+        self.workers = self.spare_workers = 0
 
     def accept(self) -> Connection | None:
         """Block until a client connects, or return None after interrupt(); may raise OSError."""
@@ -5353,7 +5326,7 @@ _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
 def _ready(wanted: dict[socket.socket, int], timeout: float | None) -> dict[socket.socket, int]:
-    """Block until a socket is ready or the timeout is over; return the events of ready sockets."""
+    """Block until a socket is ready or the wait times out; return the events of ready sockets."""
     with _Selector() as selector:
         for each, events in wanted.items():
             selector.register(each, events)
@@ -5375,7 +5348,7 @@ class SocketConnection(Connection):
         # would fragment the memory. Pages of the mapping that were never written use no memory.
         self._buffer = mmap.mmap(-1, CHUNK_SIZE)
         # wake() writes to the second socket to end _wait(), which polls the first. _wait() creates
-        # them, because most threads only wait in recv().
+        # the pair, because most threads only wait in recv().
         self._waker: tuple[socket.socket, socket.socket] | None = None
         self._wake_sent = False
 
@@ -5385,7 +5358,7 @@ class SocketConnection(Connection):
         while not self._interrupted:
             if _DONTWAIT and not self.push_mode:
                 return self._read_available(0)
-            if self._wait(None):  # unlike recv(), this ends at wake()
+            if self._wait(None):  # wake() ends _wait(), but not recv()
                 return self._read_available()
         return None
 
@@ -5455,12 +5428,12 @@ class SocketConnection(Connection):
             sent = 0 if self._outbox else self._send_now(data)
             if sent == len(data):
                 return
-            # A view, because all subscribers of a channel share the bytes of a message.
+            # Queue a view, because all subscribers of a channel share the bytes of a message.
             self._queue(memoryview(data)[sent:], whole)
         self.wake()
 
     def _send_now(self, data: bytes) -> int:
-        """Return how many bytes the system accepts now; all if the client has disconnected."""
+        """Return how many bytes the system has accepted; all if the client has disconnected."""
         try:
             return self._socket.send(data, _DONTWAIT)
         except BlockingIOError:
@@ -5476,7 +5449,7 @@ class SocketConnection(Connection):
             if sent:
                 self._sent_at = time.monotonic()
             if sent < len(data):
-                self._requeue(memoryview(data)[sent:], whole)
+                self._queue(memoryview(data)[sent:], whole, first=True)
                 break
 
     def close(self) -> None:
@@ -5520,16 +5493,15 @@ class SocketListener(Listener):
             self._bind_socket()
             self._socket.listen(1024)
             self._socket.setblocking(False)
-        except OSError as error:
+        except BaseException as error:
             SocketListener.close(self)
+            if not isinstance(error, OSError):
+                raise
             # Windows reports a port that another program uses exclusively as WSAEACCES.
             denied = sys.platform == "win32" and isinstance(error, PermissionError)
             if denied or error.errno == errno.EADDRINUSE:
                 raise self._address_in_use() from None
             raise self._cannot_serve(error) from error
-        except BaseException:
-            SocketListener.close(self)
-            raise
 
     def _bind_socket(self) -> None:
         raise NotImplementedError
@@ -5580,9 +5552,8 @@ if sys.platform == "win32":
         """A server handle of the pipe and the events of its operations, reused for many clients."""
 
         def __init__(self, handle: int) -> None:
-            self.handle = handle
+            self.handle, self.wake_event = handle, None
             self.reading, self.writing = OVERLAPPED(), OVERLAPPED()
-            self.wake_event = None
             try:
                 self.reading.hEvent = CreateEventW(None, True, False, None)
                 self.writing.hEvent = CreateEventW(None, True, False, None)
@@ -5592,7 +5563,7 @@ if sys.platform == "win32":
                 raise
 
         def cancel(self, overlapped: OVERLAPPED) -> bool:
-            """Cancel an operation and wait for its end; return True if it succeeded before."""
+            """Cancel an operation and wait for its end; return True if it has succeeded anyway."""
             CancelIoEx(self.handle, ctypes.byref(overlapped))
             # Windows may write to the buffer and the structure until GetOverlappedResult returns.
             operation, count = ctypes.byref(overlapped), ctypes.byref(wintypes.DWORD())
@@ -5627,16 +5598,8 @@ if sys.platform == "win32":
             self._pending_write: bytes | None = None  # the data of a WriteFile in progress
             self._disconnected = False
 
-        def receive(self) -> bytes | None:
-            if self._inbox:
-                return self._next_buffered()
-            while not self._interrupted:
-                if self._wait(None):
-                    return self._read_available()
-            return None
-
         def _wait(self, timeout: float | None, reading: bool = True) -> bool:
-            # If a write is pending, wait even when input is there, to see the end of the write.
+            # While a write is pending, wait even if input has arrived, for _finish_write().
             if reading and self._start_read() and self._pending_write is None:
                 return True
             first = 1 if self._pending_write is None else 0
@@ -5652,7 +5615,7 @@ if sys.platform == "win32":
             return bool(signaled == 2)
 
         def _start_read(self) -> bool:
-            """Call ReadFile unless a read is pending; return True if it has a result at once."""
+            """Call ReadFile unless a read is pending; return True if the call has ended at once."""
             if self._read_pending or self._disconnected:
                 return self._disconnected
             self._read_pending = True
@@ -5669,8 +5632,8 @@ if sys.platform == "win32":
             if self._disconnected:
                 return None
             self._read_pending = False
-            # GetOverlappedResult reads the same two fields, but ctypes releases the GIL for a call
-            # of it, and the thread may wait some milliseconds to get the GIL back.
+            # GetOverlappedResult reads the same two fields, but ctypes releases the GIL for each
+            # call, and the thread can wait some milliseconds to acquire the GIL again.
             status = self._instance.reading.Internal & 0xFFFFFFFF
             self.end_of_message = status == STATUS_SUCCESS
             if status not in (STATUS_SUCCESS, STATUS_BUFFER_OVERFLOW):
@@ -5718,7 +5681,7 @@ if sys.platform == "win32":
             while self._outbox and self._pending_write is None:
                 data, whole = self._dequeue()
                 if len(data) > MAX_WRITE and not whole:
-                    self._requeue(memoryview(data)[MAX_WRITE:], whole)
+                    self._queue(memoryview(data)[MAX_WRITE:], whole, first=True)
                     data = data[:MAX_WRITE]
                 self._write(bytes(data))
 
@@ -5775,7 +5738,7 @@ if sys.platform == "win32":
     class PipeListener(Listener):
         """A named pipe, for clients of this machine only.
 
-        :param access: who can connect: a name of ACCESS_MODES, or an SDDL string.
+        :param access: a name of ACCESS_MODES, or an SDDL string.
 
         At least one instance always exists, so that no other program can create a pipe of the same
         name. ``_lock`` guards _interrupted and _idle_instances, and no other lock is acquired while
@@ -5802,7 +5765,7 @@ if sys.platform == "win32":
 
         def _create_first_instance(self) -> _PipeInstance:
             # FILE_FLAG_FIRST_PIPE_INSTANCE fails if the name is in use. Wine ignores the flag, so
-            # WaitNamedPipeW looks for the name first.
+            # WaitNamedPipeW is called first, which finds the instances of another server.
             found = WaitNamedPipeW(self.address, NMPWAIT_NOWAIT)
             if found or ctypes.get_last_error() == ERROR_SEM_TIMEOUT:
                 raise self._address_in_use()
@@ -5814,17 +5777,17 @@ if sys.platform == "win32":
                 raise self._cannot_serve(error) from error
 
         def _check_access(self) -> None:
-            """Read the effective descriptor, and raise unless a second instance can be created."""
+            """Read the security descriptor, and raise if no second instance can be created."""
             try:
                 self.access, self.other_servers = effective_access(self._idle_instances[0].handle)
             except OSError as error:
                 raise self._cannot_serve(f"cannot read its access list: {error}") from error
             try:
+                # Windows checks the right to create instances only from the second instance on.
                 CloseHandle(self._create_instance())
             except OSError as error:
-                # Windows checks the right to create instances only from the second instance on.
                 advice = "--access must give this account all rights (GA)"
-                raise self._cannot_serve(f"no second instance: {error}", advice) from error
+                raise self._cannot_serve(f"cannot add an instance: {error}", advice) from error
 
         def _create_instance(self, flags: int = 0) -> int:
             handle: int = CreateNamedPipeW(
@@ -5848,7 +5811,7 @@ if sys.platform == "win32":
                 self.recycle(instance, disconnected=True)
 
         def _connect(self, instance: _PipeInstance) -> bool:
-            """Block until a client connects or interrupt(); return True if a client is there."""
+            """Block until a client connects (True), or until interrupt() or a failure (False)."""
             if ConnectNamedPipe(instance.handle, ctypes.byref(instance.reading)):
                 return True
             error = ctypes.get_last_error()
@@ -5869,18 +5832,17 @@ if sys.platform == "win32":
                 if self._interrupted:
                     instance.close()
                     return
-            if disconnected:
-                DisconnectNamedPipe(instance.handle)
-            else:
+            if not disconnected:
                 try:
                     handle = self._create_instance()  # before CloseHandle, so that the name stays
                 except OSError as error:
-                    # DisconnectNamedPipe discards unread data, but the name keeps an instance.
                     log.error("Cannot add an instance to %s, reusing one: %s", self.address, error)
-                    DisconnectNamedPipe(instance.handle)
+                    disconnected = True  # unread data is lost, but the name keeps an instance
                 else:
                     CloseHandle(instance.handle)
                     instance.handle = handle
+            if disconnected:
+                DisconnectNamedPipe(instance.handle)
             with self._lock:
                 self._idle_instances.append(instance)
 
@@ -5969,7 +5931,7 @@ class Session(Client):
     :param reject_http: True to close the connection if the client sends an HTTP request.
 
     Only the thread that serves the client uses the parser and calls :meth:`run`. The keyspace lock
-    guards what other threads can see.
+    guards the attributes of Client; other threads read command_started without a lock.
     """
 
     def __init__(
@@ -5982,11 +5944,9 @@ class Session(Client):
         self._reject_http = reject_http
         self._parser = RequestParser(connection.message_mode, state.settings)
         self._process = 0, ""
-        #: When the first part of an incomplete command was received, as a time of
-        #: time.monotonic(); None if no command is incomplete.
+        #: The time.monotonic() when an incomplete command began to arrive; None if there is none.
         self.command_started: float | None = None
-        # Bytes of unexecuted input that are counted as used memory.
-        self._buffered_bytes = 0
+        self._buffered_bytes = 0  # bytes of unexecuted input that are counted as used memory
 
     def run(self) -> None:
         """Serve the client until the connection ends.
@@ -6016,7 +5976,7 @@ class Session(Client):
                 self._execute_requests(requests)
                 requests = []
                 if parser.unauthenticated or parser.has_more:
-                    # Parse the rest only now, because AUTH may just have changed its limits.
+                    # Parse the rest only now, because AUTH may have changed its limits.
                     parser.unauthenticated = not self.authenticated
                     requests = feed(b"")
                     incomplete = parser.buffered_bytes
@@ -6024,7 +5984,7 @@ class Session(Client):
                 self.command_started = started or time.monotonic()
 
     def may_buffer(self, inbox_bytes: int) -> bool:
-        """Count the memory of unexecuted input and return False if memory is short.
+        """Count unexecuted input as used memory; return False if the memory limit is exceeded.
 
         :param inbox_bytes: bytes that the connection has received and the parser has not.
         """
@@ -6040,7 +6000,7 @@ class Session(Client):
         return True
 
     def release_input(self) -> None:
-        """Stop counting the memory of unexecuted input, after run() has ended."""
+        """Stop counting unexecuted input as used memory, after run() has ended."""
         self.keyspace.reserve(-self._buffered_bytes)
         self._buffered_bytes = 0
 
@@ -6060,7 +6020,7 @@ class Session(Client):
                     self.terminator = terminator
                     reply = execute(self, arguments)
                     if reply.__class__ is bytes and terminator is None:
-                        # The same as encode_resp() without the call.
+                        # The same bytes as from encode_resp(), without a call.
                         data = b"$%d\r\n%b\r\n" % (len(reply), reply)  # type: ignore[arg-type,str-format]
                     elif reply is OK and terminator is None and not self.close_reason:
                         data = b"+OK\r\n"
@@ -6089,7 +6049,7 @@ class Session(Client):
                 data = output[0] if len(output) == 1 else b"".join(output)
                 push_mode = connection.push_mode
                 if push_mode and has_output:
-                    # Under the lock, so that messages of other clients come after these replies.
+                    # Push while holding the lock, so that later messages come after these replies.
                     connection.push(data, terminator is not None)
                 if state.pubsub.pending_clients:
                     state.pubsub.flush()
@@ -6122,7 +6082,7 @@ class Session(Client):
             connection.flush(self.settings.reply_timeout, self.may_buffer)
 
     def timeout_reason(self, now: float) -> str:
-        """Return why a time limit requires to disconnect the client, or "".
+        """Return the reason to disconnect the client if it has timed out, otherwise "".
 
         :param now: a time of :func:`time.monotonic`.
         """
@@ -6166,13 +6126,6 @@ class Session(Client):
         return self._process
 
 
-class _Endpoint:
-    # A listener with the number of its workers, and of those that wait for a client.
-
-    def __init__(self, listener: Listener) -> None:
-        self.listener, self.workers, self.spare_workers = listener, 0, 0
-
-
 class Server:
     """A pipecache server inside this process.
 
@@ -6183,7 +6136,7 @@ class Server:
     As a context manager, it serves on background threads between :meth:`start` and :meth:`stop`.
     :meth:`serve_forever` calls both and blocks in between.
 
-    ``_lock`` guards the sessions and the counts of workers.
+    ``_lock`` guards the sessions and the numbers of workers, including those in each listener.
     """
 
     def __init__(self, pipe: str = DEFAULT_PIPE, **options: Any) -> None:
@@ -6192,7 +6145,7 @@ class Server:
         self._state = State(self._settings, self.address)
         if self._settings.db is not None:
             self._state.persistence = Persistence(self._settings.db, self._state.keyspace)
-        self._endpoints: list[_Endpoint] = []
+        self._listeners: list[Listener] = []
         # max_clients limits the clients of each listener.
         max_workers = self._settings.max_clients * (1 if self._settings.tcp is None else 2)
         self._pool = concurrent.futures.ThreadPoolExecutor(max_workers, "pipecache")
@@ -6202,7 +6155,7 @@ class Server:
         self._worker_ended = threading.Condition(self._lock)
         self._stopping, self._stopped = threading.Event(), threading.Event()
         self._sessions: set[Session] = set()
-        self._saved = True
+        self._stopped_cleanly = False
 
     def start(self) -> None:
         """Open the pipe and serve it on background threads.
@@ -6212,74 +6165,74 @@ class Server:
         :raises PersistenceError: if the file cannot be used.
         :raises RuntimeError: if the server was started before.
         """
-        if self._endpoints:
+        if self._listeners:
             raise RuntimeError("this Server was started before; create a new Server")
         self._process_id = os.getpid()
         if sys.platform == "linux":
             usable = sorted(os.sched_getaffinity(0))
             self._affinity = {usable[self._process_id % len(usable)]}
         keyspace, persistence = self._state.keyspace, self._state.persistence
-        endpoints = [_Endpoint(make_listener(self.address, self._settings.access))]
+        listeners: list[Listener] = [make_listener(self.address, self._settings.access)]
         try:
             if self._settings.tcp is not None:
-                endpoints.append(_Endpoint(TCPListener(self._settings.tcp)))
+                listeners.append(TCPListener(self._settings.tcp))
             if persistence is not None:
-                persistence.open()  # clients that connect meanwhile have to wait
+                persistence.open()  # clients that connect meanwhile wait to be accepted
                 with keyspace.lock, contextlib.suppress(CommandError):
                     keyspace.free_memory()
                 persistence.start()
         except BaseException:
             if persistence is not None:
                 persistence.stop(0)
-            for endpoint in endpoints:
-                endpoint.listener.close()
+            for listener in listeners:
+                listener.close()
             raise
-        self._endpoints = endpoints
+        self._listeners = listeners
         # Since Python 3.9 the interpreter waits for the threads of a pool before it calls atexit
         # functions, so a host program that ends without stop() would hang.
         this = weakref.ref(self)
         getattr(threading, "_register_atexit", atexit.register)(lambda: _stop_at_exit(this()))
         self._log_start()
         with self._lock:
-            for endpoint in endpoints:
+            for listener in listeners:
                 for _ in range(min(SPARE_LISTENERS, self._settings.max_clients)):
-                    self._add_worker(endpoint)
-        if not all(endpoint.workers for endpoint in endpoints):
+                    self._add_worker(listener)
+        name = "pipecache-housekeeping"
+        housekeeping = threading.Thread(None, self._run_housekeeping, name, daemon=True)
+        with contextlib.suppress(RuntimeError):
+            housekeeping.start()
+        if not (housekeeping.is_alive() and all(listener.workers for listener in listeners)):
             self.stop()
-            raise TransportError("Cannot serve: the system cannot start a thread; end other"
-                                 " programs or lower --max-clients")  # fmt: skip
-        threading.Thread(
-            target=self._run_housekeeping, name="pipecache-housekeeping", daemon=True
-        ).start()
+            raise TransportError("Cannot start threads; end other programs or lower --max-clients")
         log.info("Ready to accept connections")
 
     def _log_start(self) -> None:
         facts = self.address, os.getpid(), __version__, *sys.version_info[:2]
         log.info("Serving %s (process %d, pipecache %s, Python %d.%d)", *facts)
-        listener = self._endpoints[0].listener
+        pipe, *ports = self._listeners
         accounts = ACCESS_MODES.get(self._settings.access, "the accounts of the SDDL string")
-        log.info("Access: %s (%s)", accounts, listener.access)
-        for account in listener.other_servers:
+        log.info("Access: %s (%s)", accounts, pipe.access)
+        for account in pipe.other_servers:
             log.warning(
                 "Account %s has the right to serve this name too and could receive data that is"
                 " meant for this server; grant it at most 0x12019b in --access", account,
             )  # fmt: skip
-        for endpoint in self._endpoints[1:]:
-            password = "no password" if self._settings.password is None else "a password"
-            address = endpoint.listener.address
+        password = "no password" if self._settings.password is None else "a password"
+        for port in ports:
+            address = port.address
             log.info("Serving %s, which every local account can reach, with %s", address, password)
 
     def stop(self) -> bool:
         """Let running commands finish, close every connection, save, and release the name.
 
-        This takes at most STOP_TIMEOUT seconds, plus the time to save as long as saving makes
-        progress within SAVE_TIMEOUT seconds.
+        This takes at most STOP_TIMEOUT seconds, and then the time to save all changes; saving ends
+        after SAVE_TIMEOUT seconds without progress.
 
         :returns: False if a command did not finish, so that its thread and the name are still in
             use, or if changes could not be saved.
         """
-        # A forked child has none of the threads, but it shares the sockets with the parent.
-        if not self._endpoints or self._process_id != os.getpid():
+        # A forked child shares the sockets with its parent and must not close their connections.
+        if not self._listeners or self._process_id != os.getpid():
             return True
         with self._lock:
             first = not self._stopping.is_set()
@@ -6288,41 +6241,37 @@ class Server:
             try:
                 self._stop_workers()
                 # Save before the name is released: the next server of this name needs the file.
-                if self._state.persistence is not None:
-                    self._saved = self._state.persistence.stop(SAVE_TIMEOUT)
-                self._close()
+                persistence = self._state.persistence
+                saved = persistence is None or persistence.stop(SAVE_TIMEOUT)
+                if self._workers:
+                    log.error("%d commands still running after %g s", self._workers, STOP_TIMEOUT)
+                else:
+                    self._pool.shutdown()
+                    for listener in self._listeners:
+                        listener.close()
+                    self._stopped_cleanly = saved
+                    counts = self._state.commands, self._state.connections
+                    log.info("Stopped after %d commands from %d clients", *counts)
             finally:
                 self._stopped.set()
         while not self._stopped.wait(0.25):  # in slices, see serve_forever()
             pass
-        return self._saved and not self._workers
+        return self._stopped_cleanly
 
     def _stop_workers(self) -> None:
-        for endpoint in self._endpoints:
-            endpoint.listener.interrupt()
+        for listener in self._listeners:
+            listener.interrupt()
         started = time.monotonic()
         with self._lock:
-            # Repeat this, because a worker may only now enter the call that has to be interrupted.
+            # Repeat this, because a worker can begin to serve a client or to write at any time.
             while self._workers and time.monotonic() - started < STOP_TIMEOUT:
                 late = time.monotonic() - started > STOP_GRACE
                 for session in self._sessions:
                     (session.connection.abort if late else session.connection.interrupt)()
                 self._worker_ended.wait(0.1)
 
-    def _close(self) -> None:
-        if self._workers:
-            log.error("%d commands still running after %g s", self._workers, STOP_TIMEOUT)
-            return
-        self._pool.shutdown()
-        for endpoint in self._endpoints:
-            endpoint.listener.close()
-        counts = self._state.commands, self._state.connections
-        log.info("Stopped after %d commands from %d clients", *counts)
-
     def serve_forever(self) -> None:
-        """Start, then block until another thread calls stop() or an exception ends the wait.
-
-        Such an exception is KeyboardInterrupt, for example. The server is stopped in each case.
+        """Start, block until stop() or an exception such as KeyboardInterrupt, and then stop.
 
         :raises AddressInUse: and other exceptions as :meth:`start` does.
         """
@@ -6341,29 +6290,29 @@ class Server:
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
 
-    def _add_worker(self, endpoint: _Endpoint) -> None:
+    def _add_worker(self, listener: Listener) -> None:
         # The caller holds self._lock, so the worker cannot end before it is counted.
         if self._stopping.is_set():
             return
-        slot = [endpoint]
+        slot = [listener]
         try:
             self._pool.submit(self._work, slot)
         except RuntimeError as error:
-            # The system cannot start a thread, but the task stays in the queue of the pool. An
-            # empty slot makes it return at once if another thread takes it later.
+            # The system cannot start a thread, but the task stays in the queue of the pool. The
+            # empty slot makes the task return at once if another thread runs it later.
             slot.clear()
             log.error("Cannot start another worker thread: %s", error)
         else:
             self._workers += 1
-            endpoint.workers += 1
-            endpoint.spare_workers += 1
+            listener.workers += 1
+            listener.spare_workers += 1
 
-    def _work(self, slot: list[_Endpoint]) -> None:
-        # A worker accepts a client, serves it until it disconnects, and accepts the next one.
+    def _work(self, slot: list[Listener]) -> None:
+        # Accept a client, serve the client until it disconnects, and accept the next one.
         with self._lock:
             if not slot:
                 return
-            (endpoint,) = slot
+            listener = slot[0]
         if sys.platform == "linux":
             # CPython runs one thread at a time. On several processors, threads that wait for the
             # interpreter lock wake each other across processors, which takes longer than most
@@ -6371,49 +6320,44 @@ class Server:
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(0, self._affinity)
         try:
-            while self._serve_next(endpoint):
-                pass
+            while not self._stopping.is_set():
+                self._serve_next(listener)
         finally:
             with self._lock:
                 self._workers -= 1
-                endpoint.workers -= 1
-                endpoint.spare_workers -= 1
+                listener.workers -= 1
+                listener.spare_workers -= 1
                 self._worker_ended.notify_all()
 
-    def _serve_next(self, endpoint: _Endpoint) -> bool:
-        # A separate call for each client, so that no local variable keeps the last session alive
-        # while the worker waits for the next client.
-        connection = self._accept(endpoint.listener)
-        if connection is None:
-            return False
+    def _serve_next(self, listener: Listener) -> None:
+        # A separate call for each client, so that no local variable keeps the last session in
+        # memory while the worker waits for the next client.
         try:
-            self._serve(connection, endpoint)
-        except Exception:
-            log.exception("Internal error while serving a client")
-        return True
-
-    def _accept(self, listener: Listener) -> Connection | None:
-        while not self._stopping.is_set():
+            connection = listener.accept()
+        except (OSError, MemoryError) as error:
+            log.error("Cannot accept a client, will retry in 0.5 s: %s", error)
+            self._stopping.wait(0.5)
+            return
+        if connection is not None:
             try:
-                return listener.accept()
-            except (OSError, MemoryError) as error:
-                log.error("Cannot accept a client, will retry in 0.5 s: %s", error)
-                self._stopping.wait(0.5)
-        return None
+                self._serve(connection, listener)
+            except Exception:
+                log.exception("Internal error while serving a client")
+            finally:
+                connection.close()
 
-    def _serve(self, connection: Connection, endpoint: _Endpoint) -> None:
-        listener, keyspace = endpoint.listener, self._state.keyspace
-        # On the pipe, the system checks who connects. A TCP port is open to all local accounts.
+    def _serve(self, connection: Connection, listener: Listener) -> None:
+        # The system checks which accounts connect to the pipe. All accounts can reach a TCP port.
         is_open = listener.open_to_all
         password = self._settings.password if is_open else None
         session = Session(self._state, connection, listener.address, password, is_open)
         with self._lock:
             self._sessions.add(session)
-            endpoint.spare_workers -= 1
-            needs_worker = endpoint.spare_workers < SPARE_LISTENERS
-            if needs_worker and endpoint.workers < self._settings.max_clients:
-                self._add_worker(endpoint)
-        with keyspace.lock:
+            listener.spare_workers -= 1
+            needs_worker = listener.spare_workers < SPARE_LISTENERS
+            if needs_worker and listener.workers < self._settings.max_clients:
+                self._add_worker(listener)
+        with self._state.keyspace.lock:
             self._state.add_client(session)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("Client %d connected: %s", session.id, session.describe())
@@ -6428,13 +6372,10 @@ class Server:
                 log.log(session.close_level, "Client %d (%s) disconnected: %s", *facts)
             with self._lock:
                 self._sessions.discard(session)
-                endpoint.spare_workers += 1
-            try:
-                with keyspace.lock:
-                    session.release_input()
-                    self._state.remove_client(session)
-            finally:
-                connection.close()
+                listener.spare_workers += 1
+            with self._state.keyspace.lock:
+                session.release_input()
+                self._state.remove_client(session)
 
     def _run_housekeeping(self) -> None:
         # Remove expired keys, continue evictions and disconnect timed-out clients.
@@ -6475,14 +6416,11 @@ def _stop_at_exit(server: Server | None) -> None:
 # ----------------------------------------------------------------------------
 
 
-def _limit_parser(limit: Limit) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            return limit.parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error).replace("argument ", "")) from None
-
-    return parse
+def _parse_option(limit: Limit, text: str) -> float:
+    try:
+        return limit.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).replace("argument ", "")) from None
 
 
 def _default_text(limit: Limit) -> str:
@@ -6506,9 +6444,9 @@ def _argument_parser() -> argparse.ArgumentParser:
     option("--pipe", metavar="NAME", default=DEFAULT_PIPE,
            help="name of the pipe (default: %(default)s)")
     for name, limit in LIMITS.items():
-        option("--" + name.replace("_", "-"), type=_limit_parser(limit), default=limit.default,
+        option("--" + name.replace("_", "-"), type=functools.partial(_parse_option, limit),
                metavar={"bytes": "SIZE", "seconds": "SECONDS"}.get(limit.unit, "N"),
-               help=f"{limit.description} (default: {_default_text(limit)})")
+               default=limit.default, help=f"{limit.description} (default: {_default_text(limit)})")
     option("--max-memory-policy", metavar="POLICY", default=POLICIES[0], choices=POLICIES,
            help="which keys to evict when --max-memory is reached:"
            f" {', '.join(POLICIES)} (default: %(default)s)")
@@ -6570,21 +6508,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _raise_descriptor_limit(clients: int) -> None:
-    """Raise the limit of open files: a client uses up to three, and macOS allows only 256."""
+    """Raise the limit on open files: a client uses up to three, and macOS allows only 256."""
     if sys.platform != "win32":
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         needed = 3 * clients + 100
-        if soft not in (resource.RLIM_INFINITY, -1) and soft < needed:
-            needed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        if 0 <= soft < needed:  # RLIM_INFINITY is negative or very large
+            needed = min(needed, hard) if hard >= 0 else needed
             with contextlib.suppress(ValueError, OSError):
                 resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _use_one_arena() -> None:
     # The GNU C library gives each thread an arena, and no thread uses the free memory of another
-    # arena: with values that come and go, the process used twice the memory of the values.
+    # arena. The process would use up to twice the memory of its values.
     if sys.platform == "linux":
         with contextlib.suppress(ImportError, AttributeError, OSError):  # another C library
             import ctypes
@@ -6622,18 +6560,14 @@ def _stop_on_console_close(server: Server) -> None:
 
 
 def _log_to(file: str | None, log_level: str) -> None:
-    handler: logging.Handler
+    # Under pythonw.exe, which has no standard error, this handler discards the lines.
+    handler = logging.StreamHandler()
     if file is not None:
         try:
             # FileHandler has the parameter ``errors`` only since Python 3.9.
-            stream = open(file, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+            handler.stream = open(file, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
         except OSError as error:
             raise ValueError(f"cannot write --log-file {file!r}: {error.strerror}") from error
-        handler = logging.StreamHandler(stream)
-    elif sys.stderr is not None:
-        handler = logging.StreamHandler()
-    else:  # pythonw.exe has no console
-        handler = logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(log_level)

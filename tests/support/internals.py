@@ -409,12 +409,12 @@ def command_count(server: Server) -> int:
 
 def listener_of(server: Server) -> pipecache.Listener:
     """Return the listener of the pipe or Unix socket."""
-    return server._endpoints[0].listener
+    return server._listeners[0]
 
 
 def is_quiet(server: Server) -> bool:
     """Return True if each thread waits for a client to accept."""
-    return not server._sessions and server._endpoints[0].spare_workers == server._workers
+    return not server._sessions and server._listeners[0].spare_workers == server._workers
 
 
 def is_inbox_full(server: Server) -> bool:
