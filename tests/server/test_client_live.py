@@ -294,7 +294,7 @@ class CachedTests(LiveClientCase):
             self.assertEqual(double(1, plus="ü"), [1, 1, "ü"])
             self.assertIsNone(double(None))
         self.assertEqual(self.calls, [1, 1, None])
-        self.assertEqual((double.__name__, double.__doc__), ("double", "Twice that."))
+        self.assertEqual((double.__name__, double.__doc__), ("double", "Return the double."))
         keys = self.cache.keys("cached:*")
         self.assertEqual(len(keys), 3)
         self.assertTrue(all(0 < self.cache.pttl(key) <= 60_000 for key in keys))
