@@ -150,9 +150,9 @@ class RunFailed(Exception):
 
 
 class Run:
-    """One of the runs, in a process of its own whose output is kept or shown.
+    """A run of tests in a separate process, whose output is kept or shown.
 
-    :param shown: whether the output is shown as it comes; otherwise it is kept in `output`.
+    :param shown: True to show the output as it arrives, False to keep it in `output`.
 
     Subclasses define `title` and `execute`.
     """
@@ -163,7 +163,7 @@ class Run:
         self.options = options
         self.output = bytearray()
         self.seconds = 0.0
-        #: What the run does at present, for a line about the progress.
+        #: The state of the run, for lines about the progress.
         self.state = "waiting"
         self._shown = shown
         self._process: subprocess.Popen[bytes] | None = None
@@ -354,7 +354,7 @@ class NativeRun(Run):
 
     @staticmethod
     def start(arguments: Sequence[str], extra: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        """Start this Python in a session of its own."""
+        """Start this Python in a new session."""
         return subprocess.Popen(
             [sys.executable, *arguments],
             cwd=ROOT,
@@ -393,7 +393,7 @@ class FuzzRun(NativeRun):
 
 
 class WineRun(Run):
-    """The suite on a Windows CPython, in a Windows of its own."""
+    """The suite on a Windows CPython, in a separate Windows."""
 
     version = ""
 

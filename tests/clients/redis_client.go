@@ -1,4 +1,4 @@
-// go-redis, unmodified, at work over the named pipe that is named first.
+// A program that uses unmodified go-redis over the named pipe of its first argument.
 package main
 
 import (
@@ -8,13 +8,13 @@ import (
 	"os"
 	"time"
 
-	"golang.zx2c4.com/wireguard/ipc/namedpipe" // go-winio's pipe, which Debian has under this name
+	"golang.zx2c4.com/wireguard/ipc/namedpipe" // the pipe of go-winio, in a package of Debian
 	"gopkg.in/redis.v5"
 )
 
 func show(commands ...redis.Cmder) {
 	for _, command := range commands {
-		fmt.Println(command) // with its result
+		fmt.Println(command) // a command prints its result, too
 	}
 }
 
@@ -62,7 +62,7 @@ func main() {
 	fmt.Println("scan:", len(keys))
 	news, err := r.Subscribe("news")
 	fmt.Println("subscribed:", err)
-	if _, err := news.ReceiveTimeout(time.Minute); err != nil { // that it has subscribed
+	if _, err := news.ReceiveTimeout(time.Minute); err != nil { // wait for the subscription
 		fmt.Println(err)
 	}
 	show(r.Publish("news", "hello"))

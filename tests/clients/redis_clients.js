@@ -1,5 +1,5 @@
-// An npm client of Redis, unmodified, at work: node redis_clients.js PATH PACKAGE
-// Prints what each step gave as JSON. The same steps give the same with every package.
+// A program that uses an unmodified npm client of Redis: node redis_clients.js PATH PACKAGE
+// The program prints the results of all steps as JSON, which are the same with every package.
 const [path, name] = process.argv.slice(2);
 const numbers = Array.from({ length: 500 }, (_, number) => `number:${number}`);
 const bytes = Buffer.from(Array.from({ length: 256 }, (_, code) => code));
@@ -15,7 +15,7 @@ async function pages(iterator) {
   return keys.size;
 }
 
-// What a reader hears of two messages, and how many received each.
+// The two messages to a subscriber, and the numbers of receivers.
 async function channels(reader, subscribe, publish) {
   const heard = [];
   let over;

@@ -1,6 +1,6 @@
-"""redis-py, unmodified, at work: python redis_py_client.py ADDRESS [PASSWORD]
+"""A program that uses unmodified redis-py: python redis_py_client.py ADDRESS [PASSWORD]
 
-The address is a named pipe, the path of a socket, or the number of a port of this machine.
+The address is a named pipe, the path of a socket, or a port number of this machine.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def error(function: Any, *args: Any) -> str:
 
 
 def broken(r: Any) -> str:
-    """What becomes of a transaction when another client sets the key it watches."""
+    """Return the result of a transaction whose watched key another client sets."""
     with r.pipeline() as pipe:
         pipe.watch("city")
         r.set("city", "lima")
@@ -47,7 +47,7 @@ def broken(r: Any) -> str:
 
 
 def silence(r: Any) -> list[Any]:
-    """What becomes of reads for which nothing comes."""
+    """Return the results of reads that time out."""
     connection = r.connection_pool.get_connection()
     found = [connection.can_read(0), connection.can_read(0.05), error(connection.read_response)]
     r.connection_pool.release(connection)
@@ -55,7 +55,7 @@ def silence(r: Any) -> list[Any]:
 
 
 def closing(r: Any, killer: Any) -> list[Any]:
-    """What becomes of a connection that the server closes, and of the next command."""
+    """Return the results of a command on a closed connection, and of the next command."""
     identity = r.client_id()
     connection = r.connection_pool.get_connection()
     found = [killer.client_kill_filter(_id=identity), error(connection.can_read, 30)]
@@ -64,7 +64,7 @@ def closing(r: Any, killer: Any) -> list[Any]:
 
 
 def hears(r: Any) -> list[Any]:
-    """What a subscriber hears, and what it is told of its subscriptions."""
+    """Return the messages to a subscriber, and the replies to its subscriptions."""
     with r.pubsub() as pubsub:
         pubsub.subscribe("news")
         pubsub.psubscribe("n*")
@@ -79,7 +79,7 @@ def hears(r: Any) -> list[Any]:
 
 
 def waits(r: Any, other: Any) -> list[Any]:
-    """What a client that waits is given by another one."""
+    """Return the element that a blocked client receives from another client."""
     found = [r.blpop("queue", timeout=0.01)]
     waiting = threading.Thread(target=lambda: found.append(r.blpop(["none", "queue"], timeout=0)))
     waiting.start()
@@ -91,7 +91,7 @@ def waits(r: Any, other: Any) -> list[Any]:
 
 
 def watches(r: Any, other: Any) -> str:
-    """What MONITOR shows of a command."""
+    """Return the command that MONITOR shows."""
     with r.monitor() as monitor:
         other.get("watched")
         while True:
@@ -101,7 +101,7 @@ def watches(r: Any, other: Any) -> str:
 
 
 def check(**options: Any) -> None:
-    """Each result beside what it is to be; they come about from top to bottom."""
+    """Yield results with the expected values. The calls run from top to bottom."""
     r = connect(decode_responses=True, client_name="me", **options)
     binary = connect(**options)
     hasty = connect(socket_timeout=0.1, **options)

@@ -1,18 +1,18 @@
 r"""Comparison with redis-server: several clients that follow a schedule.
 
-A schedule is a list of steps: which client sends which command. After each step everything that
-any client has been sent is read, and it must be the same from both servers: replies, among them
-those that a client has waited for, and messages, keyspace events and the lines of MONITOR too.
-The scheme is exact, without a pause anywhere: a command has been carried out when its reply is
-there or the server says that its client waits, whoever it served by that was served before, and
-subscribers are asked PING, whose answer comes behind what they were told.
+A schedule is a list of steps; a step is a client and its command. After each step, the test reads
+everything that each client has received: replies, also those of blocked clients, messages, keyspace
+events and the lines of MONITOR. Both servers must send the same. A step is complete when the reply
+has arrived, or CLIENT LIST shows that the client is blocked; clients that the command served are
+served before that. A subscriber sends PING, whose reply arrives after its messages. So the test
+needs no pauses.
 
-Schedules are drawn by chance from a seed, printed with what differs, and shortened:
+Schedules are random. The test prints the seed and a shortened schedule for a difference:
 
     PIPECACHE_SEED=12345 PIPECACHE_SEQUENCES=1 python tests --only native -k DifferentialLive
 
-Left out, because it is to be otherwise here: what Redis forbids a client of MONITOR, and messages
-inside the reply to one's own EXEC in RESP3.
+Two deliberate differences are left out: the commands that Redis forbids to a client of MONITOR, and
+messages inside the reply to EXEC of the same client in RESP3.
 """
 
 from __future__ import annotations
@@ -271,7 +271,7 @@ FIXED = {
     "what MONITOR shows": "0 SET a 1; 0 GET; 0 LPUSH a x; 0 MULTI; 0 GET a; 0 INCR a; 0 EXEC;"
     " 0 AUTH x; 0 CONFIG GET save; 0 DBSIZE; 0 OBJECT ENCODING a;"
     " 1 BLPOP q 0; 0 RPUSH q x; 0 RESET",
-    "what is told of channels": "3 SUBSCRIBE a b; 4 SUBSCRIBE a; 4 PSUBSCRIBE x*; 0 PUBSUB NUMPAT;"
+    "pubsub commands": "3 SUBSCRIBE a b; 4 SUBSCRIBE a; 4 PSUBSCRIBE x*; 0 PUBSUB NUMPAT;"
     " 0 PUBSUB NUMSUB a b c; 0 PUBSUB CHANNELS b*; 0 PUBSUB NUMSUB; 0 PUBSUB HELP x",
 }
 

@@ -1,7 +1,7 @@
 """Comparison of client.py with redis-py 8: the same calls on redis-server give the same results.
 
-Each line of CALLS is evaluated twice, for redis-py in a process of its own and for client.py here;
-what it gives, exceptions included, must be the same. Signatures are compared too.
+Each line of CALLS is evaluated twice: for redis-py in another process, and for client.py here. The
+results, including exceptions, must be the same. The test also compares signatures.
 """
 
 from __future__ import annotations
@@ -721,7 +721,7 @@ LEFT_OUT = {
 OTHER_PARAMETERS = {
     "execute_command": "the conversion is given, where redis-py gives options to its own",
     "transaction": "what redis-py takes out of **kwargs is named",
-    "client_list": "the default of client_id is (), which nobody can change",
+    "client_list": "the default of client_id is (), which is immutable",
     "delifeq": "a command of Valkey 9",
     "pubsub": "what redis-py takes out of **kwargs is named",
     "cached": "redis-py has no such thing",

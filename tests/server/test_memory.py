@@ -478,8 +478,10 @@ class NothingLeftTests(MemoryCase):
             "FLUSHDB": lambda: self.ask(b"FLUSHDB ASYNC"),
             "deleted": lambda: self.run_command(b"DEL", *self.keys()),
             "expired": self.expire,
-            "expired, and somebody looks": self.expire_and_look,
-            "at once": lambda: [self.run_command(b"EXPIRE", key, b"-1") for key in self.keys()],
+            "expired, and read": self.expire_and_look,
+            "expired immediately": lambda: [
+                self.run_command(b"EXPIRE", key, b"-1") for key in self.keys()
+            ],
             "taken": self.take,
             "renamed onto one": self.rename,
         }

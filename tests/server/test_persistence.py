@@ -530,11 +530,11 @@ class TroubleTest(FileCase):
         self.kept()
         os.chmod(self.path, stat.S_IREAD)
         self.addCleanup(os.chmod, self.path, stat.S_IREAD | stat.S_IWRITE)
-        with self.as_somebody():
+        with self.as_another_user():
             self.refused("Permission denied .make the file and its folder writable")
 
     @contextlib.contextmanager
-    def as_somebody(self) -> Iterator[None]:
+    def as_another_user(self) -> Iterator[None]:
         """Run as another user than root, who can write every file."""
         if sys.platform == "win32" or os.geteuid() != 0:
             yield
@@ -819,12 +819,12 @@ class TroubleTest(FileCase):
     def test_another_file_was_put_in_its_place(self) -> None:
         keyspace, persistence = self.open()
         self.path.unlink()
-        self.path.write_bytes(b"somebody's work")
+        self.path.write_bytes(b"another program's data")
         keyspace.replace(b"new", b"1")
         with self.assertLogs("pipecache", "ERROR") as logged:
             save(persistence)
         self.assertIn("another file was put in its place: move that file away", logged.output[0])
-        self.assertEqual(self.path.read_bytes(), b"somebody's work")
+        self.assertEqual(self.path.read_bytes(), b"another program's data")
         self.path.unlink()
         save(persistence)
         self.assertEqual(persistence.error, "")

@@ -2,17 +2,18 @@
 
     python tests/tools/fuzz_wire.py --seconds 600
 
-An input is a conversation: its first byte says what the connection and the server are like (see
-``FRAMED`` and the others), its second how many bytes after it say where the rest is cut. A session
-of the server takes the chunks from memory, with a clock of its own. However they are cut:
+An input is a conversation. Its first byte has flags for the connection and the server (see
+``FRAMED`` and the others). Its second byte is the number of bytes after it that are the sizes of
+the chunks into which the rest is cut. A session of the server receives the chunks from memory, on a
+clock that stands still. For every cut:
 
 - no exception escapes, and no command fails with an internal error;
-- nothing takes longer than a second;
-- the parser keeps no more than it was fed, and what it makes of a stream is the same for every cut;
-- the replies are well-formed RESP, one for each command, and the same for every cut;
-- who does not know the password changes nothing;
-- afterwards nothing is left of the client, no collection is empty, and the memory counted for the
-  keys is what they take.
+- no input takes longer than a second;
+- the parser keeps no more than it was fed, and its requests do not depend on the cut;
+- the replies are well-formed RESP, one per command, and do not depend on the cut;
+- a client without the password changes no key;
+- at the end, nothing of the client is left, no collection is empty, and the counted memory is that
+  of the keys.
 """
 
 from __future__ import annotations
