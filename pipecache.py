@@ -1722,10 +1722,19 @@ class Client:
     the methods that need it; none of these methods waits for the client.
     """
 
-    address = local_address = ""
+    # Slots, because CPython accesses them faster than the entries of a dict with so many keys.
+    __slots__ = (
+        "address", "authenticated", "blocked", "can_block", "channels", "close_level",
+        "close_reason", "connected_at", "id", "keyspace", "last_command", "last_command_at",
+        "local_address", "names", "password", "patterns", "pending_bytes", "pending_output",
+        "protocol", "reply_mode", "settings", "slow_path", "state", "terminator", "transaction",
+        "watch",
+    )  # fmt: skip
 
     def __init__(self, state: State, password: bytes | None = None) -> None:
         self.state, self.keyspace, self.settings = state, state.keyspace, state.settings
+        self.address: str = ""
+        self.local_address: str = ""
         #: The number that CLIENT ID returns; 0 before :meth:`State.add_client`.
         self.id: int = 0
         #: The names that CLIENT SETNAME ("name") and SETINFO ("lib-name", "lib-ver") have set.
@@ -5934,6 +5943,10 @@ class Session(Client):
     guards the attributes of Client; other threads read command_started without a lock.
     """
 
+    __slots__ = (
+        "_buffered_bytes", "_parser", "_process", "_reject_http", "command_started", "connection",
+    )  # fmt: skip
+
     def __init__(
         self, state: State, connection: Connection, local_address: str = "",
         password: bytes | None = None, reject_http: bool = False,
@@ -6017,7 +6030,6 @@ class Session(Client):
             with state.keyspace.lock:
                 now = self.last_command_at = time.monotonic()
                 for arguments, terminator in unexecuted:
-                    self.terminator = terminator
                     reply = execute(self, arguments)
                     if reply.__class__ is bytes and terminator is None:
                         # The same bytes as from encode_resp(), without a call.
@@ -6025,6 +6037,7 @@ class Session(Client):
                     elif reply is OK and terminator is None and not self.close_reason:
                         data = b"+OK\r\n"
                     else:
+                        self.terminator = terminator
                         data = self.encode(reply)
                         stop = bool(self.close_reason) or self.blocked is not None
                     if pending_output:
@@ -6041,6 +6054,7 @@ class Session(Client):
                             more = True
                             break
                         next_clock_check += TURN_CLOCK_BYTES
+                self.terminator = terminator
                 state.commands += len(output)
                 if arguments.__class__ is list and len(arguments[0]) < ERROR_EXCERPT:  # type: ignore[index]
                     self.last_command = arguments[0]  # type: ignore[index]
@@ -6490,6 +6504,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if sys.stderr is None:
             log.error("%s", error)
         parser.error(str(error))
+    except PersistenceError as error:
+        log.error("%s", error)
+        return 1
     _handle_stop_signals(_stop_once)
     _stop_on_console_close(server)
     _raise_descriptor_limit(options["max_clients"] * (1 if options["tcp"] is None else 2))

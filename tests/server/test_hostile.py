@@ -259,7 +259,7 @@ class ServedTests(ServerCase):
 
     def test_a_program_whose_name_has_lines(self) -> None:
         client = new_client_object()
-        with mock.patch.object(client, "process", lambda: (7, "/tmp/a\n2026 INFO forged")):
+        with mock.patch.object(type(client), "process", lambda _: (7, "/tmp/a\n2026 INFO forged")):
             self.assertEqual(client.describe(), "process 7, '/tmp/a\\n2026 INFO forged'")
 
 
