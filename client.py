@@ -381,7 +381,9 @@ class ReplyReader:
         # string with CRLF in it does not fit, and read() parses the rest of the buffer.
         rest = self._buffer[self._position :] if self._position else self._buffer
         tokens = rest.decode("latin-1").split("\r\n")
-        convert = _token_to_bytes if not decode else None if rest.isascii() else _token_to_str
+        convert: Converter | None = _token_to_bytes
+        if decode:
+            convert = None if rest.isascii() else _token_to_str
         try:
             replies, used = _parse_tokens(tokens, 0, count, convert)
         except ValueError:  # A wrong number or wrong UTF-8: read() raises the right exception.
@@ -691,7 +693,7 @@ if sys.platform == "win32":
             self._read_count_ref = ctypes.byref(self._read_count)
 
         def _open(self, deadline: float, timeout: float) -> None:
-            # At the identification level a false server cannot impersonate this user.
+            # At the identification level, an untrusted server cannot impersonate this user.
             flags = FILE_FLAG_OVERLAPPED | SECURITY_SQOS_PRESENT | SECURITY_IDENTIFICATION
             while True:
                 handle: int = CreateFileW(
@@ -795,7 +797,7 @@ if sys.platform == "win32":
             return 0 if done else ctypes.get_last_error()
 
         def _wait_for_event(self, operation: OVERLAPPED, deadline: float) -> bool:
-            # All waits for a pending operation are here. A single wait would hide Ctrl+C.
+            # Wait in short intervals, because Python on Windows sees Ctrl+C only between two waits.
             remaining = deadline - time.monotonic()
             while True:
                 milliseconds = math.ceil(min(WAIT_INTERVAL, max(remaining, 0)) * 1000)
@@ -814,8 +816,8 @@ if sys.platform == "win32":
             GetOverlappedResult(self._handle, ctypes.byref(operation), ctypes.byref(count), True)
 
         def interrupt(self) -> None:
-            # CancelIoEx misses a thread that has not begun its read yet. That thread sees the flag
-            # after WAIT_INTERVAL.
+            # CancelIoEx has no effect on a thread that has not begun its read yet. That thread sees
+            # the flag after WAIT_INTERVAL.
             self._interrupted = True
             CancelIoEx(self._handle, self._read_ref)
 
@@ -923,7 +925,7 @@ else:
 
         def _set_timeouts(self, seconds: float | None) -> None:
             # The kernel applies these limits at no cost. With socket.settimeout(), Python would
-            # call poll() before every call. 0 is no limit, so the shortest limit is 1 µs.
+            # call poll() before every call. 0 means no limit, so the shortest limit is 1 µs.
             microseconds = 0 if seconds is None else max(math.ceil(seconds * 1_000_000), 1)
             limit = struct.pack("ll", *divmod(microseconds, 1_000_000))
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
@@ -1046,23 +1048,30 @@ def connect(
     :raises UntrustedServer: if the server belongs to another user and ``trust_any_owner`` is false.
     """
     transport = Transport(address, connect_timeout, timeout)
-    if not trust_any_owner:
-        try:
-            owner = transport.owner()
-            if owner != current_user() and owner not in TRUSTED_SIDS:
-                raise UntrustedServer(
-                    f"{address} is served by another user, {account_name(owner)}; nothing was sent."
-                    " To trust that user, pass trust_any_owner=True (--trust-any-owner)"
-                )
-        except OSError as error:
-            transport.close()
-            if isinstance(error, UntrustedServer):
-                raise
-            raise UntrustedServer(
-                f"Cannot read the owner of {address}: {error}; nothing was sent."
-                " To connect without this check, pass trust_any_owner=True (--trust-any-owner)"
-            ) from error
+    try:
+        if not trust_any_owner:
+            check_owner(transport)
+    except BaseException:
+        transport.close()
+        raise
     return transport
+
+
+def check_owner(transport: Transport) -> None:
+    """Raise :class:`UntrustedServer` if :func:`connect` does not accept the server's owner."""
+    try:
+        owner = transport.owner()
+        trusted = owner == current_user() or owner in TRUSTED_SIDS
+    except OSError as error:
+        raise UntrustedServer(
+            f"Cannot read the owner of {transport.address}: {error}; nothing was sent."
+            " To connect without this check, pass trust_any_owner=True (--trust-any-owner)"
+        ) from error
+    if not trusted:
+        raise UntrustedServer(
+            f"{transport.address} is served by another user, {account_name(owner)}; nothing was"
+            " sent. To trust that user, pass trust_any_owner=True (--trust-any-owner)"
+        )
 
 
 # ----------------------------------------------------------------------------
@@ -1202,7 +1211,7 @@ def _not_none(*arguments: Any) -> list[Argument]:
     return [argument for argument in arguments if argument is not None]
 
 
-def _flags(**flags: bool) -> list[Argument]:
+def _flags(**flags: bool | None) -> list[Argument]:
     return [name for name, is_set in flags.items() if is_set]
 
 
@@ -1302,14 +1311,10 @@ class Commands:
         return self.execute_command("SET", name, value, *options, *flags, convert=convert)
 
     def getex(
-        self,
-        name: Argument,
-        ex: int | timedelta | None = None,
-        px: int | timedelta | None = None,
-        exat: int | datetime | None = None,
-        pxat: int | datetime | None = None,
+        self, name: Argument, ex: int | timedelta | None = None, px: int | timedelta | None = None,
+        exat: int | datetime | None = None, pxat: int | datetime | None = None,
         persist: bool = False,
-    ) -> Any:
+    ) -> Any:  # fmt: skip
         """Return the value of a key and set its time to live, or remove it (``persist``)."""
         options = _options(EX=ex, PX=px, EXAT=exat, PXAT=pxat)
         return self.execute_command("GETEX", name, *options, *_flags(PERSIST=persist))
@@ -1414,13 +1419,10 @@ class Commands:
         return self.execute_command("RENAMENX", src, dst)
 
     def copy(
-        self,
-        source: Argument,
-        destination: Argument,
-        destination_db: int | None = None,
+        self, source: Argument, destination: Argument, destination_db: int | None = None,
         replace: bool = False,
-    ) -> Any:
-        """Copy a key. Return False if there is no source, or the destination exists already."""
+    ) -> Any:  # fmt: skip
+        """Copy a key. Return False if the source is missing or the destination exists already."""
         options = [*_options(DB=destination_db), *_flags(REPLACE=replace)]
         return self.execute_command("COPY", source, destination, *options)
 
@@ -1437,12 +1439,9 @@ class Commands:
         return self.execute_command("KEYS", pattern)
 
     def scan(
-        self,
-        cursor: Argument = 0,
-        match: Argument | None = None,
-        count: int | None = None,
+        self, cursor: Argument = 0, match: Argument | None = None, count: int | None = None,
         _type: str | None = None,
-    ) -> Any:
+    ) -> Any:  # fmt: skip
         """Return the cursor of the next page (0 after the last page) and a list of keys."""
         return self.execute_command("SCAN", cursor, *_options(MATCH=match, COUNT=count, TYPE=_type))
 
@@ -1457,54 +1456,34 @@ class Commands:
         return self.execute_command("OBJECT", infotype, key)
 
     def expire(
-        self,
-        name: Argument,
-        time: int | timedelta,
-        nx: bool = False,
-        xx: bool = False,
-        gt: bool = False,
-        lt: bool = False,
-    ) -> Any:
-        """Expire a key after this many seconds. Return False if there is no such key.
+        self, name: Argument, time: int | timedelta, nx: bool = False, xx: bool = False,
+        gt: bool = False, lt: bool = False,
+    ) -> Any:  # fmt: skip
+        """Expire a key after this many seconds. Return True if its time to live was set.
 
-        :param nx, xx: only if the key has no time to live, or only if it has one.
-        :param gt, lt: only if the key then expires later, or only if it then expires earlier.
+        :param nx, xx: set it only if the key has no time to live, or only if the key has one.
+        :param gt, lt: set it only if the key then expires later, or only if it expires earlier.
         """
         return self._expire("EXPIRE", name, time, nx, xx, gt, lt)
 
     def pexpire(
-        self,
-        name: Argument,
-        time: int | timedelta,
-        nx: bool = False,
-        xx: bool = False,
-        gt: bool = False,
-        lt: bool = False,
-    ) -> Any:
+        self, name: Argument, time: int | timedelta, nx: bool = False, xx: bool = False,
+        gt: bool = False, lt: bool = False,
+    ) -> Any:  # fmt: skip
         """Do the same as :meth:`expire`, in milliseconds."""
         return self._expire("PEXPIRE", name, time, nx, xx, gt, lt)
 
     def expireat(
-        self,
-        name: Argument,
-        when: int | datetime,
-        nx: bool = False,
-        xx: bool = False,
-        gt: bool = False,
-        lt: bool = False,
-    ) -> Any:
+        self, name: Argument, when: int | datetime, nx: bool = False, xx: bool = False,
+        gt: bool = False, lt: bool = False,
+    ) -> Any:  # fmt: skip
         """Do the same as :meth:`expire`, at a time in seconds since 1970."""
         return self._expire("EXPIREAT", name, when, nx, xx, gt, lt)
 
     def pexpireat(
-        self,
-        name: Argument,
-        when: int | datetime,
-        nx: bool = False,
-        xx: bool = False,
-        gt: bool = False,
-        lt: bool = False,
-    ) -> Any:
+        self, name: Argument, when: int | datetime, nx: bool = False, xx: bool = False,
+        gt: bool = False, lt: bool = False,
+    ) -> Any:  # fmt: skip
         """Do the same as :meth:`expire`, at a time in milliseconds since 1970."""
         return self._expire("PEXPIREAT", name, when, nx, xx, gt, lt)
 
@@ -1587,13 +1566,9 @@ class Commands:
         return self.execute_command("LTRIM", name, start, end)
 
     def lpos(
-        self,
-        name: Argument,
-        value: Argument,
-        rank: int | None = None,
-        count: int | None = None,
+        self, name: Argument, value: Argument, rank: int | None = None, count: int | None = None,
         maxlen: int | None = None,
-    ) -> Any:
+    ) -> Any:  # fmt: skip
         """Return the index of the first element equal to a value, or None; with ``count`` a list.
 
         :param rank: which match comes first: 2 is the second match, -1 the last one.
@@ -1615,8 +1590,8 @@ class Commands:
     def lmpop(self, num_keys: int, *args: Argument, direction: str, count: int = 1) -> Any:
         """Remove elements from the first list that is not empty.
 
-        :returns: the name of the list and the list of elements, or None.
         :param direction: ``LEFT`` or ``RIGHT``.
+        :returns: the name of the list and the list of elements, or None.
         """
         return self.execute_command("LMPOP", num_keys, *args, direction, "COUNT", count)
 
@@ -1639,13 +1614,9 @@ class Commands:
         return self.execute_command("BRPOP", *_list_or_args(keys), timeout or 0)
 
     def blmove(
-        self,
-        first_list: Argument,
-        second_list: Argument,
-        timeout: float,
-        src: str = "LEFT",
+        self, first_list: Argument, second_list: Argument, timeout: float, src: str = "LEFT",
         dest: str = "RIGHT",
-    ) -> Any:
+    ) -> Any:  # fmt: skip
         """Do the same as :meth:`lmove`, but block as :meth:`blpop` does."""
         return self.execute_command("BLMOVE", first_list, second_list, src, dest, timeout or 0)
 
@@ -1661,13 +1632,9 @@ class Commands:
         return self.execute_command("BLMPOP", timeout or 0, numkeys, *args, direction, *options)
 
     def hset(
-        self,
-        name: Argument,
-        key: Argument | None = None,
-        value: Argument | None = None,
-        mapping: Mapping[Any, Argument] | None = None,
-        items: Sequence[Argument] | None = None,
-    ) -> Any:
+        self, name: Argument, key: Argument | None = None, value: Argument | None = None,
+        mapping: Mapping[Any, Argument] | None = None, items: Sequence[Argument] | None = None,
+    ) -> Any:  # fmt: skip
         """Set one field, those of a mapping, and those of a flat list. Return how many are new."""
         pairs = [*(items or ()), *_not_none(key, value), *_flatten(mapping or {})]
         return self.execute_command("HSET", name, *pairs)
@@ -1730,12 +1697,9 @@ class Commands:
         return self.execute_command("HRANDFIELD", key, *_not_none(count), *flags)
 
     def hscan(
-        self,
-        name: Argument,
-        cursor: Argument = 0,
-        match: Argument | None = None,
+        self, name: Argument, cursor: Argument = 0, match: Argument | None = None,
         count: int | None = None,
-    ) -> Any:
+    ) -> Any:  # fmt: skip
         """Return the cursor of the next page, and a dict of fields and values."""
         return self.execute_command("HSCAN", name, cursor, *_options(MATCH=match, COUNT=count))
 
@@ -1810,12 +1774,9 @@ class Commands:
         return self.execute_command("SINTERCARD", numkeys, *keys, "LIMIT", limit)
 
     def sscan(
-        self,
-        name: Argument,
-        cursor: Argument = 0,
-        match: Argument | None = None,
+        self, name: Argument, cursor: Argument = 0, match: Argument | None = None,
         count: int | None = None,
-    ) -> Any:
+    ) -> Any:  # fmt: skip
         """Return the cursor of the next page, and a list of members."""
         return self.execute_command("SSCAN", name, cursor, *_options(MATCH=match, COUNT=count))
 
@@ -1826,16 +1787,9 @@ class Commands:
         return _scan_all(lambda cursor: self.sscan(name, cursor, match, count))
 
     def zadd(
-        self,
-        name: Argument,
-        mapping: Mapping[Any, Argument],
-        nx: bool = False,
-        xx: bool = False,
-        ch: bool = False,
-        incr: bool = False,
-        gt: bool = False,
-        lt: bool = False,
-    ) -> Any:
+        self, name: Argument, mapping: Mapping[Any, Argument], nx: bool = False, xx: bool = False,
+        ch: bool = False, incr: bool = False, gt: bool = False, lt: bool = False,
+    ) -> Any:  # fmt: skip
         """Set the scores of members and return how many members are new.
 
         :param nx, xx: only add new members, or only update existing members.
@@ -1880,17 +1834,10 @@ class Commands:
         return self.execute_command("ZREVRANK", name, value)
 
     def zrange(
-        self,
-        name: Argument,
-        start: Argument,
-        end: Argument,
-        desc: bool = False,
-        withscores: bool = False,
-        score_cast_func: Converter = float,
-        byscore: bool = False,
-        offset: int | None = None,
-        num: int | None = None,
-    ) -> Any:
+        self, name: Argument, start: Argument, end: Argument, desc: bool = False,
+        withscores: bool = False, score_cast_func: Converter = float, byscore: bool = False,
+        offset: int | None = None, num: int | None = None,
+    ) -> Any:  # fmt: skip
         """Return the members from start to end, both included, in the order of their scores.
 
         :param desc: if true, the highest score comes first.
@@ -1904,41 +1851,25 @@ class Commands:
         return self._zrange(command, offset, num, withscores, score_cast_func)
 
     def zrevrange(
-        self,
-        name: Argument,
-        start: int,
-        end: int,
-        withscores: bool = False,
+        self, name: Argument, start: int, end: int, withscores: bool = False,
         score_cast_func: Converter = float,
-    ) -> Any:
+    ) -> Any:  # fmt: skip
         """Do the same as :meth:`zrange`, with the highest score first."""
         command = ("ZREVRANGE", name, start, end)
         return self._zrange(command, None, None, withscores, score_cast_func)
 
     def zrangebyscore(
-        self,
-        name: Argument,
-        min: Argument,
-        max: Argument,
-        start: int | None = None,
-        num: int | None = None,
-        withscores: bool = False,
-        score_cast_func: Converter = float,
-    ) -> Any:
+        self, name: Argument, min: Argument, max: Argument, start: int | None = None,
+        num: int | None = None, withscores: bool = False, score_cast_func: Converter = float,
+    ) -> Any:  # fmt: skip
         """Return the members with a score from min to max: skip ``start``, return ``num``."""
         command = ("ZRANGEBYSCORE", name, min, max)
         return self._zrange(command, start, num, withscores, score_cast_func)
 
     def zrevrangebyscore(
-        self,
-        name: Argument,
-        max: Argument,
-        min: Argument,
-        start: int | None = None,
-        num: int | None = None,
-        withscores: bool = False,
-        score_cast_func: Converter = float,
-    ) -> Any:
+        self, name: Argument, max: Argument, min: Argument, start: int | None = None,
+        num: int | None = None, withscores: bool = False, score_cast_func: Converter = float,
+    ) -> Any:  # fmt: skip
         """Do the same as :meth:`zrangebyscore`, with the highest score first."""
         command = ("ZREVRANGEBYSCORE", name, max, min)
         return self._zrange(command, start, num, withscores, score_cast_func)
@@ -1961,19 +1892,15 @@ class Commands:
         return self.execute_command("ZPOPMAX", name, *_not_none(count))
 
     def zmpop(
-        self,
-        num_keys: int,
-        keys: Sequence[Argument],
-        min: bool | None = False,
-        max: bool | None = False,
-        count: int | None = 1,
-    ) -> Any:
+        self, num_keys: int, keys: Sequence[Argument], min: bool | None = False,
+        max: bool | None = False, count: int | None = 1,
+    ) -> Any:  # fmt: skip
         """Remove members from the first sorted set that is not empty.
 
         :param min, max: set one to True, to remove the members with the lowest or highest scores.
         :returns: the name of the sorted set and a list of [member, score as text], or None.
         """
-        options = [*_flags(MIN=bool(min), MAX=bool(max)), *_options(COUNT=count)]
+        options = [*_flags(MIN=min, MAX=max), *_options(COUNT=count)]
         return self.execute_command("ZMPOP", num_keys, *keys, *options)
 
     def bzpopmin(self, keys: Arguments, timeout: float | None = 0) -> Any:
@@ -1990,16 +1917,11 @@ class Commands:
         return self.execute_command("BZPOPMAX", *_list_or_args(keys), timeout or 0)
 
     def bzmpop(
-        self,
-        timeout: float,
-        numkeys: int,
-        keys: Sequence[Argument],
-        min: bool | None = False,
-        max: bool | None = False,
-        count: int | None = 1,
-    ) -> Any:
+        self, timeout: float, numkeys: int, keys: Sequence[Argument], min: bool | None = False,
+        max: bool | None = False, count: int | None = 1,
+    ) -> Any:  # fmt: skip
         """Do the same as :meth:`zmpop`, but block as :meth:`blpop` does."""
-        options = [*_flags(MIN=bool(min), MAX=bool(max)), *_options(COUNT=count)]
+        options = [*_flags(MIN=min, MAX=max), *_options(COUNT=count)]
         return self.execute_command("BZMPOP", timeout or 0, numkeys, *keys, *options)
 
     def zremrangebyrank(self, name: Argument, min: int, max: int) -> Any:
@@ -2011,25 +1933,18 @@ class Commands:
         return self.execute_command("ZREMRANGEBYSCORE", name, min, max)
 
     def zscan(
-        self,
-        name: Argument,
-        cursor: Argument = 0,
-        match: Argument | None = None,
-        count: int | None = None,
-        score_cast_func: Converter = float,
-    ) -> Any:
+        self, name: Argument, cursor: Argument = 0, match: Argument | None = None,
+        count: int | None = None, score_cast_func: Converter = float,
+    ) -> Any:  # fmt: skip
         """Return the cursor of the next page, and a list of tuples of member and score."""
         options = _options(MATCH=match, COUNT=count)
         convert = _scan_page(_score_pairs(score_cast_func))
         return self.execute_command("ZSCAN", name, cursor, *options, convert=convert)
 
     def zscan_iter(
-        self,
-        name: Argument,
-        match: Argument | None = None,
-        count: int | None = None,
+        self, name: Argument, match: Argument | None = None, count: int | None = None,
         score_cast_func: Converter = float,
-    ) -> Iterator[Any]:
+    ) -> Iterator[Any]:  # fmt: skip
         """Yield tuples of member and score, page by page."""
         return _scan_all(lambda cursor: self.zscan(name, cursor, match, count, score_cast_func))
 
@@ -2117,16 +2032,11 @@ class Commands:
         return self.execute_command("CLIENT", "KILL", address, convert=_ok_to_true)
 
     def client_kill_filter(
-        self,
-        _id: int | None = None,
-        _type: str | None = None,
-        addr: str | None = None,
-        skipme: bool | None = None,
-        laddr: str | None = None,
-        user: str | None = None,
-    ) -> Any:
+        self, _id: int | None = None, _type: str | None = None, addr: str | None = None,
+        skipme: bool | None = None, laddr: str | None = None, user: str | None = None,
+    ) -> Any:  # fmt: skip
         """Close the connections that match all given filters; return how many."""
-        skip = None if skipme is None else "YES" if skipme else "NO"
+        skip = None if skipme is None else ("NO", "YES")[bool(skipme)]
         options = _options(TYPE=_type, SKIPME=skip, ID=_id, ADDR=addr, LADDR=laddr, USER=user)
         return self.execute_command("CLIENT", "KILL", *options)
 
@@ -2164,7 +2074,7 @@ class _Connection:
         _connections.add(self)
 
     def __del__(self) -> None:
-        # Python closes a forgotten socket, but not a forgotten Win32 handle.
+        # When Python deletes the object, it closes a socket by itself, but not a Win32 handle.
         self.transport.close()
 
 
@@ -2172,14 +2082,10 @@ class BaseClient(Commands):
     """The part of :class:`Client` that owns the connections and sends the commands."""
 
     def __init__(
-        self,
-        pipe: str = DEFAULT_PIPE,
-        *,
-        timeout: float | None = TIMEOUT,
-        connect_timeout: float = CONNECT_TIMEOUT,
-        decode_responses: bool = True,
+        self, pipe: str = DEFAULT_PIPE, *, timeout: float | None = TIMEOUT,
+        connect_timeout: float = CONNECT_TIMEOUT, decode_responses: bool = True,
         trust_any_owner: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         # list.append() and list.pop() are atomic in CPython, so the list needs no lock.
         self._idle: list[_Connection] = []
         if not pipe.strip() or any(char < " " for char in pipe):
@@ -2197,8 +2103,8 @@ class BaseClient(Commands):
         _clients.add(self)
 
     def execute_command(self, *arguments: Argument, convert: Converter | None = None) -> Any:
-        # Nearly all commands come through here. A call of a method takes a measurable part of the
-        # time, so _acquire(), _exchange() and _convert() are written out.
+        # Nearly all commands are sent here. A method call takes a measurable part of the time, so
+        # the bodies of _acquire(), _exchange() and _convert() are repeated.
         name, data = arguments[0], encode_commands((arguments,))
         try:
             connection = self._idle.pop()
@@ -2513,16 +2419,10 @@ class Lock:
     """
 
     def __init__(
-        self,
-        client: BaseClient,
-        name: Argument,
-        timeout: float | None = None,
-        sleep: float = 0.1,
-        blocking: bool = True,
-        blocking_timeout: float | None = None,
-        thread_local: bool = True,
+        self, client: BaseClient, name: Argument, timeout: float | None = None, sleep: float = 0.1,
+        blocking: bool = True, blocking_timeout: float | None = None, thread_local: bool = True,
         owned: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.name = name
         self.timeout = timeout
         self.sleep = sleep
@@ -2541,12 +2441,9 @@ class Lock:
         self.release()
 
     def acquire(
-        self,
-        sleep: float | None = None,
-        blocking: bool | None = None,
-        blocking_timeout: float | None = None,
-        token: str | bytes | None = None,
-    ) -> bool:
+        self, sleep: float | None = None, blocking: bool | None = None,
+        blocking_timeout: float | None = None, token: str | bytes | None = None,
+    ) -> bool:  # fmt: skip
         """Acquire the lock. Return True, or False if it was not free in time.
 
         :param sleep, blocking, blocking_timeout: replace the values of the lock for this call.
@@ -2689,9 +2586,10 @@ class PubSub:
         self._pending_unsubscribes: set[tuple[str, Any]] = set()
         self._inbox: deque[Any] = deque()
         self._subscribed = threading.Event()
-        self._lock = threading.RLock()  # Guards every attribute except the inbox.
+        # Guards every attribute except the inbox, a deque, whose operations are atomic.
+        self._lock = threading.RLock()
         self._connection: _Connection | None = None
-        self._receiving_on: _Connection | None = None  # The one that a thread receives on.
+        self._receiving_on: _Connection | None = None  # The connection that a thread reads from.
 
     def __enter__(self) -> PubSub:
         return self
@@ -2788,7 +2686,7 @@ class PubSub:
     close = reset
 
     def _normalize(self, name: Argument) -> Any:
-        # Return a name as messages have it: as str, or as bytes if the client does not decode.
+        # Return a name as messages contain it: as str, or as bytes if the client does not decode.
         data = _encode_argument(name)
         return data.decode() if self._client._decode else data
 
@@ -2841,8 +2739,8 @@ class PubSub:
         return self._connection
 
     def _disconnect(self) -> None:
-        # While another thread receives on the connection, its handle must not be closed. That
-        # thread is interrupted and closes the connection itself; see _receive().
+        # The handle must not be closed while another thread reads from the connection. That thread
+        # is interrupted and closes the connection itself; see _receive().
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.transport.interrupt()
@@ -2938,12 +2836,9 @@ class PubSubWorkerThread(threading.Thread):
     """A thread that calls the handlers of a :class:`PubSub`; see :meth:`PubSub.run_in_thread`."""
 
     def __init__(
-        self,
-        pubsub: PubSub,
-        sleep_time: float,
-        daemon: bool = False,
+        self, pubsub: PubSub, sleep_time: float, daemon: bool = False,
         exception_handler: ErrorHandler = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(daemon=daemon)
         self.pubsub = pubsub
         self.sleep_time = sleep_time
@@ -3064,12 +2959,9 @@ class Client(BaseClient):
         return Pipeline(self, transaction)
 
     def transaction(
-        self,
-        func: Callable[[Pipeline], Any],
-        *watches: Argument,
-        value_from_callable: bool = False,
-        watch_delay: float | None = None,
-    ) -> Any:
+        self, func: Callable[[Pipeline], Any], *watches: Argument,
+        value_from_callable: bool = False, watch_delay: float | None = None,
+    ) -> Any:  # fmt: skip
         """Run a transaction, and repeat it until no watched key changes while it runs.
 
         :param func: a function that receives a pipeline that watches the keys. The function
@@ -3091,15 +2983,10 @@ class Client(BaseClient):
                     time.sleep(watch_delay or 0)
 
     def lock(
-        self,
-        name: Argument,
-        timeout: float | None = None,
-        sleep: float = 0.1,
-        blocking: bool = True,
-        blocking_timeout: float | None = None,
-        thread_local: bool = True,
+        self, name: Argument, timeout: float | None = None, sleep: float = 0.1,
+        blocking: bool = True, blocking_timeout: float | None = None, thread_local: bool = True,
         owned: bool = False,
-    ) -> Lock:
+    ) -> Lock:  # fmt: skip
         """Return a lock that threads and programs share; see :class:`Lock`."""
         return Lock(self, name, timeout, sleep, blocking, blocking_timeout, thread_local, owned)
 
@@ -3112,13 +2999,10 @@ class Client(BaseClient):
         return Monitor(self)
 
     def cached(
-        self,
-        ttl: float | timedelta,
-        key: Callable[..., str] | None = None,
-        prefix: str = "cached:",
-        dumps: Callable[[Any], str | bytes] = json.dumps,
+        self, ttl: float | timedelta, key: Callable[..., str] | None = None,
+        prefix: str = "cached:", dumps: Callable[[Any], str | bytes] = json.dumps,
         loads: Callable[[bytes], Any] = json.loads,
-    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
         """Return a decorator that stores the results of a function on the server.
 
             @cache.cached(ttl=60)
@@ -3136,8 +3020,8 @@ class Client(BaseClient):
             arguments must have types of JSON (``self`` of a method does not), and ``f(1)`` and
             ``f(x=1)`` have different keys.
         :param dumps, loads: functions that convert a result to str or bytes, and bytes to a
-            result. JSON turns a tuple into a list. Pickle would not, but ``pickle.loads`` runs
-            code that any program can have stored in the key.
+            result. JSON turns a tuple into a list. Pickle does not, but ``pickle.loads`` runs any
+            code that another program has stored in the key.
         :raises ValueError: if ``ttl`` is less than a millisecond.
         """
         px = int((ttl.total_seconds() if isinstance(ttl, timedelta) else ttl) * 1000)
@@ -3215,8 +3099,8 @@ def send_command(command: str, pipe: str = DEFAULT_PIPE, trust_any_owner: bool =
 
 
 def _print(data: bytes) -> None:
-    # A file or another program receives the bytes as they are. A console receives text, in which
-    # characters that its encoding does not have are replaced.
+    # Write the bytes unchanged to a file or another program. For a console, replace the characters
+    # that its encoding does not have.
     if sys.stdout.isatty() or not hasattr(sys.stdout, "buffer"):
         encoding = sys.stdout.encoding or "utf-8"
         print(data.decode("utf-8", "replace").encode(encoding, "replace").decode(encoding))
@@ -3294,7 +3178,7 @@ def _describe_access(access: str) -> str:
     return f"{', '.join(dict.fromkeys(names)) or 'no account'} ({access})"
 
 
-#: The severity of a finding, which is also the exit status; and the mark of its line.
+#: The severities of a finding, which are also the exit statuses, and the marks of its line.
 OK, WARNING, FAILURE = 0, 1, 2
 _MARKS = ("[ ok ]", "[warn]", "[FAIL]")
 
@@ -3306,17 +3190,15 @@ def run_doctor(pipe: str, arguments: Sequence[str] = (), trust_any_owner: bool =
         number is not known.
     """
     if arguments:
-        for each in arguments:
-            if not re.fullmatch(r"\d{1,9}", each):
-                print(
-                    f"Error: {each!r} is not an error number;"
-                    " give doctor numbers such as 231, or nothing",
-                    file=sys.stderr,
-                )
-                return 2
-        for each in arguments:
-            _print(explain(int(each)).encode())
-        return 0 if all(int(each) in EXPLANATIONS for each in arguments) else 2
+        wrong = [each for each in arguments if not re.fullmatch(r"\d{1,9}", each)]
+        if wrong:
+            advice = "enter a number such as 231, or only 'doctor' to check the server"
+            print(f"Error: {wrong[0]!r} is not an error number; {advice}", file=sys.stderr)
+            return 2
+        numbers = [int(each) for each in arguments]
+        for number in numbers:
+            _print(explain(number).encode())
+        return 0 if EXPLANATIONS.keys() >= set(numbers) else 2
     status = OK
     for severity, text in _findings(pipe, trust_any_owner):
         _print(f"{_MARKS[severity]} {text}".encode())
@@ -3330,7 +3212,7 @@ def _findings(pipe: str, trust_any_owner: bool) -> Iterator[tuple[int, str]]:
     # Yield the severity and the text of each finding.
     try:
         yield from _check_server(pipe, trust_any_owner)
-    except (CacheError, ConnectionError) as error:
+    except (CacheError, OSError) as error:
         yield FAILURE, str(error)
         cause: Any = error.__cause__ or error.__context__
         number = getattr(cause, "winerror", None) or getattr(cause, "errno", None)
@@ -3339,30 +3221,28 @@ def _findings(pipe: str, trust_any_owner: bool) -> Iterator[tuple[int, str]]:
 
 
 def _check_server(pipe: str, trust_any_owner: bool) -> Iterator[tuple[int, str]]:
-    address = pipe_address(pipe)
-    transport = connect(address, CONNECT_TIMEOUT, TIMEOUT, True)
-    try:
+    # The checks before that of text commands use one connection, so that INFO does not count
+    # another one whose end the server has not noticed yet.
+    transport = connect(pipe_address(pipe), CONNECT_TIMEOUT, TIMEOUT, True)
+    with Client(pipe, trust_any_owner=trust_any_owner) as cache:
+        cache._idle.append(_Connection(transport))
         process, program = transport.process()
         owner, access = transport.owner(), transport.access()
-    finally:
-        transport.close()
-    server = f"process {process}, {program or 'unknown program'}" if process else "unknown process"
-    yield OK, f"{address} is served by {server}"
-    name = account_name(owner)
-    if owner == current_user():
-        yield OK, f"The server belongs to {name}, which is you"
-    elif owner in TRUSTED_SIDS or trust_any_owner:
-        yield WARNING, f"The server belongs to {name}, which is not you, but is trusted"
-    accounts = _describe_access(access)
-    yield WARNING if _EVERYONE in accounts else OK, f"Allowed to connect: {accounts}"
-    with Client(pipe, trust_any_owner=trust_any_owner) as cache:
+        served_by = f"process {process}, {program or 'unknown program'}"
+        yield OK, f"{cache.address} is served by {served_by if process else 'unknown process'}"
+        name = account_name(owner)
+        if owner == current_user():
+            yield OK, f"The server belongs to {name}, which is you"
+        elif owner in TRUSTED_SIDS or trust_any_owner:
+            yield WARNING, f"The server belongs to {name}, which is not you, but is trusted"
+        accounts = _describe_access(access)
+        yield WARNING if _EVERYONE in accounts else OK, f"Allowed to connect: {accounts}"
+        if not trust_any_owner:
+            check_owner(transport)
         info = cache.info()
         version, uptime = info.get("pipecache_version"), info.get("uptime_in_seconds")
         if version is None:
-            yield (
-                WARNING,
-                "The server speaks the Redis protocol, but is not pipecache; check --pipe",
-            )
+            yield WARNING, "The server uses the Redis protocol, but is not pipecache; check --pipe"
             return
         yield OK, f"pipecache {version} on Python {info['python_version']}, running for {uptime} s"
         times = []

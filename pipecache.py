@@ -22,7 +22,7 @@ only programs of the user who started it can connect.
 
 Sections, each of which uses only the sections above it:
 
-    Limits and defaults, Exceptions, Replies
+    Limits and defaults, Exceptions and replies
     Wire protocol: parsing and encoding of text and RESP, without input or output
     Values, Keyspace, State, Persistence
     Commands: declaration and dispatch, argument parsing, strings, keys, lists, hashes,
@@ -37,7 +37,7 @@ reverse. Hold none of these locks while waiting for a client or for another thre
 The path of three commands; the keyspace lock is held inside the brackets:
 
     GET: Session.run -> RequestParser.feed -> [execute -> encode_resp] -> Connection.send
-    BLPOP: [execute -> block_client] -> Connection.watch, until another session wakes this one
+    BLPOP: [execute -> block_client] -> Connection.wait_for_input, until Session.wake is called
     PUBLISH: [execute -> PubSub.publish -> PubSub.flush -> Connection.push to each subscriber]
 
 SPDX-License-Identifier: MIT
@@ -99,17 +99,17 @@ log = logging.getLogger("pipecache")
 DEFAULT_PIPE = "KeyValuePipe"  #: The name of the pipe.
 STOP_TIMEOUT = 5.0  #: Seconds that Server.stop() waits for its worker threads.
 STOP_GRACE = 2.0  #: Seconds after which stop() also aborts writes to clients that do not read.
-SPARE_LISTENERS = 8  #: Number of idle workers, so that as many clients can connect at once.
+SPARE_LISTENERS = 8  #: Number of idle workers that are ready for new clients.
 CHUNK_SIZE = 65536  #: Bytes of one read, and of the pipe's buffer in each direction.
 MAX_WRITE = 1024 * 1024  #: Bytes of one WriteFile; Windows charges pending writes to nonpaged pool.
-MAX_INBOX = 256 * 1024 * 1024  #: Bytes of input to buffer while a client is blocked or not reading.
+MAX_INBOX = 256 * 1024 * 1024  #: Bytes to buffer from a client that is blocked or not reading.
 CHUNK_OVERHEAD = 100  #: Bytes of memory that a buffered chunk needs besides its data.
 MAX_HEADER = 65536  #: Bytes of a RESP line that announces a length, as in Redis.
 ARGUMENT_OVERHEAD = 48  #: Bytes of memory that a parsed argument needs besides its data.
 REPLY_OVERHEAD = 6  #: Bytes of an encoded reply besides its data.
 MEMORY_CHECK_THRESHOLD = 1024 * 1024  #: Bytes a client may buffer even when memory is full.
 MAX_PARSED_REQUESTS = 1000  #: Number of requests to parse before they are executed.
-MAX_UNAUTHENTICATED_ARGUMENTS = 10  #: Number of arguments before AUTH, as in Redis.
+MAX_UNAUTHENTICATED_ARGUMENTS = 10  #: Number of arguments of a command before AUTH, as in Redis.
 MAX_UNAUTHENTICATED_BYTES = 16384  #: Bytes of one argument before AUTH, as in Redis.
 
 #: Bytes of replies after which a session releases the keyspace lock, so that other clients are
@@ -123,13 +123,13 @@ KEYS_PER_CYCLE = 1000  #: Number of keys to expire or evict before the keyspace 
 TIMEOUT_CHECK_INTERVAL = 0.5  #: Seconds between two searches for clients that timed out.
 
 SAVE_INTERVAL = 0.75  #: Seconds between two writes to the file.
-MAX_RETRY_DELAY = 10.0  #: Seconds between two attempts at most while writes fail.
+MAX_RETRY_DELAY = 10.0  #: Seconds; the longest time between two attempts while writes fail.
 SAVE_AT_DIRTY_KEYS = 200_000  #: Number of changed keys at which SAVE_INTERVAL ends early.
-DIRTY_CHECK_INTERVAL = 0.1  #: Seconds between two checks of that number.
+DIRTY_CHECK_INTERVAL = 0.1  #: Seconds between two checks of the number of changed keys.
 PROGRESS_INTERVAL = 1.0  #: Seconds between two log lines about loading or saving.
 SAVE_TIMEOUT = 30.0  #: Seconds without progress after which stop() gives up saving.
 FILE_LOCK_TIMEOUT = 5.0  #: Seconds to wait for another process to release the file.
-MAX_ROW = 999_000_000  #: Bytes of a key and its value in the file; SQLite allows a row 10**9.
+MAX_ROW = 999_000_000  #: Bytes of a key and its value in the file; a row of SQLite holds 10**9.
 #: Number of parameters of one SQL statement. SQLite before 3.32 allows 999, later versions 32766.
 MAX_SQL_PARAMETERS = 999 if sqlite3 is None or sqlite3.sqlite_version_info < (3, 32) else 8000
 BATCH_BYTES = 1024 * 1024  #: Bytes of values after which a statement takes no more rows.
@@ -141,10 +141,10 @@ MAX_SCAN = 10_000  #: Number of keys that one SCAN visits at most.
 SCAN_ALL_BELOW = 128  #: Number of members up to which HSCAN, SSCAN and ZSCAN return all at once.
 LRU_SAMPLES = 5  #: Number of keys from which an LRU policy evicts the least recently used one.
 CLOCK_TOLERANCE = 500  #: Milliseconds; a larger jump of the wall clock means that it was set.
-M_ARENA_MAX = -8  #: Number of this parameter of mallopt(3) in the GNU C library.
-#: Bytes of one pattern, and of all patterns of one PSUBSCRIBE. Compilation blocks all clients.
+M_ARENA_MAX = -8  #: The number of a parameter of mallopt(3) in the GNU C library.
+#: Bytes of one pattern, and of all patterns of one PSUBSCRIBE. To compile them blocks all clients.
 MAX_PATTERN, MAX_PATTERNS = 4096, 16384
-MAX_NUMBER = 4000  #: Bytes of a decimal number.
+MAX_NUMBER = 4000  #: Bytes of a decimal number that a command accepts.
 MAX_NAME = 1024  #: Bytes of a client's name.
 MAX_WAIT = 86400.0  #: Seconds of one wait; the system's limit is 2**31 milliseconds, 24 days.
 MAX_SLEEP = 3600.0  #: Seconds that DEBUG SLEEP accepts at most.
@@ -208,7 +208,7 @@ def _invalid(name: str, value: object, expected: str) -> ValueError:
 
 
 class Limit(NamedTuple):
-    """A limit. Its key in LIMITS is the name of its option; 0 means no limit where 0 is allowed."""
+    """A limit. Its key in LIMITS is the option's name. The value 0, if allowed, means no limit."""
 
     parameter: str  #: The name in CONFIG SET, as in Redis if Redis has this limit.
     default: float
@@ -220,10 +220,10 @@ class Limit(NamedTuple):
         """Return the value in a text, or raise ValueError if it is not allowed."""
         if self.unit == "bytes":
             return self.check(parse_size(text))
-        seconds = self.unit == "seconds"
-        if re.fullmatch(r"\d{1,9}(\.\d{1,3})?" if seconds else r"\d{1,9}", text):
-            return self.check(float(text) if seconds else int(text))
-        return self.check(text)
+        is_float = self.unit == "seconds"
+        if not re.fullmatch(r"\d{1,9}(\.\d{1,3})?" if is_float else r"\d{1,9}", text):
+            return self.check(text)  # This raises, because a text is not a number.
+        return self.check(float(text) if is_float else int(text))
 
     def check(self, value: object, name: str = "argument") -> float:
         """Return the value, or raise ValueError with the argument's name if it is not allowed."""
@@ -315,18 +315,17 @@ class Settings:
             raise _invalid("db", db, "the name of a file")
         if db is not None and sqlite3 is None:
             raise ValueError(f"db {db!r} needs a Python with the module sqlite3")
-        unknown = sorted(limits.keys() - LIMITS.keys())
-        if unknown:
-            raise TypeError(f"unknown arguments: {', '.join(unknown)}")
         self.pipe, self.access, self.max_memory_policy = pipe, access, max_memory_policy
         self.notify_keyspace_events = notify_keyspace_events
         self.tcp, self.password, self.db = tcp, password, db
         for name, limit in LIMITS.items():
-            setattr(self, name, limit.check(limits.get(name, limit.default), name))
+            setattr(self, name, limit.check(limits.pop(name, limit.default), name))
+        if limits:
+            raise TypeError(f"unknown arguments: {', '.join(sorted(limits))}")
 
 
 # ----------------------------------------------------------------------------
-# Exceptions
+# Exceptions and replies
 # ----------------------------------------------------------------------------
 
 
@@ -359,7 +358,7 @@ class CommandError(PipecacheError):
 
 
 def reply_too_long(limit: int) -> CommandError:
-    """Return the error that replaces a reply longer than so many bytes."""
+    """Return the error that replaces a reply of more than ``limit`` bytes."""
     return CommandError(f"ERR the reply is longer than max-reply ({limit} bytes); request less")
 
 
@@ -381,11 +380,6 @@ class UnknownCommand(CommandError):
         super().__init__(f"ERR unknown command '{command}', with args beginning with: {shown}")
 
 
-def invalid_expire(name: str) -> CommandError:
-    """Return Redis's error for a time to live that is not positive or exceeds 64 bits."""
-    return CommandError(f"ERR invalid expire time in '{name}' command")
-
-
 def _printable(data: bytes) -> str:
     # A line break would end the RESP error that contains it. Redis cuts the text at a NUL.
     return data.partition(b"\0")[0].decode("latin-1").replace("\r", " ").replace("\n", " ")
@@ -399,11 +393,6 @@ BAD_HASH_INTEGER = "ERR hash value is not an integer"
 INTERNAL_ERROR = "ERR internal error, see the server's log"
 OVERFLOW = "ERR increment or decrement would overflow"
 OUT_OF_MEMORY = "OOM command not allowed when used memory > 'maxmemory'."
-
-
-# ----------------------------------------------------------------------------
-# Replies
-# ----------------------------------------------------------------------------
 
 
 class Status(bytes):
@@ -434,7 +423,7 @@ class MultipleReplies(List[Any]):
 
 
 class NullReply:
-    """A null reply with its own form in RESP2; None is the null bulk string."""
+    """A null reply that RESP2 encodes as these bytes. None is encoded as the null bulk string."""
 
     def __init__(self, resp2: bytes) -> None:
         self.resp2 = resp2
@@ -442,6 +431,9 @@ class NullReply:
 
 NULL_ARRAY = NullReply(b"*-1\r\n")
 NO_REPLY = NullReply(b"")  #: No reply at all, for CLIENT REPLY OFF and SKIP.
+
+#: The types of replies whose size is checked against max_reply before they are encoded.
+_MEASURED_TYPES = frozenset({list, dict, SetReply, PairsReply, MultipleReplies, Verbatim})
 
 #: The types that a command can return. None is a missing value, bytes are a bulk string.
 Reply = Union[None, int, float, bytes, NullReply, PipecacheError, List[Any], Dict[bytes, Any]]
@@ -512,12 +504,8 @@ def reply_size(reply: Reply) -> int:
     return REPLY_OVERHEAD + (len(reply) if isinstance(reply, bytes) else 0)
 
 
-def encode_text(reply: Reply, terminator: bytes) -> bytes:
+def encode_text(reply: Reply, separator: bytes = b"\n") -> bytes:
     """Return the text form of a reply: bare values, one line per element, ``ERROR: ...``."""
-    return _text_body(reply, terminator or b"\n") + terminator
-
-
-def _text_body(reply: Reply, separator: bytes) -> bytes:
     if reply is None or isinstance(reply, NullReply):
         return b""
     if isinstance(reply, bytes):
@@ -532,7 +520,7 @@ def _text_body(reply: Reply, separator: bytes) -> bytes:
     if isinstance(reply, Push):
         separator = b" "
     if isinstance(reply, list):
-        return separator.join(_text_body(element, separator) for element in reply)
+        return separator.join(encode_text(element, separator) for element in reply)
     if isinstance(reply, UnknownCommand):
         return b"ERROR: Unknown command"
     return b"ERROR: " + str(reply).partition(" ")[2].encode("latin-1", "replace")
@@ -582,7 +570,7 @@ def encode_resp(reply: Reply, version: int = 2) -> bytes:
 _RESP3_LIST_TYPES = {SetReply: b"~", Push: b">"}
 
 # The header of a short argument by its length, and the number of CRLF-separated tokens of a
-# command by its header. A lookup is faster than formatting and parsing.
+# command by its header. To look them up is faster than to format and to parse them.
 _BULK_HEADERS = {length: b"$%d" % length for length in range(1025)}
 _TOKENS_PER_COMMAND = {b"*%d" % size: 1 + 2 * size for size in range(1, 129)}
 
@@ -848,19 +836,13 @@ class ListValue(Deque[bytes]):
     def shrink(self) -> None:
         """Do nothing: a deque releases the memory of removed elements itself."""
 
-    def replace_elements(self, elements: Iterable[bytes]) -> None:
-        elements = list(elements)
-        self.clear()
-        self.data_bytes = 0
-        self.push(elements, left=False)
-
     def to_parts(self) -> list[bytes]:
         """Return the contents as a list for from_parts()."""
         return list(self)
 
     @classmethod
     def from_parts(cls, parts: list[bytes]) -> ListValue:
-        """Return a value with these contents. All types raise ValueError for invalid parts."""
+        """Return a new value with these contents. All types raise ValueError for invalid parts."""
         return cls(parts)
 
 
@@ -890,8 +872,8 @@ class ScannableDict(Dict[bytes, Any]):
         """Return the next cursor, 0 at the end, and up to ``count`` keys from this cursor on.
 
         As in Redis, an iteration returns every key that exists from its start to its end. It
-        visits positions from last to first, because a removal moves later keys of a dict to lower
-        positions: when the list of keys is made again, no key moves out of the remaining part.
+        visits positions from last to first: a removal moves keys of a dict to lower positions, so
+        no key leaves the part that the iteration still has to visit.
         """
         if self._scan_keys is None or not cursor:
             self._scan_keys = list(self)
@@ -940,9 +922,6 @@ class Hash(ScannableDict):
         self.data_bytes -= len(field) + len(value)
         return True
 
-    def copy(self) -> Any:
-        return self.from_parts(self.to_parts())
-
     def to_parts(self) -> list[bytes]:
         return list(itertools.chain.from_iterable(self.items()))
 
@@ -984,7 +963,7 @@ def event_class(value: Any) -> str:
 
 
 class _LastMember:
-    # Greater than every member, as the upper bound of a range of equal scores.
+    # An object that is greater than every member: the upper bound of a range of equal scores.
     def __gt__(self, other: object) -> bool:
         return True
 
@@ -998,10 +977,11 @@ class SortedSet:
     __slots__ = ("_chunks", "accounted", "data_bytes", "scores")
     EVENT_CLASS = "z"
     COST, ELEMENT_COST = 440, 160
-    MAX_CHUNK = 1000  #: Number of pairs in one chunk, which an insertion moves.
+    MAX_CHUNK = 1000  #: Number of pairs in one chunk; an insertion moves the pairs of one chunk.
 
     def __init__(self) -> None:
         self.scores = ScannableDict()
+        # All pairs of score and member in order, divided into sorted lists.
         self._chunks: list[list[tuple[float, bytes]]] = [[]]
         self.data_bytes = self.accounted = 0
 
@@ -1063,9 +1043,6 @@ class SortedSet:
     def shrink(self) -> None:
         self.scores.shrink()
 
-    def copy(self) -> SortedSet:
-        return self.from_parts(self.to_parts())
-
     def to_parts(self) -> list[bytes]:
         return [*self.scores, struct.pack(f"<{len(self)}d", *self.scores.values())]
 
@@ -1083,15 +1060,10 @@ class SortedSet:
         return value
 
     def _find_chunk(self, pair: tuple[Any, ...]) -> int:
-        # Return the first chunk whose last pair is not before this pair, else the last chunk.
-        low, high = 0, len(self._chunks) - 1
-        while low < high:
-            middle = (low + high) // 2
-            if self._chunks[middle][-1] < pair:
-                low = middle + 1
-            else:
-                high = middle
-        return low
+        # Return the index of the last chunk whose first pair is not after this pair, or else 0.
+        # LAST_MEMBER makes the bound greater than a chunk that begins with this pair.
+        bound: list[Any] = [pair, LAST_MEMBER]
+        return max(bisect.bisect_left(self._chunks, bound) - 1, 0)
 
 
 # ----------------------------------------------------------------------------
@@ -1100,9 +1072,10 @@ class SortedSet:
 
 Value = TypeVar("Value")
 
-# An element of a Redis pattern: a class such as [^a-z] or one character; an element of a class.
-_GLOB = re.compile(rb"\[(?P<negated>\^?)(?P<members>(?:\\.|[^\]]-.|[^\]])*)\]?|\\?.", re.DOTALL)
-_GLOB_MEMBER = re.compile(rb"\\(.)|(.)-(.)|(.)", re.DOTALL)
+# An element of a Redis pattern: stars, a class such as [^a-z], or one character.
+_GLOB = re.compile(rb"(?s)\*+|\[(?P<negated>\^?)(?P<members>(?:\\.|[^\]]-.|[^\]])*)\]?|\\?.")
+# An element of a class: an escaped character, a range or one character.
+_GLOB_MEMBER = re.compile(rb"(?s)\\(.)|(.)-(.)|(.)")
 
 
 @functools.lru_cache(maxsize=256)
@@ -1110,7 +1083,9 @@ def compile_glob(pattern: bytes) -> Callable[[bytes], object]:
     r"""Return a function that tests if a key matches a pattern of Redis (``*?[a-z][^a]\x``).
 
     Each ``*`` takes the first match of the part behind it without backtracking, so that the time
-    grows linearly with the key and the pattern. A pattern over MAX_PATTERN raises CommandError.
+    is at most proportional to the length of the key times the length of the pattern.
+
+    :raises CommandError: if the pattern is longer than MAX_PATTERN.
     """
     if len(pattern) > MAX_PATTERN:
         raise CommandError(f"ERR the pattern is longer than {MAX_PATTERN} bytes")
@@ -1121,24 +1096,21 @@ def compile_glob(pattern: bytes) -> Callable[[bytes], object]:
         return functools.partial(_match_literals, first_literal, literals[:-1], literals[-1])
     parts = [b""]  # The regular expressions of the parts between the stars.
     for match in _GLOB.finditer(pattern):
-        if match[0] == b"*":
-            if parts[-1] or len(parts) == 1:  # Adjacent stars match the same as one star.
-                parts.append(b"")
+        if match[0].startswith(b"*"):  # Adjacent stars match the same as one star.
+            parts.append(b"")
         elif match[0] == b"?":
             parts[-1] += b"."
         elif match["members"] is not None:
             parts[-1] += _glob_class(match["negated"], match["members"])
         else:
             parts[-1] += re.escape(match[0][-1:])
-    first, *others = parts
-    if not others:
-        return re.compile(first, re.DOTALL).fullmatch
-    # (?=(?P<x>...))(?P=x) is an atomic group, for which Python has (?>...) only since 3.11.
-    middle = b"".join(
-        b"(?=(?P<g%d>.*?%b))(?P=g%d)" % (number, part, number)
-        for number, part in enumerate(others[:-1])
-    )
-    return re.compile(b"%b%b.*%b" % (first, middle, others[-1]), re.DOTALL).fullmatch
+    expression = parts[0]
+    for number, part in enumerate(parts[1:-1]):
+        # (?=(?P<x>...))(?P=x) is an atomic group, for which Python has (?>...) only since 3.11.
+        expression += b"(?=(?P<g%d>.*?%b))(?P=g%d)" % (number, part, number)
+    if len(parts) > 1:
+        expression += b".*" + parts[-1]
+    return re.compile(expression, re.DOTALL).fullmatch
 
 
 def _match_literals(first: bytes, middle: list[bytes], last: bytes, key: bytes) -> bool:
@@ -1186,17 +1158,13 @@ class Changes(NamedTuple):
 
     cleared: bool  #: True if every key that is not listed was deleted.
     keys: list[bytes]  #: The changed keys in ascending order.
-    values: list[
-        Any
-    ]  #: Their values: None for a deleted key, (event class, parts) of a collection.
-    deadlines: list[int | None]  #: Their deadlines as in the keyspace; empty if no key has one.
+    values: list[Any]  #: None for a deleted key; event class and parts of a collection.
+    deadlines: list[int | None]  #: The keys' deadlines; empty if no key of the keyspace has one.
     epoch: int  #: Milliseconds since 1970 at 0 of the keyspace's clock.
 
 
 class Watch:
     """The keys that a client watches with WATCH."""
-
-    __slots__ = ("broken", "keys")
 
     def __init__(self) -> None:
         #: True once one of the keys was changed, so that EXEC must fail.
@@ -1213,7 +1181,7 @@ def ignore_event(event: bytes, key: bytes, value: Any) -> None:
 
 
 class Keyspace:
-    """Every key with its value, deadline and owner, as a Redis database holds them.
+    """All keys with their values, deadlines and owners, like one database of Redis.
 
     :param clock: returns seconds and never goes back, like :func:`time.monotonic`.
     :param wall_clock: returns seconds since 1970, like :func:`time.time`.
@@ -1235,7 +1203,7 @@ class Keyspace:
         #: this exceeds the limit.
         self.used_memory = self._reserved = 0
         self.memory_limit = math.inf
-        #: Receives each keyspace event: its name, the key, and the value that was changed.
+        #: The function that receives each keyspace event: its name, the key, the changed value.
         self.notify: Callable[[bytes, bytes, Any], None] = ignore_event
         self._clock, self._wall_clock = clock, wall_clock
         # Milliseconds to add to now() to get the wall-clock time.
@@ -1252,8 +1220,8 @@ class Keyspace:
         # When each key was last used. None unless the eviction policy is an LRU policy.
         self._access_times: dict[bytes, int] | None = None
         self._key_cost = KEY_COST
-        # The keys changed since take_changes(). None without persistence. _cleared is True if
-        # every key was deleted since then.
+        # The keys changed since take_changes(), or None without persistence. _cleared is True if
+        # all keys were deleted or mark_all_changed() was called since then.
         self._changed: set[bytes] | None = None
         self._cleared = False
 
@@ -1289,7 +1257,7 @@ class Keyspace:
                     self._changed.add(key)
 
     def read(self, key: bytes, value_type: type[Value]) -> Value | None:
-        """Return the value of a key, or None. Counts as a use of the key.
+        """Return the value of a key, or None, and count a use of the key.
 
         :raises CommandError: if the value is not of this type.
         """
@@ -1317,22 +1285,17 @@ class Keyspace:
         values = map(self._values.get, keys)
         return [value if value.__class__ is bytes else None for value in values]
 
-    def lookup(self, key: bytes) -> Any:
-        """Return the value of a key, of any type, or None. Counts as a use of the key."""
-        value = self.lookup_no_touch(key)
-        if value is not None and self._access_times is not None:
-            self._access_times[key] = self.now()
-        return value
-
-    def lookup_no_touch(self, key: bytes) -> Any:
-        """Return the value of a key, of any type, or None. Does not count as a use."""
+    def lookup(self, key: bytes, touch: bool = True) -> Any:
+        """Return the value of a key of any type, or None; count a use if ``touch`` is true."""
         value = self.peek(key)
         if value is None:
             self.notify(b"keymiss", key, None)
+        elif touch and self._access_times is not None:
+            self._access_times[key] = self.now()
         return value
 
     def peek(self, key: bytes) -> Any:
-        """Return the value of a key, of any type, or None, without use and without event."""
+        """Return the value of a key of any type, or None; count no use and publish no event."""
         return self._values[key] if key in self else None
 
     def __contains__(self, key: object) -> bool:
@@ -1439,7 +1402,7 @@ class Keyspace:
     def copy(self, source: bytes, target: bytes) -> None:
         """Copy an existing key and overwrite the target, as COPY does. The owner is not copied."""
         value = self._values[source]
-        copied = value if isinstance(value, bytes) else value.copy()
+        copied = value if isinstance(value, bytes) else value.from_parts(value.to_parts())
         self._overwrite(target, copied, self._deadlines.get(source))
         self.notify(b"copy_to", target, None)
 
@@ -1457,7 +1420,7 @@ class Keyspace:
             self._set_deadline(key, deadline)
 
     def set_owner(self, key: bytes, owner: object) -> None:
-        """Let :meth:`delete_owned` of this owner delete an existing key (SET with OWNED)."""
+        """Give an existing key an owner, so that :meth:`delete_owned` deletes it (SET OWNED)."""
         self.clear_owner(key)
         self._owners[key] = owner
         self._owned.add(owner, key)
@@ -1562,7 +1525,7 @@ class Keyspace:
 
     @property
     def dirty_keys(self) -> int:
-        """The number of changes that were not taken yet."""
+        """The number of changes that :meth:`take_changes` has not returned yet."""
         return len(self._values) + 1 if self._cleared else len(self._changed or ())
 
     def take_changes(self) -> Changes:
@@ -1589,16 +1552,14 @@ class Keyspace:
         assert self._changed is not None
         # Keys that were created and deleted again would otherwise collect here without bound.
         many = len(self._changed) + len(changes.keys) > 2 * len(self) + 100_000
-        if changes.cleared or many:
-            self.mark_all_changed()
-        elif not self._cleared:
-            try:
+        if not (changes.cleared or many):
+            with contextlib.suppress(MemoryError):
                 self._changed.update(changes.keys)
-            except MemoryError:
-                self.mark_all_changed()
+                return
+        self.mark_all_changed()
 
     def mark_all_changed(self) -> None:
-        """Let the next take_changes() return every key."""
+        """Make the next take_changes() return every key."""
         self._changed, self._cleared = set(), True
 
     def watch(self, key: bytes, watch: Watch) -> None:
@@ -1627,14 +1588,14 @@ class Keyspace:
 
     @policy.setter
     def policy(self, policy: str) -> None:
-        self._policy = policy
-        if not policy.endswith("lru"):
+        is_lru = policy.endswith("lru")
+        if not is_lru:
             self._access_times = None
         elif self._access_times is None:
             self._access_times = dict.fromkeys(self._values, self.now())
-        before = self._key_cost
-        self._key_cost = KEY_COST + (self._access_times is not None) * ACCESS_TIME_COST
-        self.used_memory += (self._key_cost - before) * len(self)
+        key_cost = KEY_COST + is_lru * ACCESS_TIME_COST
+        self.used_memory += (key_cost - self._key_cost) * len(self)
+        self._policy, self._key_cost = policy, key_cost
 
     def idle_time(self, key: bytes) -> int | None:
         """Return the milliseconds since an existing key was used; None without an LRU policy."""
@@ -1743,8 +1704,6 @@ class Keyspace:
 class Transaction:
     """The commands of a client since MULTI."""
 
-    __slots__ = ("commands", "failed", "size")
-
     def __init__(self) -> None:
         self.commands: list[tuple[Command, list[bytes]]] = []
         #: True if a command could not be queued, so that EXEC must fail.
@@ -1777,8 +1736,8 @@ class Client:
         self.terminator: bytes | None = None
         self.password = password
         self.authenticated = password is None
-        #: The mode that CLIENT REPLY has set: ON, OFF, or SKIP, which becomes SKIP_NEXT after the
-        #: reply to CLIENT REPLY itself was left out.
+        #: The mode that CLIENT REPLY has set: ON, OFF, or SKIP, which becomes SKIP_THIS while the
+        #: next command is executed.
         self.reply_mode = "ON"
         self.transaction: Transaction | None = None
         self.watch: Watch | None = None
@@ -1788,12 +1747,10 @@ class Client:
         #: The subscribed channels and patterns, in the order of subscription.
         self.channels: dict[bytes, None] = {}
         self.patterns: dict[bytes, None] = {}
-        #: True after MONITOR.
-        self.monitoring = False
         #: Encoded messages that PubSub.flush() will write, and their number of bytes.
         self.pending_output: list[bytes] = []
         self.pending_bytes = 0
-        #: Why the server closes the connection, and the level for logging it; "" while it is open.
+        #: The reason to close the connection, "" while there is none, and its log level.
         self.close_reason, self.close_level = "", logging.DEBUG
         #: The name of the last command, as the client sent it.
         self.last_command = b""
@@ -1808,10 +1765,10 @@ class Client:
         return len(self.channels) + len(self.patterns)
 
     def needs_slow_path(self) -> bool:
-        """Return True if a command needs more checks than to be found and called.
+        """Return True if execute() has to check more than the name and arguments of a command.
 
-        These facts change only in commands that always take the slow path, and with MONITOR of
-        another client, which sets :attr:`slow_path` of every client.
+        The result changes only in commands that always take the slow path, and when another
+        client sends MONITOR, which sets :attr:`slow_path` of every client.
         """
         return (
             not self.authenticated
@@ -1832,6 +1789,15 @@ class Client:
         self.keyspace.unwatch(watch)
         return watch.broken
 
+    def encode(self, reply: Reply) -> bytes:
+        """Return a reply, or an error if the reply is too long, as bytes of RESP or text."""
+        max_reply = self.settings.max_reply
+        if reply.__class__ in _MEASURED_TYPES and reply_size(reply) > max_reply:
+            reply = reply_too_long(max_reply)
+        if self.terminator is None or reply is NO_REPLY:
+            return encode_resp(reply, self.protocol)
+        return encode_text(reply, self.terminator or b"\n") + self.terminator
+
     def close(self, reason: str, level: int = logging.DEBUG) -> None:
         """Close the connection after the current reply.
 
@@ -1841,7 +1807,7 @@ class Client:
             self.close_reason, self.close_level = reason, level
 
     def disconnect(self, reason: str) -> None:
-        """Close the connection at once, even while its thread sends or waits. From any thread."""
+        """Close the connection at once, even while its thread waits. Any thread may call this."""
         self.close(reason, logging.INFO)
 
     def expect_pushes(self) -> None:
@@ -1875,17 +1841,6 @@ class Client:
         return f"process {process}, {program or 'unknown program'}" if process else self.address
 
 
-#: How a client reads a reply: in this version of RESP, or as text with this terminator.
-ReplyFormat = Union[int, bytes]
-
-
-def encode_reply(reply: Reply, reply_format: ReplyFormat) -> bytes:
-    """Return a reply as bytes of RESP or text."""
-    if isinstance(reply_format, int):
-        return encode_resp(reply, reply_format)
-    return encode_text(reply, reply_format)
-
-
 class PubSub:
     """The subscriptions of all clients and the messages queued for them.
 
@@ -1897,7 +1852,7 @@ class PubSub:
         #: The subscribed clients by channel and by pattern.
         self.channels, self.patterns = OrderedSets(), OrderedSets()
         self._matchers: dict[bytes, Callable[[bytes], object]] = {}  # by pattern
-        self.monitors: dict[Client, None] = {}
+        self.monitors: dict[Client, None] = {}  # the clients that have sent MONITOR
         #: The clients for which messages are queued.
         self.pending_clients: list[Client] = []
 
@@ -1930,13 +1885,11 @@ class PubSub:
     def monitor(self, client: Client) -> None:
         """Send every command of every client to this client (MONITOR)."""
         self.monitors[client] = None
-        client.monitoring = True
         client.expect_pushes()
 
     def remove(self, client: Client) -> None:
         """Remove every subscription of a client, and MONITOR."""
         self.monitors.pop(client, None)
-        client.monitoring = False
         for name in list(client.channels):
             self.unsubscribe(client, name, False)
         for pattern in list(client.patterns):
@@ -1955,8 +1908,9 @@ class PubSub:
         return count
 
     def queue(self, reply: Reply, clients: Iterable[Client]) -> None:
-        """Queue a message for these clients. It is encoded once per reply format."""
-        encoded: dict[ReplyFormat, bytes] = {}
+        """Queue a message for these clients."""
+        # The encoded messages, by the version of RESP or by the terminator of text.
+        encoded: dict[int | bytes, bytes] = {}
         size = reply_size(reply)
         for client in clients:
             if not client.can_queue(size):
@@ -1964,7 +1918,7 @@ class PubSub:
             reply_format = client.protocol if client.terminator is None else client.terminator
             data = encoded.get(reply_format)
             if data is None:
-                data = encoded[reply_format] = encode_reply(reply, reply_format)
+                data = encoded[reply_format] = client.encode(reply)
             if not client.pending_output:
                 self.pending_clients.append(client)
             client.pending_output.append(data)
@@ -2004,21 +1958,12 @@ class KeyspaceEvents:
         b"rename_to": "g", b"evicted": "e", b"expired": "x", b"keymiss": "m", b"new": "n",
     }  # fmt: skip
 
-    def __init__(self, keyspace: Keyspace, pubsub: PubSub) -> None:
+    def __init__(self, keyspace: Keyspace, pubsub: PubSub, letters: str) -> None:
         self._keyspace, self._pubsub = keyspace, pubsub
-        self._classes: frozenset[str] = frozenset()
-
-    @staticmethod
-    def check(letters: str) -> None:
-        """Check a value of notify-keyspace-events.
-
-        :raises ValueError: if a letter is not an event class.
-        """
-        if not set(letters) <= set(EVENT_CLASSES):
-            raise ValueError("Invalid event class character. Use 'Ag$lshzxeKEtmdn'.")
+        self.configure(letters)
 
     def configure(self, letters: str) -> None:
-        """Choose the published events by a value of notify-keyspace-events."""
+        """Choose the published events by letters of EVENT_CLASSES."""
         self._classes = frozenset(letters.replace("A", self.ALL))
         enabled = self._classes - {"K", "E"} and self._classes & {"K", "E"}
         self._keyspace.notify = self._publish if enabled else ignore_event
@@ -2044,8 +1989,6 @@ class BlockedClient(Watch):
     :param deadline: the end of the wait as a time of :func:`time.monotonic`, or None.
     """
 
-    __slots__ = ("client", "deadline", "done", "reply", "suppress_reply", "take", "value_type")
-
     def __init__(
         self, client: Client, value_type: type | None = None,
         take: Callable[[Client, bytes], Reply] | None = None, deadline: float | None = None,
@@ -2063,10 +2006,6 @@ class BlockedClient(Watch):
     def key_changed(self, key: bytes) -> None:
         self.client.state.blocked.ready_keys[key] = None
 
-    def remaining(self) -> float | None:
-        """Return the seconds until the deadline, or None if there is no deadline."""
-        return None if self.deadline is None else self.deadline - time.monotonic()
-
 
 class BlockedClients:
     """The clients that are blocked by a command. The keyspace lock guards everything here."""
@@ -2080,7 +2019,7 @@ class BlockedClients:
     def block(self, blocked: BlockedClient, keys: Iterable[bytes] = ()) -> NullReply:
         """Block a client until one of the keys is ready, or until :meth:`unblock`.
 
-        :returns: the reply for now, which is none.
+        :returns: NO_REPLY, the reply for the present.
         """
         blocked.client.blocked = blocked
         self.clients[blocked] = None
@@ -2100,8 +2039,8 @@ class BlockedClients:
     def serve_ready_keys(self) -> None:
         """Serve the clients that are blocked on changed keys, the longest-waiting client first.
 
-        The session calls this after each command, so that no other command runs in between. To
-        serve one client can make a key ready for another one (BLMOVE).
+        The session calls this after each command, so that no other command runs in between. The
+        command of a served client can make another key ready (BLMOVE).
         """
         while self.ready_keys:
             key = next(iter(self.ready_keys))
@@ -2145,8 +2084,8 @@ class State:
         self.keyspace.memory_limit = settings.max_memory or math.inf
         self.keyspace.policy = settings.max_memory_policy
         self.pubsub = PubSub(self.keyspace)
-        self.events = KeyspaceEvents(self.keyspace, self.pubsub)
-        self.events.configure(settings.notify_keyspace_events)
+        letters = settings.notify_keyspace_events
+        self.events = KeyspaceEvents(self.keyspace, self.pubsub, letters)
         self.blocked = BlockedClients(self.keyspace)
         #: None without --db.
         self.persistence: Persistence | None = None
@@ -2182,9 +2121,9 @@ APPLICATION_ID = int.from_bytes(b"pipc", "big")
 #: The user_version in the header of the SQLite file: the newest row format known to this program.
 FILE_FORMAT = 1
 
-# One row per key. kind is the event_class() of the value; value has the bytes of a string, or the
-# pack_parts() of a collection; expires is in Unix milliseconds, or NULL for never; by_clock is 1 if
-# the deadline follows the wall clock (EXPIREAT), and 0 if it follows elapsed time (EXPIRE).
+# One row per key. kind is the event_class() of the value. value is a string, or a collection that
+# pack_parts() encoded. expires is the deadline in milliseconds since 1970, or NULL. by_clock is 1
+# if the deadline follows the wall clock (EXPIREAT), and 0 if it follows elapsed time (EXPIRE).
 _SCHEMA = """CREATE TABLE keys (key BLOB PRIMARY KEY, kind TEXT NOT NULL, value BLOB NOT NULL,
     expires INTEGER, by_clock INTEGER NOT NULL) WITHOUT ROWID"""
 # SQLite stores any type in any column, so _load() checks the types of key, value and expires.
@@ -2205,8 +2144,8 @@ _ADVICE = {
     "MemoryError": "close other programs, or start the server with a lower --max-memory",
 }
 
-#: (device, inode) of each file that this process has open. _check_header() must not open the file
-#: again: when a process closes a file, POSIX releases all its locks on the file, SQLite's too.
+#: (device, inode) of each file that this process has open. _check_header() must not open such a
+#: file again: when a process closes a file once, POSIX releases all locks of this process on it.
 _OPEN_FILES: set[tuple[int, int] | None] = set()
 
 
@@ -2242,9 +2181,9 @@ class Persistence:
 
     Promises: A change is in the file about one second after it was made, unless keys change faster
     than the disk can write. Each save is one transaction (WAL mode, synchronous=FULL): after a
-    crash, the file has all changes of a save or none. EXEC holds the keyspace lock, so a MULTI is
-    in the file whole or not at all. If a save fails, the next save writes its changes. A file that
-    cannot be used is left as it is.
+    crash, the file has all changes of a save or none. EXEC holds the keyspace lock, so this is also
+    true for all changes of a transaction. If a save fails, the next save writes its changes. A file
+    that cannot be used is not changed.
 
     Locks: The keyspace lock guards the changes and ``_requests``. Only the saver writes the other
     attributes, except in :meth:`open`, :meth:`start` and :meth:`stop`; INFO reads the public ones.
@@ -2263,11 +2202,12 @@ class Persistence:
         # (device, inode) of the file, and of the WAL file while the file is open.
         self._inode: tuple[int, int] | None = None
         self._wal_inode: tuple[int, int] | None = None
+        self._held_inode: tuple[int, int] | None = None  # the entry of this object in _OPEN_FILES
         #: The error of the last save, or "" if it succeeded.
         self.error = ""
-        #: Bytes of key and value, by key, of the keys that are not saved because they are too long.
+        #: The keys that are too long to be saved, each with the bytes of key and value.
         self.refused: dict[bytes, int] = {}
-        #: Keys that open() loaded, keys that open() found expired, and saves that wrote changes.
+        #: Numbers of keys loaded by open(), of keys expired before open(), and of completed saves.
         self.loaded = self.expired = self.saves = 0
         self.size = 0  #: Bytes of the file and the WAL file together.
         #: Unix time in seconds of the last save, and seconds that the last save or open() took.
@@ -2275,7 +2215,7 @@ class Persistence:
         #: time.monotonic() when the file last had all changes, and when the current save began.
         self.synced_at = time.monotonic()
         self.began: float | None = None
-        # Changed keys in the current transaction, and statements executed in all transactions.
+        # Numbers of changed keys in the current save, and of statements executed in all saves.
         self._saving_count = self._written = 0
         self._requests: list[Callable[[str], None]] = []  # callbacks for the end of the next save
         self._save_requested, self._ending = threading.Event(), False
@@ -2323,7 +2263,6 @@ class Persistence:
             self.path, timeout=0, isolation_level=None, check_same_thread=False,
             cached_statements=CACHED_STATEMENTS,
         )  # fmt: skip
-        _OPEN_FILES.add(self._inode)
         # In this mode SQLite keeps its lock until the file is closed, so that no second server uses
         # the file. SQLite then needs no shared memory, which network drives do not support.
         database.execute("PRAGMA locking_mode=EXCLUSIVE")
@@ -2349,7 +2288,7 @@ class Persistence:
         execute(f"PRAGMA wal_autocheckpoint={WAL_CHECKPOINT_PAGES}")
         execute(f"PRAGMA journal_size_limit={64 << 20}")
         execute(f"PRAGMA user_version={FILE_FORMAT}")
-        self._wal_inode = _inode_of(self.path + "-wal")
+        self._inode, self._wal_inode = self._held_inode, _inode_of(self.path + "-wal")
         self._update_size()
 
     def _check_header(self) -> None:
@@ -2357,12 +2296,14 @@ class Persistence:
         if not os.path.exists(self.path):
             # Create the file here, because other users can read a file that SQLite creates.
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            self._inode = _inode_of(self.path)
         if not os.path.isfile(self.path):
             raise OSError("not a regular file (choose another name)")
         inode = _inode_of(self.path)
         if inode in _OPEN_FILES:
             raise sqlite3.OperationalError("database is locked")
-        self._inode = inode
+        self._held_inode = inode
+        _OPEN_FILES.add(inode)
         with open(self.path, "r+b") as file:  # "r+b" fails if the file is read-only
             header = file.read(100)
         if header and (len(header) < 100 or not header.startswith(b"SQLite format 3\0")):
@@ -2400,9 +2341,8 @@ class Persistence:
                         value = unpack_value(kind, value)  # noqa: PLW2901
                 except ValueError as error:
                     raise ValueError(f"malformed key {key!r:.{ERROR_EXCERPT}}: {error}") from error
-                if (number % 1000 == 0 or len(value) > SHORT_VALUE) and (
-                    time.monotonic() > last_report + PROGRESS_INTERVAL
-                ):
+                check_time = number % 1000 == 0 or len(value) > SHORT_VALUE
+                if check_time and time.monotonic() > last_report + PROGRESS_INTERVAL:
                     last_report = time.monotonic()
                     log.info("Loading %s: %d of %d keys", self.display_path(), number, count)
                 if expires is None:
@@ -2416,7 +2356,7 @@ class Persistence:
         return load_time
 
     def start(self) -> None:
-        """Start the saver. If there is no thread left, close the file and raise RuntimeError."""
+        """Start the saver. If no thread can start, close the file and raise RuntimeError."""
         thread = threading.Thread(target=self._run, name="pipecache-saver", daemon=True)
         try:
             thread.start()
@@ -2467,14 +2407,15 @@ class Persistence:
             with contextlib.suppress(sqlite3.Error):
                 self._database.close()
             self._database = None
-            _OPEN_FILES.discard(self._inode)
+        _OPEN_FILES.discard(self._held_inode)
+        self._held_inode = None
 
     def _run(self) -> None:
         started, delay = time.monotonic(), SAVE_INTERVAL
         while not self._ending:
             self._wait(started + delay)
             started = time.monotonic()
-            # Each attempt copies all changes under the keyspace lock, so retry less and less often.
+            # Each attempt copies all changes under the keyspace lock, so double the delay.
             retry_delay = min(2 * delay, MAX_RETRY_DELAY)
             self._save(retry_delay)
             delay = retry_delay if self.error else SAVE_INTERVAL
@@ -2520,7 +2461,8 @@ class Persistence:
                 callback(error)
 
     def _reopen_if_replaced(self) -> None:
-        # Reopen the file if an error closed it or one of its files was removed; fail if replaced.
+        # Reopen the file if an error closed it, or if the file or the WAL file was removed. Fail if
+        # another file has its name.
         advice = "move that file away to save again, or restart the server to load that file"
         replaced = PersistenceError(f"another file was put in its place: {advice}")
         inode = _inode_of(self.path)
@@ -2586,7 +2528,7 @@ class Persistence:
     def _batches(self, changes: Changes, deleted: list[bytes]) -> Iterator[tuple[str, list[Any]]]:
         # Yield the placeholders of one row and the parameters of many rows. One statement has many
         # rows, because CPython releases and acquires the GIL for each statement, but not more than
-        # BATCH_BYTES, because SQLite copies the parameters. Append keys without a row to deleted.
+        # BATCH_BYTES, because SQLite copies the parameters. Append keys to delete to ``deleted``.
         if (  # the usual case, which needs no Python loop
             not self.refused
             and set(map(type, changes.values)) <= {bytes}
@@ -2661,16 +2603,15 @@ def _leak_in_child(persistence: Persistence | None) -> None:
 # Commands: declaration and dispatch
 # ----------------------------------------------------------------------------
 
-#: How arguments and option values are parsed, by their names in a usage. Other names stay bytes.
+#: The parsers of arguments and option values, by the names in a usage. Other values stay bytes.
 PARSERS: dict[str, Callable[[bytes], Any]] = {}
 
 
 class Options:
-    """The options of a command, from the brackets of its usage.
+    """The options of a command, from a usage such as ``SET key value [NX|XX] [EX seconds]``.
 
-    Of the options in one bracket, as in ``[NX|XX] [EX seconds|KEEPTTL] [GET]``, only one may be
-    given. If an option is repeated, the last value counts. The methods raise CommandError for
-    arguments that break these rules.
+    Only one option of each bracket may be given. If an option is repeated, the last value counts.
+    The methods raise CommandError for arguments that break these rules.
     """
 
     #: Options that Redis does not allow to be repeated.
@@ -2689,7 +2630,7 @@ class Options:
     def split(self, words: Sequence[bytes]) -> tuple[dict[str, Any], Sequence[bytes]]:
         """Return the leading options by name, and the remaining words.
 
-        The value of an option is True if the usage gives it no value.
+        The value of an option that has no value in the usage is True.
         """
         found: dict[str, Any] = {}
         chosen: dict[int, str] = {}
@@ -2725,9 +2666,12 @@ class Command:
         ``"controls"``, a command that changes the state of the client's connection.
     :param function: called with the client, the arguments, and the options as keywords.
     :param raw: True if the function parses all arguments itself.
-    :param extra_is_syntax_error: True if too many arguments are a syntax error in Redis although
-        the usage has no options.
     """
+
+    #: Commands without options for which Redis calls too many arguments a syntax error.
+    EXTRA_IS_SYNTAX_ERROR = frozenset(
+        {"AUTH", "PUBSUB CHANNELS", "SPOP", "SRANDMEMBER", "ZPOPMAX", "ZPOPMIN"}
+    )
 
     __slots__ = (
         "_options", "_pairs_only", "access", "function", "group", "grows", "key_positions",
@@ -2737,7 +2681,7 @@ class Command:
 
     def __init__(
         self, group: str, access: str, usage: str, summary: str, function: Callable[..., Reply],
-        raw: bool = False, extra_is_syntax_error: bool = False,
+        raw: bool = False,
     ) -> None:  # fmt: skip
         self.usage_items = items = re.findall(r"\[[^\]]*\]|\S+", usage)
         is_subcommand = len(items) > 1 and re.fullmatch("[A-Z]+", items[1]) is not None
@@ -2748,12 +2692,12 @@ class Command:
         positional = [item.strip("[]") for item in items if not re.match(r"\[[A-Z]", item)]
         unbounded = raw or "..." in usage
         options = Options(usage)
-        has_options = (bool(options) or extra_is_syntax_error) and not unbounded
+        has_options = (bool(options) or self.name in self.EXTRA_IS_SYNTAX_ERROR) and not unbounded
         self._options = options if has_options else None
         # True if the repeated arguments come in pairs, as in MSET.
         self._pairs_only = not raw and bool(re.fullmatch(r"[^\[]*\[[a-z]+ [a-z]+ \.\.\.\]", usage))
-        #: Bounds of the number of arguments, the name included. Up to simple_arguments, the
-        #: function can be called without parsing options.
+        #: Bounds of the number of arguments, the name included. If there are simple_arguments or
+        #: fewer, none of them is an option.
         self.min_arguments = sum(not item.startswith("[") for item in items)
         self.max_arguments = sys.maxsize if unbounded or has_options else len(positional)
         self.simple_arguments = len(positional)
@@ -2784,7 +2728,7 @@ class Command:
         """Parse the arguments, call the function and return its reply.
 
         :param arguments: the command with its name.
-        :raises CommandError: for a wrong number of arguments, and as the function does.
+        :raises CommandError: for a wrong number of arguments, or raised by the function.
         """
         size, first = len(arguments), self.name_words
         if not self.min_arguments <= size <= self.max_arguments or (
@@ -2810,8 +2754,8 @@ COMMANDS: dict[bytes, Command] = {}
 #: The commands that do not change the state of the connection, by their names in upper and in
 #: lower case, because clients send either. execute() looks only here.
 FAST_COMMANDS: dict[bytes, Command] = {}
-#: Commands of two words, by both words in upper case; and by (b"COMMAND", b"") the command COMMAND,
-#: which has subcommands and can also be called alone.
+#: Commands of two words, by both words in upper case. The command COMMAND, which has subcommands
+#: and can also be called alone, has the key (b"COMMAND", b"").
 SUBCOMMANDS: dict[tuple[bytes, bytes], Command] = {}
 #: The first words of SUBCOMMANDS.
 CONTAINERS: set[bytes] = set()
@@ -2825,9 +2769,8 @@ class Family:
     Each decorator takes a usage and a summary. The functions of :meth:`reads`, :meth:`writes`,
     :meth:`grows` and :meth:`controls` (see :class:`Command`) are called with the client and the
     arguments. The functions of :meth:`views` and :meth:`edits` are called with the value of the
-    key, which is empty for a missing key, instead of the client and the key. ``raw`` and
-    ``extra_is_syntax_error`` are those of :class:`Command`; other keywords are passed to the
-    function.
+    key, which is empty for a missing key, instead of the client and the key. ``raw`` is that of
+    :class:`Command`; other keywords are passed to the function.
     """
 
     def __init__(self, group: str, value_type: type = bytes) -> None:
@@ -2840,12 +2783,12 @@ class Family:
 
     def _declare(
         self, access: str, usage: str, summary: str, wrap: Callable[[Any], Any] | None = None,
-        raw: bool = False, extra_is_syntax_error: bool = False, **fixed: Any,
+        raw: bool = False, **fixed: Any,
     ) -> Declaration:  # fmt: skip
         def declare(function: Callable[..., Reply]) -> Callable[..., Reply]:
             run = functools.partial(function, **fixed) if fixed else function
             run = wrap(run) if wrap else run
-            entry = Command(self._group, access, usage, summary, run, raw, extra_is_syntax_error)
+            entry = Command(self._group, access, usage, summary, run, raw)
             name, *subcommand = entry.name.encode().split()
             if subcommand or name in CONTAINERS:
                 if name not in CONTAINERS:
@@ -2924,8 +2867,8 @@ def ensure_memory(client: Client, names: Sequence[bytes], cost: int, existing: i
 def find_command(arguments: list[bytes]) -> Command:
     """Return the command table's entry for a command.
 
-    :raises CommandError: if the command is unknown, or its number of arguments is wrong as far as
-        Redis checks it before it queues a command. :meth:`Command.call` checks the rest.
+    :raises CommandError: if the command is unknown, or if its number of arguments fails the check
+        that Redis makes before it queues a command. :meth:`Command.call` makes all checks.
     """
     name = arguments[0].upper()
     entry = COMMANDS.get(name)
@@ -2952,7 +2895,10 @@ def execute(client: Client, arguments: Any) -> Reply:
     """
     try:
         if arguments.__class__ is not list:
-            return reply_error(client, arguments)
+            if not isinstance(arguments, ProtocolError):
+                return _execute_slow_path(client, arguments)
+            client.close(str(arguments).partition(" ")[2], logging.WARNING)
+            return arguments
         entry = FAST_COMMANDS.get(arguments[0])
         if entry is None or client.slow_path:
             return _execute_slow_path(client, arguments)
@@ -2969,15 +2915,8 @@ def execute(client: Client, arguments: Any) -> Reply:
         return CommandError(INTERNAL_ERROR)
 
 
-def reply_error(client: Client, error: Any) -> Reply:
-    """Return the reply to a request that the parser rejected."""
-    if isinstance(error, ProtocolError):
-        client.close(str(error).partition(" ")[2], logging.WARNING)
-        return error
-    return _execute_slow_path(client, error)
-
-
-#: Commands that an unauthenticated client may call, and that MULTI does not queue.
+#: Commands that an unauthenticated client may call, commands that MULTI does not queue, and
+#: commands that fail in a transaction.
 _ALLOWED_BEFORE_AUTH = frozenset({"AUTH", "HELLO", "QUIT", "RESET"})
 _NEVER_QUEUED = frozenset({"DISCARD", "EXEC", "MULTI", "QUIT", "RESET", "WATCH"})
 _NOT_IN_TRANSACTIONS = frozenset({"BGSAVE", "SAVE"})
@@ -2993,27 +2932,22 @@ _HIDDEN_FROM_MONITOR = frozenset(
 
 
 def _execute_slow_path(client: Client, arguments: Any) -> Reply:
-    skip_this = client.reply_mode == "SKIP_NEXT"
+    if client.reply_mode == "SKIP":
+        client.reply_mode = "SKIP_THIS"
     try:
         reply = check_and_queue(client, arguments)
     except CommandError as error:
         reply = error
-    reply = apply_reply_mode(client, reply, skip_this)
+    reply = apply_reply_mode(client, reply)
     client.slow_path = client.needs_slow_path()
     return reply
 
 
-def apply_reply_mode(client: Client, reply: Reply, skip_this: bool) -> Reply:
-    """Return the reply to a command, or NO_REPLY if CLIENT REPLY suppresses it.
-
-    :param skip_this: True if CLIENT REPLY SKIP came directly before this command.
-    """
-    suppress = client.reply_mode == "OFF"
-    if client.reply_mode == "SKIP":
-        client.reply_mode = "SKIP_NEXT"
-    elif skip_this and client.reply_mode == "SKIP_NEXT":
+def apply_reply_mode(client: Client, reply: Reply) -> Reply:
+    """Return the reply to a command, or NO_REPLY if CLIENT REPLY suppresses it."""
+    suppress = client.reply_mode in ("OFF", "SKIP_THIS")
+    if client.reply_mode == "SKIP_THIS":
         client.reply_mode = "ON"
-        suppress = True
     if client.blocked is not None:
         client.blocked.suppress_reply = suppress
     return NO_REPLY if suppress else reply
@@ -3023,7 +2957,7 @@ def check_and_queue(client: Client, arguments: Any) -> Reply:
     """Check whether a client may execute a command now, then queue it or call it.
 
     :param arguments: the command with its name, or the error that the parser returned.
-    :raises CommandError: if the client may not execute it, and as the command does.
+    :raises CommandError: if the client may not execute it, or raised by the command.
     """
     transaction = client.transaction
     try:
@@ -3065,10 +2999,7 @@ def check_and_queue(client: Client, arguments: Any) -> Reply:
 
 
 def call_command(client: Client, entry: Command, arguments: list[bytes]) -> Reply:
-    """Call a command and show it to the clients of MONITOR.
-
-    :raises CommandError: as the command does.
-    """
+    """Call a command and show it to the clients of MONITOR."""
     pubsub = client.state.pubsub
     try:
         return entry.call(client, arguments)
@@ -3128,7 +3059,7 @@ def parse_integer(
 ) -> int:  # fmt: skip
     """Return a 64-bit integer; as in Redis, blanks, a plus sign and leading zeros are errors.
 
-    :param range_error: the text if the integer is out of range; None: ``error``.
+    :param range_error: the text if the integer is out of range, by default ``error``.
     """
     number = int(argument) if _INTEGER.fullmatch(argument) else None
     if number is None or not INTEGER_MIN <= number <= INTEGER_MAX:
@@ -3280,7 +3211,7 @@ def parse_deadline(
     now, epoch = client.keyspace.now(), client.keyspace.unix_time(0)
     latest = INTEGER_MAX if absolute else INTEGER_MAX - epoch - now
     if number < minimum or not INTEGER_MIN <= duration <= latest:
-        raise invalid_expire(command)
+        raise CommandError(f"ERR invalid expire time in '{command}' command")
     return WallClockDeadline(duration - epoch) if absolute else duration + now
 
 
@@ -3310,7 +3241,7 @@ def pop_or_block(
     :param value_type: the type that the value of each key must have.
     :param take: removes elements from an existing key and returns the reply. A blocked client
         stores this function, which therefore must not capture the client.
-    :param timeout: the argument in seconds, 0 for no limit; None: do not block.
+    :param timeout: the argument in seconds, 0 for no limit. With None, the client is not blocked.
     :param empty_reply: the reply if no key exists and the client may not block.
     """
     seconds = None if timeout is None else _parse_timeout(timeout)
@@ -3368,7 +3299,7 @@ def scan_page(
 def declare_scan(
     family: Family, name: str, contents: str, describe: Callable[[Any, bytes], tuple[bytes, ...]]
 ) -> None:
-    """Declare HSCAN, SSCAN or ZSCAN; ``describe`` returns a member's elements in the reply."""
+    """Declare HSCAN, SSCAN or ZSCAN; ``describe`` returns a member as elements of the reply."""
     usage = f"{name} key cursor [MATCH pattern] [COUNT page-size]"
     options = Options(usage)
 
@@ -3421,8 +3352,7 @@ def get(client: Client, key: bytes) -> Reply:
 
 
 @strings.grows(f"SET key value [NX|XX|IFEQ comparison-value] [GET] [{_EXPIRY}|KEEPTTL] [OWNED]",
-               "Set a key to a value (in text, the rest of the message); OWNED deletes the key when"
-               " the client disconnects.")  # fmt: skip
+               "Set a key; OWNED deletes the key when the client disconnects.")  # fmt: skip
 @strings.grows("GETSET key value", "Set the value of a key and return its old value.", get=True)
 def set_(client: Client, key: bytes, value: bytes, **options: Any) -> Reply:
     keyspace = client.keyspace
@@ -3522,8 +3452,7 @@ def getrange(value: bytes, start: int, end: int) -> Reply:
 
 
 @strings.grows("MSET key value [key value ...]", "Set the values of several keys.")
-@strings.grows("MSETNX key value [key value ...]", "Set several keys and return 1, or set nothing"
-               " and return 0 if one of them exists.", only_new=True)  # fmt: skip
+@strings.grows("MSETNX key value [key value ...]", "Set several keys if none exist.", only_new=True)
 def mset(client: Client, *pairs: bytes, only_new: bool = False) -> Reply:
     if only_new and any(key in client.keyspace for key in pairs[::2]):
         return 0
@@ -3571,8 +3500,7 @@ def del_(client: Client, *keys: bytes) -> Reply:
     return sum(map(client.keyspace.delete, keys))
 
 
-@generic.writes("DELEX key [IFEQ value|IFNE value]", "Delete a key, optionally only if its value"
-                " is equal or not equal to another; return 1 if deleted, else 0.")  # fmt: skip
+@generic.writes("DELEX key [IFEQ value|IFNE value]", "Delete a key if the condition is true.")
 def delex(client: Client, key: bytes, **options: bytes) -> Reply:
     value = client.keyspace.peek(key)
     if options and value is not None and not isinstance(value, bytes):
@@ -3588,7 +3516,7 @@ generic.writes("DELIFEQ key value", "Delete a key with this value; return 1 if d
     )
 )
 generic.reads("EXISTS key [key ...]", "Return how many of the keys exist.")(
-    lambda client, *keys: sum(client.keyspace.lookup_no_touch(key) is not None for key in keys)
+    lambda client, *keys: sum(client.keyspace.lookup(key, touch=False) is not None for key in keys)
 )
 generic.reads("TOUCH key [key ...]", "Mark keys as used now and return how many exist.")(
     lambda client, *keys: sum(client.keyspace.lookup(key) is not None for key in keys)
@@ -3598,13 +3526,12 @@ generic.writes("PERSIST key", "Remove the time to live of a key; return 1 if it 
     lambda client, key: int(client.keyspace.persist(key))
 )
 generic.reads("TYPE key", "Return the type of a value: string, list, hash, set, zset or none.")(
-    lambda client, key: Status(TYPE_NAMES[type(client.keyspace.lookup_no_touch(key))])
+    lambda client, key: Status(TYPE_NAMES[type(client.keyspace.lookup(key, touch=False))])
 )
 
 
 @generic.writes("RENAME key newkey", "Rename a key and replace any key that has the new name.")
-@generic.writes("RENAMENX key newkey", "Rename a key if no key has the new name; return 1 if"
-                " renamed, else 0.", only_new=True)  # fmt: skip
+@generic.writes("RENAMENX key newkey", "Rename a key if no key has the new name.", only_new=True)
 def rename(client: Client, key: bytes, newkey: bytes, *, only_new: bool = False) -> Reply:
     if key not in client.keyspace:
         raise CommandError("ERR no such key")
@@ -3631,7 +3558,7 @@ def keys_(client: Client, pattern: bytes) -> Reply:
     return keys if pattern == b"*" else list(filter(compile_glob(pattern), keys))
 
 
-@generic.reads(_SCAN, "Return some of the keys and the next cursor; 0 starts and ends.", raw=True)
+@generic.reads(_SCAN, "Return the next cursor (0: the end) and some of the keys.", raw=True)
 def scan(client: Client, cursor: bytes, *arguments: bytes) -> Reply:
     start, options = parse_cursor(cursor), Options(_SCAN).parse(arguments)
     next_cursor, keys = scan_page(client.keyspace.scan, start, options)
@@ -3676,10 +3603,10 @@ def expire(client: Client, key: bytes, argument: bytes, *conditions: bytes, name
 
 @generic.reads("TTL key", "Return the time to live in seconds; -1: none, -2: no key.", unit=1000)
 @generic.reads("PTTL key", "Return the time to live in milliseconds; -1: none, -2: no key.", unit=1)
-@generic.reads("EXPIRETIME key", "Return the Unix time of expiry, -1 or -2.", unit=1000, at=True)
+@generic.reads("EXPIRETIME key", "Return the Unix time of expiry; see TTL.", unit=1000, at=True)
 @generic.reads("PEXPIRETIME key", "Return EXPIRETIME in milliseconds.", unit=1, at=True)
 def ttl(client: Client, key: bytes, *, unit: int, at: bool = False) -> Reply:
-    if client.keyspace.lookup_no_touch(key) is None:
+    if client.keyspace.lookup(key, touch=False) is None:
         return -2
     deadline = client.keyspace.deadline(key)
     if deadline is None:
@@ -3773,8 +3700,7 @@ def lset(value: ListValue, index: bytes, element: bytes) -> Reply:
     return OK
 
 
-@lists.grows("LINSERT key BEFORE|AFTER pivot element", "Insert an element before or after another;"
-             " return the length, or -1 if there is no pivot.")  # fmt: skip
+@lists.grows("LINSERT key BEFORE|AFTER pivot element", "Insert an element before or after another.")
 def linsert(client: Client, key: bytes, where: str, pivot: bytes, element: bytes) -> Reply:
     value = client.keyspace.read_for_write(key, ListValue)
     if value is None or pivot not in value:
@@ -3797,7 +3723,9 @@ def lrem(value: ListValue, count: int, element: bytes) -> Reply:
         else:
             remaining.append(each)
     if len(remaining) < length:
-        value.replace_elements(reversed(remaining) if count < 0 else remaining)
+        value.clear()
+        value.data_bytes = 0
+        value.push(remaining, left=count < 0)
     return length - len(remaining)
 
 
@@ -3826,8 +3754,7 @@ def lpos(
 
 
 @lists.grows(f"LMOVE {_LMOVE}", "Move an element between the ends of two lists and return it.")
-@lists.grows("RPOPLPUSH source destination", "Move an element from the tail of one list to the head"
-             " of another and return it.")  # fmt: skip
+@lists.grows("RPOPLPUSH source destination", "Move the last element to the head of another list.")
 @lists.grows(f"BLMOVE {_LMOVE} timeout", "Block until LMOVE can move an element.", blocks=True)
 @lists.grows("BRPOPLPUSH source destination timeout", "Block until RPOPLPUSH can move an element.",
              blocks=True)  # fmt: skip
@@ -3851,17 +3778,14 @@ def _move(client: Client, source: bytes, target: bytes, from_end: str, to_end: s
     return element
 
 
-@lists.writes("BLPOP key [key ...] timeout", "Block until LPOP can remove an element from one of"
-              " the lists; return the key and the element.", where="LEFT")  # fmt: skip
-@lists.writes("BRPOP key [key ...] timeout", "Block until RPOP can remove an element from one of"
-              " the lists; return the key and the element.", where="RIGHT")  # fmt: skip
+@lists.writes("BLPOP key [key ...] timeout", "Block until LPOP finds an element.", where="LEFT")
+@lists.writes("BRPOP key [key ...] timeout", "Block until RPOP finds an element.", where="RIGHT")
 def blpop(client: Client, *arguments: bytes, where: str) -> Reply:
     take = functools.partial(_take_elements, where=where)
     return pop_or_block(client, arguments[:-1], ListValue, take, arguments[-1])
 
 
-@lists.writes(f"LMPOP {_LMPOP}", "Remove elements from the first list that has some; return the key"
-              " and the elements.")  # fmt: skip
+@lists.writes(f"LMPOP {_LMPOP}", "Remove and return elements of the first list that has some.")
 @lists.writes(f"BLMPOP timeout {_LMPOP}", "Block until LMPOP can remove elements.", blocks=True)
 def lmpop(client: Client, *arguments: bytes, blocks: bool = False) -> Reply:
     return mpop(client, arguments, blocks, "LEFT|RIGHT", ListValue, _take_elements)
@@ -3923,8 +3847,7 @@ def hincrbyfloat(value: Hash, field: bytes, increment: bytes) -> Reply:
     return total
 
 
-@hashes.reads("HRANDFIELD key [count] [WITHVALUES]", "Return a random field, or several, which are"
-              " different unless the count is negative.", raw=True)  # fmt: skip
+@hashes.reads("HRANDFIELD key [count] [WITHVALUES]", "Return one or more random fields.", raw=True)
 def hrandfield(client: Client, key: bytes, *arguments: bytes) -> Reply:
     count = PARSERS["signed-count"](arguments[0]) if arguments else 1
     options = Options("[WITHVALUES]").parse(arguments[1:])
@@ -3975,8 +3898,7 @@ def smove(client: Client, source: bytes, target: bytes, member: bytes) -> Reply:
     return 1
 
 
-@sets.edits("SPOP key [count]", "Remove and return random members.", "writes",
-            extra_is_syntax_error=True)  # fmt: skip
+@sets.edits("SPOP key [count]", "Remove and return random members.", "writes")
 def spop(value: Set, count: int | None = None) -> Reply:
     if not value:
         return None if count is None else SetReply()
@@ -3986,8 +3908,7 @@ def spop(value: Set, count: int | None = None) -> Reply:
     return members[0] if count is None else SetReply(members)
 
 
-@sets.views("SRANDMEMBER key [signed-count]", "Return a random member, or several, which are"
-            " different unless the count is negative.", extra_is_syntax_error=True)  # fmt: skip
+@sets.views("SRANDMEMBER key [signed-count]", "Return one or more random members.")
 def srandmember(value: Set, count: int | None = None) -> Reply:
     if count is None:
         return value.random_key() if value else None
@@ -4018,8 +3939,7 @@ def sinterstore(client: Client, target: bytes, *keys: bytes, combine: Any, event
     return len(value)
 
 
-@sets.reads("SINTERCARD numkeys key [key ...] [LIMIT limit]", "Return the number of members common"
-            " to all sets, at most the limit.")  # fmt: skip
+@sets.reads("SINTERCARD numkeys key [key ...] [LIMIT limit]", "Return the size of an intersection.")
 def sintercard(client: Client, numkeys: bytes, *arguments: bytes) -> Reply:
     error = "ERR Number of keys can't be greater than number of args"
     keys, rest = split_numkeys(numkeys, arguments, error)
@@ -4041,8 +3961,7 @@ _ZADD_OPTIONS = Options(_ZADD)
 _ZMPOP = "numkeys key [key ...] MIN|MAX [COUNT count]"
 
 
-@zsets.grows(f"ZADD key {_ZADD} score member [score member ...]", "Set the scores of members;"
-             " return how many members are new, or with CH new or changed.")  # fmt: skip
+@zsets.grows(f"ZADD key {_ZADD} score member [score member ...]", "Set the scores of members.")
 def zadd(client: Client, key: bytes, *arguments: bytes) -> Reply:
     options, pairs = _ZADD_OPTIONS.split(arguments)
     if not pairs or len(pairs) % 2:
@@ -4103,7 +4022,7 @@ def zrank(value: SortedSet, member: bytes, *, reverse: bool = False) -> Reply:
 
 
 def _score_ranks(value: SortedSet, low: Any, high: Any) -> tuple[int, int]:
-    # Return the first rank and the rank after the last one; low and high: see parse_bound().
+    # Return the first rank and the rank after the last one of bounds from parse_bound().
     first = value.rank((low[0], LAST_MEMBER) if low[1] else low[:1])
     return first, max(value.rank(high[:1] if high[1] else (high[0], LAST_MEMBER)), first)
 
@@ -4116,8 +4035,7 @@ def zcount(value: SortedSet, low: Any, high: Any) -> Reply:
 
 @zsets.reads("ZRANGE key low high [BYSCORE] [REV] [LIMIT offset size] [WITHSCORES]",
              "Return the members between two ranks, or with BYSCORE two scores.")  # fmt: skip
-@zsets.reads("ZREVRANGE key low high [WITHSCORES]", "Return the members between two ranks, from the"
-             " highest score down.", rev=True)  # fmt: skip
+@zsets.reads("ZREVRANGE key low high [WITHSCORES]", "Return members in descending order.", rev=True)
 @zsets.reads("ZRANGEBYSCORE key low high [WITHSCORES] [LIMIT offset size]",
              "Return the members between two scores.", byscore=True)  # fmt: skip
 @zsets.reads("ZREVRANGEBYSCORE key high low [WITHSCORES] [LIMIT offset size]", "Return the members"
@@ -4161,26 +4079,21 @@ def _pop_by_score(value: SortedSet, count: int, highest: bool) -> list[tuple[byt
     return pairs[::-1] if highest else pairs
 
 
-@zsets.edits("ZPOPMIN key [count]", "Remove and return members with the lowest scores.", "writes",
-             extra_is_syntax_error=True)  # fmt: skip
-@zsets.edits("ZPOPMAX key [count]", "Remove and return members with the highest scores.", "writes",
-             extra_is_syntax_error=True, highest=True)  # fmt: skip
+@zsets.edits("ZPOPMIN key [count]", "Remove and return the members of lowest score.", "writes")
+@zsets.edits("ZPOPMAX key [count]", "Remove the members of highest score.", "writes", highest=True)
 def zpopmin(value: SortedSet, count: int | None = None, *, highest: bool = False) -> Reply:
     pairs = _pop_by_score(value, 1 if count is None else count, highest)
     return list(itertools.chain.from_iterable(pairs)) if count is None else PairsReply(pairs)
 
 
-@zsets.writes("BZPOPMIN key [key ...] timeout", "Block until ZPOPMIN can remove a member from one"
-              " of the keys; return the key, the member and its score.", where="MIN")  # fmt: skip
-@zsets.writes("BZPOPMAX key [key ...] timeout", "Block until ZPOPMAX can remove a member from one"
-              " of the keys; return the key, the member and its score.", where="MAX")  # fmt: skip
+@zsets.writes("BZPOPMIN key [key ...] timeout", "Block until ZPOPMIN finds a member.", where="MIN")
+@zsets.writes("BZPOPMAX key [key ...] timeout", "Block until ZPOPMAX finds a member.", where="MAX")
 def bzpopmin(client: Client, *arguments: bytes, where: str) -> Reply:
     take = functools.partial(_take_members, where=where)
     return pop_or_block(client, arguments[:-1], SortedSet, take, arguments[-1])
 
 
-@zsets.writes(f"ZMPOP {_ZMPOP}", "Remove members from the first sorted set that has some; return"
-              " the key and the members with their scores.")  # fmt: skip
+@zsets.writes(f"ZMPOP {_ZMPOP}", "Remove and return members of the first sorted set that has some.")
 @zsets.writes(f"BZMPOP timeout {_ZMPOP}", "Block until ZMPOP can remove members.", blocks=True)
 def zmpop(client: Client, *arguments: bytes, blocks: bool = False) -> Reply:
     return mpop(client, arguments, blocks, "MIN|MAX", SortedSet, _take_members)
@@ -4219,8 +4132,7 @@ def multi(client: Client) -> Reply:
     return OK
 
 
-@transactions.controls("EXEC", "Execute the queued commands as one atomic step and return their"
-                       " replies, or null if a watched key was changed.", raw=True)  # fmt: skip
+@transactions.controls("EXEC", "Execute the queued commands and return their replies.", raw=True)
 def exec_(client: Client, *words: bytes) -> Reply:
     if words:
         raise abort_transaction(client, wrong_arity(b"exec"))
@@ -4258,8 +4170,7 @@ def discard(client: Client) -> Reply:
     return OK
 
 
-@transactions.controls("WATCH key [key ...]", "Let the next EXEC fail if one of the keys is"
-                       " changed before it.")  # fmt: skip
+@transactions.controls("WATCH key [key ...]", "Let the next EXEC fail if one of the keys changes.")
 def watch(client: Client, *names: bytes) -> Reply:
     if client.transaction is not None:
         raise CommandError("ERR WATCH inside MULTI is not allowed")
@@ -4286,11 +4197,9 @@ def unwatch(client: Client) -> Reply:
 pubsub = Family("pubsub")
 
 
-@pubsub.controls("SUBSCRIBE channel [channel ...]", "Receive the messages published to channels.",
-                 is_pattern=False)  # fmt: skip
-@pubsub.controls("PSUBSCRIBE pattern [pattern ...]", "Receive the messages published to all"
-                 " channels that match a pattern.", is_pattern=True)  # fmt: skip
-def subscribe(client: Client, *names: bytes, is_pattern: bool) -> Reply:
+@pubsub.controls("SUBSCRIBE channel [channel ...]", "Receive the messages published to channels.")
+@pubsub.controls("PSUBSCRIBE pattern [pattern ...]", "Subscribe to patterns.", is_pattern=True)
+def subscribe(client: Client, *names: bytes, is_pattern: bool = False) -> Reply:
     ensure_memory(client, names, SUBSCRIPTION_COST, client.subscription_count)
     if is_pattern:
         if sum(map(len, names)) > MAX_PATTERNS:
@@ -4301,45 +4210,35 @@ def subscribe(client: Client, *names: bytes, is_pattern: bool) -> Reply:
         # Reject an invalid pattern before the first subscription is made.
         for name in names:
             compile_glob(name)
-    change = client.state.pubsub.subscribe
-    return _change_subscriptions(client, "subscribe", names, change, is_pattern)
-
-
-@pubsub.controls("UNSUBSCRIBE [channel ...]", "End subscriptions to channels, or to all channels"
-                 " if none is given.", is_pattern=False)  # fmt: skip
-@pubsub.controls("PUNSUBSCRIBE [pattern ...]", "End subscriptions to patterns, or to all patterns"
-                 " if none is given.", is_pattern=True)  # fmt: skip
-def unsubscribe(client: Client, *names: bytes, is_pattern: bool) -> Reply:
-    subscribed = client.patterns if is_pattern else client.channels
-    # Redis replies once, with a null name, if there is nothing to unsubscribe from.
-    chosen = names or tuple(subscribed) or (None,)
-    change = client.state.pubsub.unsubscribe
-    return _change_subscriptions(client, "unsubscribe", chosen, change, is_pattern)
-
-
-def _change_subscriptions(
-    client: Client, event: str, names: Iterable[Any],
-    change: Callable[[Client, bytes, bool], None], is_pattern: bool,
-) -> Reply:  # fmt: skip
-    event_name = f"{'p' * is_pattern}{event}".encode()
-    replies = MultipleReplies()
+    event, replies = b"psubscribe" if is_pattern else b"subscribe", MultipleReplies()
     for name in names:
-        change(client, name, is_pattern)
-        replies.append(Push([event_name, name, client.subscription_count]))
+        client.state.pubsub.subscribe(client, name, is_pattern)
+        replies.append(Push([event, name, client.subscription_count]))
     return replies
 
 
-pubsub.reads(
-    "PUBLISH channel message",
-    "Send a message to the subscribers of a channel and return their number.",
-)(lambda client, channel, message: client.state.pubsub.publish(channel, message))
+@pubsub.controls("UNSUBSCRIBE [channel ...]", "End subscriptions to the given or all channels.")
+@pubsub.controls("PUNSUBSCRIBE [pattern ...]", "End subscriptions to patterns.", is_pattern=True)
+def unsubscribe(client: Client, *names: bytes, is_pattern: bool = False) -> Reply:
+    subscribed = client.patterns if is_pattern else client.channels
+    # Redis replies once, with a null name, if there is nothing to unsubscribe from.
+    chosen: Any = names or tuple(subscribed) or (None,)
+    event, replies = b"punsubscribe" if is_pattern else b"unsubscribe", MultipleReplies()
+    for name in chosen:
+        client.state.pubsub.unsubscribe(client, name, is_pattern)
+        replies.append(Push([event, name, client.subscription_count]))
+    return replies
+
+
+pubsub.reads("PUBLISH channel message", "Send a message; return the number of subscribers.")(
+    lambda client, channel, message: client.state.pubsub.publish(channel, message)
+)
 pubsub.reads("PUBSUB NUMPAT", "Return the number of patterns that have subscribers.")(
     lambda client: len(client.state.pubsub.patterns)
 )
 
 
-@pubsub.reads("PUBSUB CHANNELS [pattern]", "Return the channels that have subscribers.",
-              extra_is_syntax_error=True)  # fmt: skip
+@pubsub.reads("PUBSUB CHANNELS [pattern]", "Return the channels that have subscribers.")
 def pubsub_channels(client: Client, pattern: bytes = b"*") -> Reply:
     return list(filter(compile_glob(pattern), client.state.pubsub.channels))
 
@@ -4377,9 +4276,8 @@ connection.reads("CLIENT INFO", "Return the line of CLIENT LIST for this connect
 )
 
 
-@connection.controls("HELLO [protover] [AUTH username password] [SETNAME clientname]", "Select"
-                     " version 2 or 3 of RESP and return facts about the server.",
-                     raw=True)  # fmt: skip
+@connection.controls("HELLO [protover] [AUTH username password] [SETNAME clientname]",
+                     "Select version 2 or 3 of RESP; describe the server.", raw=True)  # fmt: skip
 def hello(client: Client, *words: bytes) -> Reply:
     protocol = client.protocol
     if words:
@@ -4414,8 +4312,7 @@ def hello(client: Client, *words: bytes) -> Reply:
     }
 
 
-@connection.controls("AUTH [username] password", "Authenticate the connection.",
-                     extra_is_syntax_error=True)  # fmt: skip
+@connection.controls("AUTH [username] password", "Authenticate the connection.")
 def auth(client: Client, *credentials: bytes) -> Reply:
     if client.password is None and len(credentials) == 1:
         raise CommandError(
@@ -4457,7 +4354,7 @@ def _parse_client_name(label: str, name: bytes) -> str:
 def _client_line(client: Client) -> str:
     process, program = client.process()
     flags = {
-        "O": client.monitoring,
+        "O": client in client.state.pubsub.monitors,
         "P": client.subscription_count > 0,
         "x": client.transaction is not None,
         "b": client.blocked is not None and not client.blocked.done,
@@ -4499,8 +4396,7 @@ def client_setname(client: Client, name: bytes) -> Reply:
     return OK
 
 
-@connection.reads("CLIENT SETINFO attribute value", "Set the name (LIB-NAME) or version (LIB-VER)"
-                  " of the client library.")  # fmt: skip
+@connection.reads("CLIENT SETINFO attribute value", "Set the client library's LIB-NAME or LIB-VER.")
 def client_setinfo(client: Client, attribute: bytes, value: bytes) -> Reply:
     name = attribute.decode("latin-1").lower()
     if name not in ("lib-name", "lib-ver"):
@@ -4533,8 +4429,7 @@ CLIENT_FILTERS: dict[bytes, Callable[[Client, bytes], bool]] = {
 }
 
 
-@connection.reads("CLIENT LIST [TYPE type|ID client-id ...]", "Return one line for each"
-                  " connection.")  # fmt: skip
+@connection.reads("CLIENT LIST [TYPE type|ID client-id ...]", "Return a line for each connection.")
 def client_list(client: Client, *words: bytes) -> Reply:
     chosen = list(client.state.clients.values())
     option = words[0].upper() if words else b""
@@ -4549,8 +4444,7 @@ def client_list(client: Client, *words: bytes) -> Reply:
 
 
 @connection.reads("CLIENT KILL filter [value ...]", "Close connections by address, or by the"
-                  " filters ID, ADDR, LADDR, TYPE and USER; SKIPME no includes this"
-                  " connection.")  # fmt: skip
+                  " filters ID, ADDR, LADDR, TYPE, USER and SKIPME.")  # fmt: skip
 def client_kill(client: Client, *words: bytes) -> Reply:
     old_form = len(words) == 1
     if old_form:
@@ -4570,14 +4464,13 @@ def client_kill(client: Client, *words: bytes) -> Reply:
         raise CommandError("ERR No such client")
     for each in chosen:
         if each is client:
-            client.close("CLIENT KILL", logging.INFO)  # after this reply
+            client.close("CLIENT KILL", logging.INFO)  # the reply is still sent
         else:
             each.disconnect(f"CLIENT KILL by client {client.id}")
     return OK if old_form else len(chosen)
 
 
-@connection.reads("CLIENT UNBLOCK client-id [TIMEOUT|ERROR]", "Unblock a blocked client and return"
-                  " 1, or 0 if it was not blocked.", raw=True)  # fmt: skip
+@connection.reads("CLIENT UNBLOCK client-id [TIMEOUT|ERROR]", "Unblock a blocked client.", raw=True)
 def client_unblock(client: Client, client_id: bytes, *words: bytes) -> Reply:
     reason = words[0].upper() if words else b"TIMEOUT"
     if reason not in (b"TIMEOUT", b"ERROR") or len(words) > 1:
@@ -4619,16 +4512,13 @@ def _require_persistence(client: Client) -> Persistence:
     return client.state.persistence
 
 
-def _finish_save(blocked: BlockedClient, error: str) -> None:
-    reply = CommandError(f"ERR {error}") if error else OK
-    blocked.client.state.blocked.unblock(blocked, reply)
-
-
 @server.reads("SAVE", "Save all changes to the file and wait until they are saved.")
 def save(client: Client) -> Reply:
-    blocked = BlockedClient(client)
-    _require_persistence(client).request(functools.partial(_finish_save, blocked))
-    return client.state.blocked.block(blocked)
+    blocked, clients = BlockedClient(client), client.state.blocked
+    _require_persistence(client).request(
+        lambda error: clients.unblock(blocked, CommandError(f"ERR {error}") if error else OK)
+    )
+    return clients.block(blocked)
 
 
 @server.reads("BGSAVE [SCHEDULE]", "Start to save all changes to the file.")
@@ -4647,7 +4537,7 @@ def time_(client: Client) -> Reply:
     return [b"%d" % part for part in divmod(time.time_ns() // 1000, 1_000_000)]
 
 
-@server.controls("MONITOR", "Show every command of every client while it is executed.")
+@server.controls("MONITOR", "Show each command that a client executes.")
 def monitor(client: Client) -> Reply:
     client.state.pubsub.monitor(client)
     for each in client.state.clients.values():
@@ -4662,8 +4552,7 @@ def memory_usage(client: Client, key: bytes, *, samples: int = 0) -> Reply:
     return client.keyspace.memory_usage(key) if key in client.keyspace else None
 
 
-@server.reads("DEBUG SLEEP seconds", "Delay the reply to this client. Other clients are served"
-              " meanwhile, unlike in Redis.")  # fmt: skip
+@server.reads("DEBUG SLEEP seconds", "Delay the reply to this client, but not to other clients.")
 def debug_sleep(client: Client, seconds: bytes) -> Reply:
     duration = parse_float(seconds)
     if not 0 <= duration <= MAX_SLEEP:
@@ -4675,56 +4564,45 @@ def debug_sleep(client: Client, seconds: bytes) -> Reply:
     return client.state.blocked.block(blocked)
 
 
-def _parse_policy(text: str) -> str:
-    if text.lower() not in POLICIES:
-        raise ValueError(f"argument(s) must be one of the following: {', '.join(POLICIES)}")
-    return text.lower()
+#: The limits that CONFIG SET can change: their names in LIMITS, by parameter.
+_CHANGEABLE_LIMITS = {
+    limit.parameter: name for name, limit in LIMITS.items() if name != "max_clients"
+}
 
 
-def _parse_event_classes(text: str) -> str:
-    KeyspaceEvents.check(text)
-    return text
-
-
-def _parse_limit(limit: Limit, text: str) -> float:
+def _parse_setting(parameter: str, text: str) -> Any:
+    # Return the value in a text, or raise ValueError with Redis's text.
+    if parameter == "notify-keyspace-events":
+        if not set(text) <= set(EVENT_CLASSES):
+            raise ValueError("Invalid event class character. Use 'Ag$lshzxeKEtmdn'.")
+        return text
+    if parameter == "maxmemory-policy":
+        if text.lower() not in POLICIES:
+            raise ValueError(f"argument(s) must be one of the following: {', '.join(POLICIES)}")
+        return text.lower()
+    if parameter not in _CHANGEABLE_LIMITS:
+        raise ValueError("can't set immutable config")
+    limit = LIMITS[_CHANGEABLE_LIMITS[parameter]]
     if limit.unit == "bytes":
         try:
             parse_size(text)
         except ValueError:
-            raise ValueError("argument must be a memory value") from None  # Redis's text
+            raise ValueError("argument must be a memory value") from None
     return limit.parse(text)
 
 
-def _set_policy(client: Client, policy: str) -> None:
-    client.keyspace.policy = policy
-
-
-def _set_event_classes(client: Client, letters: str) -> None:
-    client.state.events.configure(letters)
-
-
-def _set_limit(name: str, client: Client, value: float) -> None:
-    setattr(client.settings, name, value)
-    if name == "max_memory":
+def _change_setting(client: Client, parameter: str, value: Any) -> None:
+    if parameter == "notify-keyspace-events":
+        client.state.events.configure(value)
+    elif parameter == "maxmemory-policy":
+        client.keyspace.policy = value
+    else:
+        setattr(client.settings, _CHANGEABLE_LIMITS[parameter], value)
+    if parameter == "maxmemory":
         client.keyspace.memory_limit = value or math.inf
-        # Like Redis, evict keys at once. If that is not possible, later writes are refused.
+        # Like Redis, evict keys at once. If that is not possible, later writes return an error.
         with contextlib.suppress(CommandError):
             client.keyspace.free_memory()
-
-
-#: The parameters that CONFIG SET can change, with the functions that parse and set their values.
-_CONFIG_SETTERS: dict[str, tuple[Callable[[str], Any], Callable[[Client, Any], None]]] = {
-    "maxmemory-policy": (_parse_policy, _set_policy),
-    "notify-keyspace-events": (_parse_event_classes, _set_event_classes),
-    **{
-        limit.parameter: (
-            functools.partial(_parse_limit, limit),
-            functools.partial(_set_limit, name),
-        )
-        for name, limit in LIMITS.items()
-        if name != "max_clients"
-    },
-}
 
 
 def _limit_parameters(client: Client) -> dict[str, object]:
@@ -4757,8 +4635,7 @@ def config_get(client: Client, *patterns: bytes) -> Reply:
     }
 
 
-@server.reads("CONFIG SET parameter value [parameter value ...]", "Change settings of the running"
-              " server.", raw=True)  # fmt: skip
+@server.reads("CONFIG SET parameter value [parameter value ...]", "Change settings.", raw=True)
 def config_set(client: Client, *words: bytes) -> Reply:
     if len(words) % 2:
         raise CommandError(SYNTAX_ERROR)
@@ -4769,19 +4646,15 @@ def config_set(client: Client, *words: bytes) -> Reply:
             reason = "Unknown option or number of arguments for CONFIG SET"
             raise CommandError(f"ERR {reason} - '{name}'")
         try:
-            if name not in _CONFIG_SETTERS:
-                raise ValueError("can't set immutable config")
             if name in changes:
                 raise ValueError("duplicate parameter")
-            parse, _ = _CONFIG_SETTERS[name]
-            changes[name] = parse(_printable(value))
+            changes[name] = _parse_setting(name, _printable(value))
         except ValueError as error:
             reason = f"CONFIG SET failed (possibly related to argument '{name}')"
             raise CommandError(f"ERR {reason} - {error}") from None
     # All values are valid here, so either every setting changes or none.
     for name, changed in changes.items():
-        _, set_value = _CONFIG_SETTERS[name]
-        set_value(client, changed)
+        _change_setting(client, name, changed)
     return OK
 
 
@@ -4803,16 +4676,12 @@ def command_docs(client: Client, *names: bytes) -> Reply:
     for entry in all_commands():
         name = _redis_name(entry)
         container, _, subcommand = name.partition(b"|")
-        if name in wanted:
-            chosen[name] = {**_docs(entry), **chosen.get(name, {})}
-        elif wanted and container not in wanted:
-            continue
-        elif subcommand:
+        if name in wanted or not (wanted or subcommand):
+            chosen.setdefault(name, {}).update(_docs(entry))
+        if subcommand and (container in wanted or not wanted):
             top = {**_docs(entry), b"summary": b"See the subcommands."}
             del top[b"arguments"]
             chosen.setdefault(container, top).setdefault(b"subcommands", {})[name] = _docs(entry)
-        else:
-            chosen[container] = {**_docs(entry), **chosen.get(container, {})}
     return chosen
 
 
@@ -5049,23 +4918,6 @@ if sys.platform == "win32":
             ("bInheritHandle", wintypes.BOOL),
         )
 
-    def _nonzero(result: int, function: Any, arguments: Any) -> int:
-        """Raise the OSError of GetLastError if a function returned 0 (an errcheck of ctypes)."""
-        if not result:
-            raise ctypes.WinError(ctypes.get_last_error())
-        return result
-
-    def _nonzero_or_not_connected(result: int, function: Any, arguments: Any) -> int:
-        """Raise as _nonzero() does, except for a pipe instance that has no client."""
-        not_connected = ctypes.get_last_error() == ERROR_PIPE_NOT_CONNECTED
-        return result if not_connected else _nonzero(result, function, arguments)
-
-    def _valid_handle(result: int, function: Any, arguments: Any) -> int:
-        """Raise the OSError of GetLastError if a function returned INVALID_HANDLE_VALUE."""
-        if result == INVALID_HANDLE_VALUE:
-            raise ctypes.WinError(ctypes.get_last_error())
-        return result
-
     def _bind(library: Any, name: str, restype: Any, errcheck: Any, *argtypes: Any) -> Any:
         function = getattr(library, name)
         function.restype = restype
@@ -5074,83 +4926,74 @@ if sys.platform == "win32":
         function.argtypes = argtypes
         return function
 
-    # Own library objects: prototypes set on ctypes.windll would apply to the whole process.
+    # The next three functions are values of errcheck: ctypes calls them with the result of a
+    # function, and they raise the OSError of GetLastError if the function has failed.
+    def _nonzero(result: int, function: Any, arguments: Any) -> int:
+        if not result:
+            raise ctypes.WinError(ctypes.get_last_error())
+        return result
+
+    def _nonzero_or_not_connected(result: int, function: Any, arguments: Any) -> int:
+        not_connected = ctypes.get_last_error() == ERROR_PIPE_NOT_CONNECTED
+        return result if not_connected else _nonzero(result, function, arguments)
+
+    def _valid_handle(result: int, function: Any, arguments: Any) -> int:
+        return _nonzero(0 if result == INVALID_HANDLE_VALUE else result, function, arguments)
+
+    # Private library objects, because prototypes set on ctypes.windll apply to the whole process.
     _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
     _advapi32 = ctypes.WinDLL("advapi32", use_last_error=True)
-
     HANDLE, DWORD, BOOL, LPVOID = wintypes.HANDLE, wintypes.DWORD, wintypes.BOOL, wintypes.LPVOID
     LPDWORD, LPOVERLAPPED = wintypes.LPDWORD, ctypes.POINTER(OVERLAPPED)
 
+    # The first line of a prototype has its result and its errcheck, the second one its arguments.
     # fmt: off
-    # Functions that raise OSError, and functions without an error code
-    CreateNamedPipeW = _bind(
-        _kernel32, "CreateNamedPipeW", HANDLE, _valid_handle,
-        wintypes.LPCWSTR, DWORD, DWORD, DWORD, DWORD, DWORD, DWORD,
-        ctypes.POINTER(SECURITY_ATTRIBUTES),
-    )
-    DisconnectNamedPipe = _bind(
-        _kernel32, "DisconnectNamedPipe", BOOL, _nonzero_or_not_connected, HANDLE
-    )
-    CreateEventW = _bind(
-        _kernel32, "CreateEventW", HANDLE, _nonzero, LPVOID, BOOL, BOOL, wintypes.LPCWSTR
-    )
+    CreateNamedPipeW = _bind(_kernel32, "CreateNamedPipeW", HANDLE, _valid_handle,
+        wintypes.LPCWSTR, *[DWORD] * 6, ctypes.POINTER(SECURITY_ATTRIBUTES))
+    DisconnectNamedPipe = _bind(_kernel32, "DisconnectNamedPipe", BOOL, _nonzero_or_not_connected,
+        HANDLE)
+    CreateEventW = _bind(_kernel32, "CreateEventW", HANDLE, _nonzero,
+        LPVOID, BOOL, BOOL, wintypes.LPCWSTR)
     SetEvent = _bind(_kernel32, "SetEvent", BOOL, _nonzero, HANDLE)
     CloseHandle = _bind(_kernel32, "CloseHandle", BOOL, _nonzero, HANDLE)
     LocalFree = _bind(_kernel32, "LocalFree", wintypes.HLOCAL, None, wintypes.HLOCAL)
     GetCurrentProcess = _bind(_kernel32, "GetCurrentProcess", HANDLE, None)
-    OpenProcessToken = _bind(
-        _advapi32, "OpenProcessToken", BOOL, _nonzero, HANDLE, DWORD, ctypes.POINTER(HANDLE)
-    )
-    GetTokenInformation = _bind(
-        _advapi32, "GetTokenInformation", BOOL, _nonzero,
-        HANDLE, ctypes.c_int, LPVOID, DWORD, LPDWORD,
-    )
-    ConvertSidToStringSidW = _bind(
-        _advapi32, "ConvertSidToStringSidW", BOOL, _nonzero, LPVOID, ctypes.POINTER(LPVOID)
-    )
+    OpenProcessToken = _bind(_advapi32, "OpenProcessToken", BOOL, _nonzero,
+        HANDLE, DWORD, ctypes.POINTER(HANDLE))
+    GetTokenInformation = _bind(_advapi32, "GetTokenInformation", BOOL, _nonzero,
+        HANDLE, ctypes.c_int, LPVOID, DWORD, LPDWORD)
+    ConvertSidToStringSidW = _bind(_advapi32, "ConvertSidToStringSidW", BOOL, _nonzero,
+        LPVOID, ctypes.POINTER(LPVOID))
     ConvertStringSecurityDescriptorToSecurityDescriptorW = _bind(
         _advapi32, "ConvertStringSecurityDescriptorToSecurityDescriptorW", BOOL, _nonzero,
-        wintypes.LPCWSTR, DWORD, ctypes.POINTER(LPVOID), LPDWORD,
-    )
+        wintypes.LPCWSTR, DWORD, ctypes.POINTER(LPVOID), LPDWORD)
     ConvertSecurityDescriptorToStringSecurityDescriptorW = _bind(
         _advapi32, "ConvertSecurityDescriptorToStringSecurityDescriptorW", BOOL, _nonzero,
-        LPVOID, DWORD, DWORD, ctypes.POINTER(LPVOID), LPDWORD,
-    )
-    GetSecurityInfo = _bind(
-        _advapi32, "GetSecurityInfo", DWORD, None,
-        HANDLE, ctypes.c_int, DWORD, LPVOID, LPVOID, LPVOID, LPVOID, ctypes.POINTER(LPVOID),
-    )
-
-    # Functions whose callers check the result: pending I/O, for example, is not an error
+        LPVOID, DWORD, DWORD, ctypes.POINTER(LPVOID), LPDWORD)
+    # The callers of the next functions check the result; pending I/O, for example, is no error.
+    GetSecurityInfo = _bind(_advapi32, "GetSecurityInfo", DWORD, None,
+        HANDLE, ctypes.c_int, DWORD, LPVOID, LPVOID, LPVOID, LPVOID, ctypes.POINTER(LPVOID))
     WaitNamedPipeW = _bind(_kernel32, "WaitNamedPipeW", BOOL, None, wintypes.LPCWSTR, DWORD)
     ConnectNamedPipe = _bind(_kernel32, "ConnectNamedPipe", BOOL, None, HANDLE, LPOVERLAPPED)
-    ReadFile = _bind(
-        _kernel32, "ReadFile", BOOL, None, HANDLE, LPVOID, DWORD, LPDWORD, LPOVERLAPPED
-    )
-    WriteFile = _bind(
-        _kernel32, "WriteFile", BOOL, None, HANDLE, wintypes.LPCVOID, DWORD, LPDWORD, LPOVERLAPPED
-    )
-    GetOverlappedResult = _bind(
-        _kernel32, "GetOverlappedResult", BOOL, None, HANDLE, LPOVERLAPPED, LPDWORD, BOOL
-    )
-    GetNamedPipeClientProcessId = _bind(
-        _kernel32, "GetNamedPipeClientProcessId", BOOL, None, HANDLE, wintypes.PULONG
-    )
+    ReadFile = _bind(_kernel32, "ReadFile", BOOL, None,
+        HANDLE, LPVOID, DWORD, LPDWORD, LPOVERLAPPED)
+    WriteFile = _bind(_kernel32, "WriteFile", BOOL, None,
+        HANDLE, wintypes.LPCVOID, DWORD, LPDWORD, LPOVERLAPPED)
+    GetOverlappedResult = _bind(_kernel32, "GetOverlappedResult", BOOL, None,
+        HANDLE, LPOVERLAPPED, LPDWORD, BOOL)
+    GetNamedPipeClientProcessId = _bind(_kernel32, "GetNamedPipeClientProcessId", BOOL, None,
+        HANDLE, wintypes.PULONG)
     OpenProcess = _bind(_kernel32, "OpenProcess", HANDLE, None, DWORD, BOOL, DWORD)
-    QueryFullProcessImageNameW = _bind(
-        _kernel32, "QueryFullProcessImageNameW", BOOL, None, HANDLE, DWORD, wintypes.LPWSTR, LPDWORD
-    )
-    PeekNamedPipe = _bind(
-        _kernel32, "PeekNamedPipe", BOOL, None, HANDLE, LPVOID, DWORD, LPDWORD, LPDWORD, LPDWORD
-    )
+    QueryFullProcessImageNameW = _bind(_kernel32, "QueryFullProcessImageNameW", BOOL, None,
+        HANDLE, DWORD, wintypes.LPWSTR, LPDWORD)
+    PeekNamedPipe = _bind(_kernel32, "PeekNamedPipe", BOOL, None,
+        HANDLE, LPVOID, DWORD, LPDWORD, LPDWORD, LPDWORD)
     CancelIoEx = _bind(_kernel32, "CancelIoEx", BOOL, None, HANDLE, LPOVERLAPPED)
-    WaitForMultipleObjects = _bind(
-        _kernel32, "WaitForMultipleObjects", DWORD, None, DWORD, LPVOID, BOOL, DWORD
-    )
+    WaitForMultipleObjects = _bind(_kernel32, "WaitForMultipleObjects", DWORD, None,
+        DWORD, LPVOID, BOOL, DWORD)
     HandlerRoutine = ctypes.WINFUNCTYPE(BOOL, DWORD)
-    SetConsoleCtrlHandler = _bind(
-        _kernel32, "SetConsoleCtrlHandler", BOOL, None, HandlerRoutine, BOOL
-    )
+    SetConsoleCtrlHandler = _bind(_kernel32, "SetConsoleCtrlHandler", BOOL, None,
+        HandlerRoutine, BOOL)
     # fmt: on
 
     def string_sid(sid: Any) -> str:
@@ -5164,25 +5007,23 @@ if sys.platform == "win32":
 
     def current_user_sid() -> str:
         """Return this process's account as a SID (OpenProcessToken, GetTokenInformation)."""
-        token = wintypes.HANDLE()
+        token = HANDLE()
         OpenProcessToken(GetCurrentProcess(), TOKEN_QUERY, ctypes.byref(token))
         try:
-            # TOKEN_USER: a pointer to the SID and attributes; then the SID, at most 68 bytes.
+            # The buffer receives TOKEN_USER: a pointer to the SID, then the SID (up to 68 bytes).
             user = (ctypes.c_void_p * 32)()
-            length = wintypes.DWORD()
-            GetTokenInformation(
-                token, TOKEN_USER_CLASS, user, ctypes.sizeof(user), ctypes.byref(length)
-            )
+            size = ctypes.byref(DWORD())
+            GetTokenInformation(token, TOKEN_USER_CLASS, user, ctypes.sizeof(user), size)
             return string_sid(user[0])
         finally:
             CloseHandle(token)
 
     def security_attributes(sddl: str) -> SECURITY_ATTRIBUTES:
-        """Return attributes with the descriptor of an SDDL string; LocalFree frees the descriptor.
+        """Return attributes with the security descriptor of an SDDL string.
 
-        ConvertStringSecurityDescriptorToSecurityDescriptorW raises OSError for an invalid string.
+        The caller frees the descriptor with LocalFree. An invalid string raises OSError.
         """
-        descriptor = wintypes.LPVOID()
+        descriptor = LPVOID()
         ConvertStringSecurityDescriptorToSecurityDescriptorW(
             sddl, SDDL_REVISION_1, ctypes.byref(descriptor), None
         )
@@ -5194,11 +5035,11 @@ if sys.platform == "win32":
         client_entries = {
             "user": "",
             "admins": f"(A;;{CLIENT_RIGHTS:#x};;;BA)",
-            # All accounts but no network logons, which PIPE_REJECT_REMOTE_CLIENTS also rejects.
+            # Allow all accounts but no network logon; PIPE_REJECT_REMOTE_CLIENTS also rejects it.
             "users": f"(D;;GA;;;NU)(A;;{CLIENT_RIGHTS:#x};;;AU)",
         }
         if access not in client_entries:
-            # Clients verify the owner of the pipe, so Windows must not choose a default.
+            # Clients check the owner of the pipe, so Windows must not choose a default owner.
             has_owner = re.match("(G:[^:]*)?O:", access)
             return access if has_owner else f"O:{sid}{access}"
         # This account comes before the entry that denies network logons, because a server that is
@@ -5206,10 +5047,10 @@ if sys.platform == "win32":
         return f"O:{sid}G:{sid}D:P(A;;GA;;;SY)(A;;GA;;;{sid}){client_entries[access]}"
 
     def effective_access(handle: int) -> tuple[str, list[str]]:
-        """Return the owner and access list of a pipe in SDDL, and the SIDs with SERVER_RIGHTS.
+        """Return the owner and access list of a pipe in SDDL, and the SIDs of other servers.
 
-        This account, the owner, SYSTEM and Administrators are left out. Raises OSError if
-        GetSecurityInfo or ConvertSecurityDescriptorToStringSecurityDescriptorW fails.
+        These SIDs have any of SERVER_RIGHTS and are not this account, the owner, SYSTEM or
+        Administrators. Raises OSError if Windows does not return the security descriptor.
         """
         descriptor, text, acl = LPVOID(), LPVOID(), LPVOID()
         requested = OWNER_SECURITY_INFORMATION | DACL_SECURITY_INFORMATION
@@ -5232,8 +5073,8 @@ if sys.platform == "win32":
 
     def _sids_with_rights(acl: int | None, rights: int) -> list[str]:
         """Return the SIDs to which the ACL at an address grants any of the rights."""
-        if acl is None:  # a null ACL grants all rights to everyone
-            return [EVERYONE]
+        if acl is None:
+            return [EVERYONE]  # a null ACL grants all rights to everyone
         # ACL: AclRevision, Sbz1, AclSize, AceCount, Sbz2; then the entries.
         # Entry: AceType, AceFlags, AceSize, Mask; then the SID.
         count = struct.unpack("<BxHHxx", ctypes.string_at(acl, 8))[2]
@@ -5253,9 +5094,8 @@ if sys.platform == "win32":
             return ""
         try:
             path = ctypes.create_unicode_buffer(32768)
-            size = wintypes.DWORD(len(path))
-            found = QueryFullProcessImageNameW(handle, 0, path, ctypes.byref(size))
-            return path.value if found else ""
+            QueryFullProcessImageNameW(handle, 0, path, ctypes.byref(DWORD(len(path))))
+            return path.value  # "" if the call failed
         finally:
             CloseHandle(handle)
 
@@ -5307,31 +5147,35 @@ class Connection:
     end_of_message = True
 
     def __init__(self, client_address: str) -> None:
-        self.client_address = client_address  #: As CLIENT LIST shows it.
+        self.client_address = client_address  #: The address that CLIENT LIST shows.
         self.push_mode = False
         # Input that arrived before receive() was called, each chunk with its end_of_message.
         self._inbox: collections.deque[tuple[bytes, bool]] = collections.deque()
-        #: Bytes of memory that the inbox uses; True if it must not grow further.
+        #: Bytes of memory that the inbox uses, and True if the inbox must not grow further.
         self.inbox_bytes, self.inbox_full = 0, False
         self._input_ended = False
         # Output that the system has not accepted yet, each part with its ``whole``.
         self._outbox: collections.deque[tuple[Any, bool]] = collections.deque()
-        #: Bytes of memory that unsent output uses; 0 if there is none.
-        self.outbox_bytes = 0
+        self.outbox_bytes = 0  #: Bytes of memory that unsent output uses; 0 if there is none.
         self._sent_at = 0.0  # time.monotonic() when the system last accepted output
-        self._write_error: ConnectionLost | None = None  # why nothing more can be sent
+        self._write_error: ConnectionLost | None = None  # the reason why nothing more can be sent
         self._lock = threading.Lock()
         self._closed = self._interrupted = False
 
     def receive(self) -> bytes | None:
         """Block until input arrives and return it; b"" is an empty message, None is the end."""
-        raise NotImplementedError
+        if self._inbox:
+            return self._next_buffered()
+        while not self._interrupted:
+            if self._wait(None):
+                return self._read_available()
+        return None
 
     def wait_for_input(self, timeout: float | None, may_buffer: Callable[[int], bool]) -> bool:
         """Block until input, wake() or the timeout in seconds, and put the input into the inbox.
 
-        May return early. Returns False if the client has disconnected, the inbox is full, or
-        interrupt() was called.
+        This method may return early. It returns False if the client has disconnected, the inbox is
+        full, or interrupt() was called.
         """
         if self._interrupted or not self._wait(timeout):
             return not self._interrupted
@@ -5348,9 +5192,9 @@ class Connection:
     def flush(self, timeout: float, may_buffer: Callable[[int], bool]) -> None:
         """Block until all output is sent, and put input that arrives meanwhile into the inbox.
 
-        Otherwise a client that writes many commands before it reads a reply would block for ever.
+        Without this input, a client that sends many commands before it reads a reply would block.
 
-        :param timeout: seconds; each part of the output that the client accepts restarts them.
+        :param timeout: seconds without progress; each write that the system accepts is progress.
         :raises ConnectionLost: after the timeout, or if the client has disconnected.
         """
         self._sent_at = time.monotonic()
@@ -5372,7 +5216,7 @@ class Connection:
         raise NotImplementedError
 
     def process(self) -> tuple[int, str]:
-        """Return the client's process id and program path, or 0 and "". Not after close()."""
+        """Return the client's process id and program path, or 0 and ""; fails after close()."""
         return 0, ""
 
     def wake(self) -> None:
@@ -5394,22 +5238,21 @@ class Connection:
         raise NotImplementedError
 
     def _wait(self, timeout: float | None, reading: bool = True) -> bool:
-        """Block until input arrives (True), or until wake(), the timeout or a send (False)."""
+        """Block; return True if input arrived, False after wake(), a timeout or a write."""
         raise NotImplementedError
 
     def _read_available(self) -> bytes | None:
-        """Return the input that has arrived, or None at its end."""
+        """Return the input that has arrived, or None at the end of input."""
         raise NotImplementedError
 
     def _fill_inbox(self, may_buffer: Callable[[int], bool]) -> bool:
-        """Add the input that has arrived to the inbox; return False at its end."""
+        """Add the input that has arrived to the inbox; return False at the end of input."""
         chunk = self._read_available()
         if chunk is None:
             self._input_ended = True
             return False
         self.inbox_bytes += len(chunk) + CHUNK_OVERHEAD
-        allowed = may_buffer(self.inbox_bytes)
-        self.inbox_full = self.inbox_bytes > MAX_INBOX or not allowed
+        self.inbox_full = not may_buffer(self.inbox_bytes) or self.inbox_bytes > MAX_INBOX
         self._inbox.append((chunk, self.end_of_message))
         return True
 
@@ -5419,16 +5262,12 @@ class Connection:
         self.inbox_full = False
         return chunk
 
-    def _queue(self, data: Any, whole: bool) -> None:
-        self._outbox.append((data, whole))
-        self.outbox_bytes += len(data) + CHUNK_OVERHEAD
-
-    def _requeue(self, data: Any, whole: bool) -> None:
-        self._outbox.appendleft((data, whole))
+    def _queue(self, data: Any, whole: bool, first: bool = False) -> None:
+        (self._outbox.appendleft if first else self._outbox.append)((data, whole))
         self.outbox_bytes += len(data) + CHUNK_OVERHEAD
 
     def _dequeue(self) -> tuple[Any, bool]:
-        """Remove the next output; join small pieces, but no whole messages of a pipe."""
+        """Remove the next output; join small parts, except messages that a pipe sends whole."""
         data, whole = self._outbox.popleft()
         parts, size = [data], len(data)
         while self._outbox and not (self.message_mode and (whole or self._outbox[0][1])):
@@ -5456,6 +5295,9 @@ class Listener:
         self.access = ""
         #: SIDs of other accounts that can also serve the name (Windows).
         self.other_servers: list[str] = []
+        #: Numbers of threads that accept and serve clients, and of those that wait for a client.
+        #: Server._lock guards both.
+        self.workers = self.spare_workers = 0
 
     def accept(self) -> Connection | None:
         """Block until a client connects, or return None after interrupt(); may raise OSError."""
@@ -5484,7 +5326,7 @@ _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
 def _ready(wanted: dict[socket.socket, int], timeout: float | None) -> dict[socket.socket, int]:
-    """Block until a socket is ready or the timeout is over; return the events of ready sockets."""
+    """Block until a socket is ready or the wait times out; return the events of ready sockets."""
     with _Selector() as selector:
         for each, events in wanted.items():
             selector.register(each, events)
@@ -5506,7 +5348,7 @@ class SocketConnection(Connection):
         # would fragment the memory. Pages of the mapping that were never written use no memory.
         self._buffer = mmap.mmap(-1, CHUNK_SIZE)
         # wake() writes to the second socket to end _wait(), which polls the first. _wait() creates
-        # them, because most threads only wait in recv().
+        # the pair, because most threads only wait in recv().
         self._waker: tuple[socket.socket, socket.socket] | None = None
         self._wake_sent = False
 
@@ -5516,7 +5358,7 @@ class SocketConnection(Connection):
         while not self._interrupted:
             if _DONTWAIT and not self.push_mode:
                 return self._read_available(0)
-            if self._wait(None):  # unlike recv(), this ends at wake()
+            if self._wait(None):  # wake() ends _wait(), but not recv()
                 return self._read_available()
         return None
 
@@ -5586,12 +5428,12 @@ class SocketConnection(Connection):
             sent = 0 if self._outbox else self._send_now(data)
             if sent == len(data):
                 return
-            # A view, because all subscribers of a channel share the bytes of a message.
+            # Queue a view, because all subscribers of a channel share the bytes of a message.
             self._queue(memoryview(data)[sent:], whole)
         self.wake()
 
     def _send_now(self, data: bytes) -> int:
-        """Return how many bytes the system accepts now; all if the client has disconnected."""
+        """Return how many bytes the system has accepted; all if the client has disconnected."""
         try:
             return self._socket.send(data, _DONTWAIT)
         except BlockingIOError:
@@ -5607,7 +5449,7 @@ class SocketConnection(Connection):
             if sent:
                 self._sent_at = time.monotonic()
             if sent < len(data):
-                self._requeue(memoryview(data)[sent:], whole)
+                self._queue(memoryview(data)[sent:], whole, first=True)
                 break
 
     def close(self) -> None:
@@ -5651,16 +5493,15 @@ class SocketListener(Listener):
             self._bind_socket()
             self._socket.listen(1024)
             self._socket.setblocking(False)
-        except OSError as error:
+        except BaseException as error:
             SocketListener.close(self)
+            if not isinstance(error, OSError):
+                raise
             # Windows reports a port that another program uses exclusively as WSAEACCES.
             denied = sys.platform == "win32" and isinstance(error, PermissionError)
             if denied or error.errno == errno.EADDRINUSE:
                 raise self._address_in_use() from None
             raise self._cannot_serve(error) from error
-        except BaseException:
-            SocketListener.close(self)
-            raise
 
     def _bind_socket(self) -> None:
         raise NotImplementedError
@@ -5711,9 +5552,8 @@ if sys.platform == "win32":
         """A server handle of the pipe and the events of its operations, reused for many clients."""
 
         def __init__(self, handle: int) -> None:
-            self.handle = handle
+            self.handle, self.wake_event = handle, None
             self.reading, self.writing = OVERLAPPED(), OVERLAPPED()
-            self.wake_event = None
             try:
                 self.reading.hEvent = CreateEventW(None, True, False, None)
                 self.writing.hEvent = CreateEventW(None, True, False, None)
@@ -5723,7 +5563,7 @@ if sys.platform == "win32":
                 raise
 
         def cancel(self, overlapped: OVERLAPPED) -> bool:
-            """Cancel an operation and wait for its end; return True if it succeeded before."""
+            """Cancel an operation and wait for its end; return True if it has succeeded anyway."""
             CancelIoEx(self.handle, ctypes.byref(overlapped))
             # Windows may write to the buffer and the structure until GetOverlappedResult returns.
             operation, count = ctypes.byref(overlapped), ctypes.byref(wintypes.DWORD())
@@ -5758,16 +5598,8 @@ if sys.platform == "win32":
             self._pending_write: bytes | None = None  # the data of a WriteFile in progress
             self._disconnected = False
 
-        def receive(self) -> bytes | None:
-            if self._inbox:
-                return self._next_buffered()
-            while not self._interrupted:
-                if self._wait(None):
-                    return self._read_available()
-            return None
-
         def _wait(self, timeout: float | None, reading: bool = True) -> bool:
-            # If a write is pending, wait even when input is there, to see the end of the write.
+            # While a write is pending, wait even if input has arrived, for _finish_write().
             if reading and self._start_read() and self._pending_write is None:
                 return True
             first = 1 if self._pending_write is None else 0
@@ -5783,7 +5615,7 @@ if sys.platform == "win32":
             return bool(signaled == 2)
 
         def _start_read(self) -> bool:
-            """Call ReadFile unless a read is pending; return True if it has a result at once."""
+            """Call ReadFile unless a read is pending; return True if the call has ended at once."""
             if self._read_pending or self._disconnected:
                 return self._disconnected
             self._read_pending = True
@@ -5800,8 +5632,8 @@ if sys.platform == "win32":
             if self._disconnected:
                 return None
             self._read_pending = False
-            # GetOverlappedResult reads the same two fields, but ctypes releases the GIL for a call
-            # of it, and the thread may wait some milliseconds to get the GIL back.
+            # GetOverlappedResult reads the same two fields, but ctypes releases the GIL for each
+            # call, and the thread can wait some milliseconds to acquire the GIL again.
             status = self._instance.reading.Internal & 0xFFFFFFFF
             self.end_of_message = status == STATUS_SUCCESS
             if status not in (STATUS_SUCCESS, STATUS_BUFFER_OVERFLOW):
@@ -5849,7 +5681,7 @@ if sys.platform == "win32":
             while self._outbox and self._pending_write is None:
                 data, whole = self._dequeue()
                 if len(data) > MAX_WRITE and not whole:
-                    self._requeue(memoryview(data)[MAX_WRITE:], whole)
+                    self._queue(memoryview(data)[MAX_WRITE:], whole, first=True)
                     data = data[:MAX_WRITE]
                 self._write(bytes(data))
 
@@ -5906,7 +5738,7 @@ if sys.platform == "win32":
     class PipeListener(Listener):
         """A named pipe, for clients of this machine only.
 
-        :param access: who can connect: a name of ACCESS_MODES, or an SDDL string.
+        :param access: a name of ACCESS_MODES, or an SDDL string.
 
         At least one instance always exists, so that no other program can create a pipe of the same
         name. ``_lock`` guards _interrupted and _idle_instances, and no other lock is acquired while
@@ -5933,7 +5765,7 @@ if sys.platform == "win32":
 
         def _create_first_instance(self) -> _PipeInstance:
             # FILE_FLAG_FIRST_PIPE_INSTANCE fails if the name is in use. Wine ignores the flag, so
-            # WaitNamedPipeW looks for the name first.
+            # WaitNamedPipeW is called first, which finds the instances of another server.
             found = WaitNamedPipeW(self.address, NMPWAIT_NOWAIT)
             if found or ctypes.get_last_error() == ERROR_SEM_TIMEOUT:
                 raise self._address_in_use()
@@ -5945,17 +5777,17 @@ if sys.platform == "win32":
                 raise self._cannot_serve(error) from error
 
         def _check_access(self) -> None:
-            """Read the effective descriptor, and raise unless a second instance can be created."""
+            """Read the security descriptor, and raise if no second instance can be created."""
             try:
                 self.access, self.other_servers = effective_access(self._idle_instances[0].handle)
             except OSError as error:
                 raise self._cannot_serve(f"cannot read its access list: {error}") from error
             try:
+                # Windows checks the right to create instances only from the second instance on.
                 CloseHandle(self._create_instance())
             except OSError as error:
-                # Windows checks the right to create instances only from the second instance on.
                 advice = "--access must give this account all rights (GA)"
-                raise self._cannot_serve(f"no second instance: {error}", advice) from error
+                raise self._cannot_serve(f"cannot add an instance: {error}", advice) from error
 
         def _create_instance(self, flags: int = 0) -> int:
             handle: int = CreateNamedPipeW(
@@ -5979,7 +5811,7 @@ if sys.platform == "win32":
                 self.recycle(instance, disconnected=True)
 
         def _connect(self, instance: _PipeInstance) -> bool:
-            """Block until a client connects or interrupt(); return True if a client is there."""
+            """Block until a client connects (True), or until interrupt() or a failure (False)."""
             if ConnectNamedPipe(instance.handle, ctypes.byref(instance.reading)):
                 return True
             error = ctypes.get_last_error()
@@ -6000,18 +5832,17 @@ if sys.platform == "win32":
                 if self._interrupted:
                     instance.close()
                     return
-            if disconnected:
-                DisconnectNamedPipe(instance.handle)
-            else:
+            if not disconnected:
                 try:
                     handle = self._create_instance()  # before CloseHandle, so that the name stays
                 except OSError as error:
-                    # DisconnectNamedPipe discards unread data, but the name keeps an instance.
                     log.error("Cannot add an instance to %s, reusing one: %s", self.address, error)
-                    DisconnectNamedPipe(instance.handle)
+                    disconnected = True  # unread data is lost, but the name keeps an instance
                 else:
                     CloseHandle(instance.handle)
                     instance.handle = handle
+            if disconnected:
+                DisconnectNamedPipe(instance.handle)
             with self._lock:
                 self._idle_instances.append(instance)
 
@@ -6093,10 +5924,6 @@ def _is_http(request: Request) -> bool:
     return words[0].upper() in (b"POST", b"HOST:")
 
 
-#: The types of replies whose size is checked against max_reply before they are encoded.
-_MEASURED_TYPES = frozenset({list, dict, SetReply, PairsReply, MultipleReplies, Verbatim})
-
-
 class Session(Client):
     """A client with its connection: reads requests, executes them and writes the replies.
 
@@ -6104,7 +5931,7 @@ class Session(Client):
     :param reject_http: True to close the connection if the client sends an HTTP request.
 
     Only the thread that serves the client uses the parser and calls :meth:`run`. The keyspace lock
-    guards what other threads can see.
+    guards the attributes of Client; other threads read command_started without a lock.
     """
 
     def __init__(
@@ -6117,11 +5944,9 @@ class Session(Client):
         self._reject_http = reject_http
         self._parser = RequestParser(connection.message_mode, state.settings)
         self._process = 0, ""
-        #: When the first part of an incomplete command was received, as a time of
-        #: time.monotonic(); None if no command is incomplete.
+        #: The time.monotonic() when an incomplete command began to arrive; None if there is none.
         self.command_started: float | None = None
-        # Bytes of unexecuted input that are counted as used memory.
-        self._buffered_bytes = 0
+        self._buffered_bytes = 0  # bytes of unexecuted input that are counted as used memory
 
     def run(self) -> None:
         """Serve the client until the connection ends.
@@ -6151,7 +5976,7 @@ class Session(Client):
                 self._execute_requests(requests)
                 requests = []
                 if parser.unauthenticated or parser.has_more:
-                    # Parse the rest only now, because AUTH may just have changed its limits.
+                    # Parse the rest only now, because AUTH may have changed its limits.
                     parser.unauthenticated = not self.authenticated
                     requests = feed(b"")
                     incomplete = parser.buffered_bytes
@@ -6159,7 +5984,7 @@ class Session(Client):
                 self.command_started = started or time.monotonic()
 
     def may_buffer(self, inbox_bytes: int) -> bool:
-        """Count the memory of unexecuted input and return False if memory is short.
+        """Count unexecuted input as used memory; return False if the memory limit is exceeded.
 
         :param inbox_bytes: bytes that the connection has received and the parser has not.
         """
@@ -6175,7 +6000,7 @@ class Session(Client):
         return True
 
     def release_input(self) -> None:
-        """Stop counting the memory of unexecuted input, after run() has ended."""
+        """Stop counting unexecuted input as used memory, after run() has ended."""
         self.keyspace.reserve(-self._buffered_bytes)
         self._buffered_bytes = 0
 
@@ -6195,12 +6020,12 @@ class Session(Client):
                     self.terminator = terminator
                     reply = execute(self, arguments)
                     if reply.__class__ is bytes and terminator is None:
-                        # The same as encode_resp() without the call.
+                        # The same bytes as from encode_resp(), without a call.
                         data = b"$%d\r\n%b\r\n" % (len(reply), reply)  # type: ignore[arg-type,str-format]
                     elif reply is OK and terminator is None and not self.close_reason:
                         data = b"+OK\r\n"
                     else:
-                        data = self._encode(reply)
+                        data = self.encode(reply)
                         stop = bool(self.close_reason) or self.blocked is not None
                     if pending_output:
                         # Messages that this command has published come before its reply.
@@ -6224,7 +6049,7 @@ class Session(Client):
                 data = output[0] if len(output) == 1 else b"".join(output)
                 push_mode = connection.push_mode
                 if push_mode and has_output:
-                    # Under the lock, so that messages of other clients come after these replies.
+                    # Push while holding the lock, so that later messages come after these replies.
                     connection.push(data, terminator is not None)
                 if state.pubsub.pending_clients:
                     state.pubsub.flush()
@@ -6233,19 +6058,12 @@ class Session(Client):
             if self.blocked is not None:
                 self._wait_while_blocked(self.blocked)
 
-    def _encode(self, reply: Reply) -> bytes:
-        max_reply = self.settings.max_reply
-        if reply.__class__ in _MEASURED_TYPES and reply_size(reply) > max_reply:
-            reply = reply_too_long(max_reply)
-        if self.terminator is None or reply is NO_REPLY:
-            return encode_resp(reply, self.protocol)
-        return encode_text(reply, self.terminator)
-
     def _wait_while_blocked(self, blocked: BlockedClient) -> None:
         # Wait for the reply of a blocking command, and send it.
         connection, blocked_clients = self.connection, self.state.blocked
         while not blocked.done:
-            remaining = blocked.remaining()
+            deadline = blocked.deadline
+            remaining = None if deadline is None else deadline - time.monotonic()
             if remaining is not None and remaining <= 0:
                 with self.keyspace.lock:
                     blocked_clients.unblock(blocked, blocked.reply)
@@ -6254,7 +6072,7 @@ class Session(Client):
                     self.disconnect("sent more input than can be buffered while it was blocked")
                 self.close("disconnected while it was blocked")
                 return
-        data, whole = self._encode(blocked.reply), self.terminator is not None
+        data, whole = self.encode(blocked.reply), self.terminator is not None
         with self.keyspace.lock:
             self.blocked = None
             push_mode = connection.push_mode
@@ -6264,7 +6082,7 @@ class Session(Client):
             connection.flush(self.settings.reply_timeout, self.may_buffer)
 
     def timeout_reason(self, now: float) -> str:
-        """Return why a time limit requires to disconnect the client, or "".
+        """Return the reason to disconnect the client if it has timed out, otherwise "".
 
         :param now: a time of :func:`time.monotonic`.
         """
@@ -6274,7 +6092,7 @@ class Session(Client):
         limit = self.settings.idle_timeout
         # A client that is blocked, subscribed, or in the middle of a command or reply is not idle.
         busy = self.blocked is not None or started is not None or self.connection.outbox_bytes
-        subscribed = self.subscription_count > 0 or self.monitoring
+        subscribed = self.subscription_count > 0 or self in self.state.pubsub.monitors
         if not (busy or subscribed) and 0 < limit < now - self.last_command_at:
             return f"idle for longer than --idle-timeout ({limit:g} s)"
         return ""
@@ -6308,13 +6126,6 @@ class Session(Client):
         return self._process
 
 
-class _Endpoint:
-    # A listener with the number of its workers, and of those that wait for a client.
-
-    def __init__(self, listener: Listener) -> None:
-        self.listener, self.workers, self.spare_workers = listener, 0, 0
-
-
 class Server:
     """A pipecache server inside this process.
 
@@ -6325,7 +6136,7 @@ class Server:
     As a context manager, it serves on background threads between :meth:`start` and :meth:`stop`.
     :meth:`serve_forever` calls both and blocks in between.
 
-    ``_lock`` guards the sessions and the counts of workers.
+    ``_lock`` guards the sessions and the numbers of workers, including those in each listener.
     """
 
     def __init__(self, pipe: str = DEFAULT_PIPE, **options: Any) -> None:
@@ -6334,7 +6145,7 @@ class Server:
         self._state = State(self._settings, self.address)
         if self._settings.db is not None:
             self._state.persistence = Persistence(self._settings.db, self._state.keyspace)
-        self._endpoints: list[_Endpoint] = []
+        self._listeners: list[Listener] = []
         # max_clients limits the clients of each listener.
         max_workers = self._settings.max_clients * (1 if self._settings.tcp is None else 2)
         self._pool = concurrent.futures.ThreadPoolExecutor(max_workers, "pipecache")
@@ -6344,7 +6155,7 @@ class Server:
         self._worker_ended = threading.Condition(self._lock)
         self._stopping, self._stopped = threading.Event(), threading.Event()
         self._sessions: set[Session] = set()
-        self._saved = True
+        self._stopped_cleanly = False
 
     def start(self) -> None:
         """Open the pipe and serve it on background threads.
@@ -6354,74 +6165,74 @@ class Server:
         :raises PersistenceError: if the file cannot be used.
         :raises RuntimeError: if the server was started before.
         """
-        if self._endpoints:
+        if self._listeners:
             raise RuntimeError("this Server was started before; create a new Server")
         self._process_id = os.getpid()
         if sys.platform == "linux":
             usable = sorted(os.sched_getaffinity(0))
             self._affinity = {usable[self._process_id % len(usable)]}
         keyspace, persistence = self._state.keyspace, self._state.persistence
-        endpoints = [_Endpoint(make_listener(self.address, self._settings.access))]
+        listeners: list[Listener] = [make_listener(self.address, self._settings.access)]
         try:
             if self._settings.tcp is not None:
-                endpoints.append(_Endpoint(TCPListener(self._settings.tcp)))
+                listeners.append(TCPListener(self._settings.tcp))
             if persistence is not None:
-                persistence.open()  # clients that connect meanwhile have to wait
+                persistence.open()  # clients that connect meanwhile wait to be accepted
                 with keyspace.lock, contextlib.suppress(CommandError):
                     keyspace.free_memory()
                 persistence.start()
         except BaseException:
             if persistence is not None:
                 persistence.stop(0)
-            for endpoint in endpoints:
-                endpoint.listener.close()
+            for listener in listeners:
+                listener.close()
             raise
-        self._endpoints = endpoints
+        self._listeners = listeners
         # Since Python 3.9 the interpreter waits for the threads of a pool before it calls atexit
         # functions, so a host program that ends without stop() would hang.
         this = weakref.ref(self)
         getattr(threading, "_register_atexit", atexit.register)(lambda: _stop_at_exit(this()))
         self._log_start()
         with self._lock:
-            for endpoint in endpoints:
+            for listener in listeners:
                 for _ in range(min(SPARE_LISTENERS, self._settings.max_clients)):
-                    self._add_worker(endpoint)
-        if not all(endpoint.workers for endpoint in endpoints):
+                    self._add_worker(listener)
+        name = "pipecache-housekeeping"
+        housekeeping = threading.Thread(None, self._run_housekeeping, name, daemon=True)
+        with contextlib.suppress(RuntimeError):
+            housekeeping.start()
+        if not (housekeeping.is_alive() and all(listener.workers for listener in listeners)):
             self.stop()
-            raise TransportError("Cannot serve: the system cannot start a thread; end other"
-                                 " programs or lower --max-clients")  # fmt: skip
-        threading.Thread(
-            target=self._run_housekeeping, name="pipecache-housekeeping", daemon=True
-        ).start()
+            raise TransportError("Cannot start threads; end other programs or lower --max-clients")
         log.info("Ready to accept connections")
 
     def _log_start(self) -> None:
         facts = self.address, os.getpid(), __version__, *sys.version_info[:2]
         log.info("Serving %s (process %d, pipecache %s, Python %d.%d)", *facts)
-        listener = self._endpoints[0].listener
+        pipe, *ports = self._listeners
         accounts = ACCESS_MODES.get(self._settings.access, "the accounts of the SDDL string")
-        log.info("Access: %s (%s)", accounts, listener.access)
-        for account in listener.other_servers:
+        log.info("Access: %s (%s)", accounts, pipe.access)
+        for account in pipe.other_servers:
             log.warning(
                 "Account %s has the right to serve this name too and could receive data that is"
                 " meant for this server; grant it at most 0x12019b in --access", account,
             )  # fmt: skip
-        for endpoint in self._endpoints[1:]:
-            password = "no password" if self._settings.password is None else "a password"
-            address = endpoint.listener.address
+        password = "no password" if self._settings.password is None else "a password"
+        for port in ports:
+            address = port.address
             log.info("Serving %s, which every local account can reach, with %s", address, password)
 
     def stop(self) -> bool:
         """Let running commands finish, close every connection, save, and release the name.
 
-        This takes at most STOP_TIMEOUT seconds, plus the time to save as long as saving makes
-        progress within SAVE_TIMEOUT seconds.
+        This takes at most STOP_TIMEOUT seconds, and then the time to save all changes; saving ends
+        after SAVE_TIMEOUT seconds without progress.
 
         :returns: False if a command did not finish, so that its thread and the name are still in
             use, or if changes could not be saved.
         """
-        # A forked child has none of the threads, but it shares the sockets with the parent.
-        if not self._endpoints or self._process_id != os.getpid():
+        # A forked child shares the sockets with its parent and must not close their connections.
+        if not self._listeners or self._process_id != os.getpid():
             return True
         with self._lock:
             first = not self._stopping.is_set()
@@ -6430,41 +6241,37 @@ class Server:
             try:
                 self._stop_workers()
                 # Save before the name is released: the next server of this name needs the file.
-                if self._state.persistence is not None:
-                    self._saved = self._state.persistence.stop(SAVE_TIMEOUT)
-                self._close()
+                persistence = self._state.persistence
+                saved = persistence is None or persistence.stop(SAVE_TIMEOUT)
+                if self._workers:
+                    log.error("%d commands still running after %g s", self._workers, STOP_TIMEOUT)
+                else:
+                    self._pool.shutdown()
+                    for listener in self._listeners:
+                        listener.close()
+                    self._stopped_cleanly = saved
+                    counts = self._state.commands, self._state.connections
+                    log.info("Stopped after %d commands from %d clients", *counts)
             finally:
                 self._stopped.set()
         while not self._stopped.wait(0.25):  # in slices, see serve_forever()
             pass
-        return self._saved and not self._workers
+        return self._stopped_cleanly
 
     def _stop_workers(self) -> None:
-        for endpoint in self._endpoints:
-            endpoint.listener.interrupt()
+        for listener in self._listeners:
+            listener.interrupt()
         started = time.monotonic()
         with self._lock:
-            # Repeat this, because a worker may only now enter the call that has to be interrupted.
+            # Repeat this, because a worker can begin to serve a client or to write at any time.
             while self._workers and time.monotonic() - started < STOP_TIMEOUT:
                 late = time.monotonic() - started > STOP_GRACE
                 for session in self._sessions:
                     (session.connection.abort if late else session.connection.interrupt)()
                 self._worker_ended.wait(0.1)
 
-    def _close(self) -> None:
-        if self._workers:
-            log.error("%d commands still running after %g s", self._workers, STOP_TIMEOUT)
-            return
-        self._pool.shutdown()
-        for endpoint in self._endpoints:
-            endpoint.listener.close()
-        counts = self._state.commands, self._state.connections
-        log.info("Stopped after %d commands from %d clients", *counts)
-
     def serve_forever(self) -> None:
-        """Start, then block until another thread calls stop() or an exception ends the wait.
-
-        Such an exception is KeyboardInterrupt, for example. The server is stopped in each case.
+        """Start, block until stop() or an exception such as KeyboardInterrupt, and then stop.
 
         :raises AddressInUse: and other exceptions as :meth:`start` does.
         """
@@ -6483,29 +6290,29 @@ class Server:
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
 
-    def _add_worker(self, endpoint: _Endpoint) -> None:
+    def _add_worker(self, listener: Listener) -> None:
         # The caller holds self._lock, so the worker cannot end before it is counted.
         if self._stopping.is_set():
             return
-        slot = [endpoint]
+        slot = [listener]
         try:
             self._pool.submit(self._work, slot)
         except RuntimeError as error:
-            # The system cannot start a thread, but the task stays in the queue of the pool. An
-            # empty slot makes it return at once if another thread takes it later.
+            # The system cannot start a thread, but the task stays in the queue of the pool. The
+            # empty slot makes the task return at once if another thread runs it later.
             slot.clear()
             log.error("Cannot start another worker thread: %s", error)
         else:
             self._workers += 1
-            endpoint.workers += 1
-            endpoint.spare_workers += 1
+            listener.workers += 1
+            listener.spare_workers += 1
 
-    def _work(self, slot: list[_Endpoint]) -> None:
-        # A worker accepts a client, serves it until it disconnects, and accepts the next one.
+    def _work(self, slot: list[Listener]) -> None:
+        # Accept a client, serve the client until it disconnects, and accept the next one.
         with self._lock:
             if not slot:
                 return
-            (endpoint,) = slot
+            listener = slot[0]
         if sys.platform == "linux":
             # CPython runs one thread at a time. On several processors, threads that wait for the
             # interpreter lock wake each other across processors, which takes longer than most
@@ -6513,49 +6320,44 @@ class Server:
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(0, self._affinity)
         try:
-            while self._serve_next(endpoint):
-                pass
+            while not self._stopping.is_set():
+                self._serve_next(listener)
         finally:
             with self._lock:
                 self._workers -= 1
-                endpoint.workers -= 1
-                endpoint.spare_workers -= 1
+                listener.workers -= 1
+                listener.spare_workers -= 1
                 self._worker_ended.notify_all()
 
-    def _serve_next(self, endpoint: _Endpoint) -> bool:
-        # A separate call for each client, so that no local variable keeps the last session alive
-        # while the worker waits for the next client.
-        connection = self._accept(endpoint.listener)
-        if connection is None:
-            return False
+    def _serve_next(self, listener: Listener) -> None:
+        # A separate call for each client, so that no local variable keeps the last session in
+        # memory while the worker waits for the next client.
         try:
-            self._serve(connection, endpoint)
-        except Exception:
-            log.exception("Internal error while serving a client")
-        return True
-
-    def _accept(self, listener: Listener) -> Connection | None:
-        while not self._stopping.is_set():
+            connection = listener.accept()
+        except (OSError, MemoryError) as error:
+            log.error("Cannot accept a client, will retry in 0.5 s: %s", error)
+            self._stopping.wait(0.5)
+            return
+        if connection is not None:
             try:
-                return listener.accept()
-            except (OSError, MemoryError) as error:
-                log.error("Cannot accept a client, will retry in 0.5 s: %s", error)
-                self._stopping.wait(0.5)
-        return None
+                self._serve(connection, listener)
+            except Exception:
+                log.exception("Internal error while serving a client")
+            finally:
+                connection.close()
 
-    def _serve(self, connection: Connection, endpoint: _Endpoint) -> None:
-        listener, keyspace = endpoint.listener, self._state.keyspace
-        # On the pipe, the system checks who connects. A TCP port is open to all local accounts.
+    def _serve(self, connection: Connection, listener: Listener) -> None:
+        # The system checks which accounts connect to the pipe. All accounts can reach a TCP port.
         is_open = listener.open_to_all
         password = self._settings.password if is_open else None
         session = Session(self._state, connection, listener.address, password, is_open)
         with self._lock:
             self._sessions.add(session)
-            endpoint.spare_workers -= 1
-            needs_worker = endpoint.spare_workers < SPARE_LISTENERS
-            if needs_worker and endpoint.workers < self._settings.max_clients:
-                self._add_worker(endpoint)
-        with keyspace.lock:
+            listener.spare_workers -= 1
+            needs_worker = listener.spare_workers < SPARE_LISTENERS
+            if needs_worker and listener.workers < self._settings.max_clients:
+                self._add_worker(listener)
+        with self._state.keyspace.lock:
             self._state.add_client(session)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("Client %d connected: %s", session.id, session.describe())
@@ -6570,13 +6372,10 @@ class Server:
                 log.log(session.close_level, "Client %d (%s) disconnected: %s", *facts)
             with self._lock:
                 self._sessions.discard(session)
-                endpoint.spare_workers += 1
-            try:
-                with keyspace.lock:
-                    session.release_input()
-                    self._state.remove_client(session)
-            finally:
-                connection.close()
+                listener.spare_workers += 1
+            with self._state.keyspace.lock:
+                session.release_input()
+                self._state.remove_client(session)
 
     def _run_housekeeping(self) -> None:
         # Remove expired keys, continue evictions and disconnect timed-out clients.
@@ -6617,14 +6416,11 @@ def _stop_at_exit(server: Server | None) -> None:
 # ----------------------------------------------------------------------------
 
 
-def _limit_parser(limit: Limit) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            return limit.parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error).replace("argument ", "")) from None
-
-    return parse
+def _parse_option(limit: Limit, text: str) -> float:
+    try:
+        return limit.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).replace("argument ", "")) from None
 
 
 def _default_text(limit: Limit) -> str:
@@ -6648,9 +6444,9 @@ def _argument_parser() -> argparse.ArgumentParser:
     option("--pipe", metavar="NAME", default=DEFAULT_PIPE,
            help="name of the pipe (default: %(default)s)")
     for name, limit in LIMITS.items():
-        option("--" + name.replace("_", "-"), type=_limit_parser(limit), default=limit.default,
+        option("--" + name.replace("_", "-"), type=functools.partial(_parse_option, limit),
                metavar={"bytes": "SIZE", "seconds": "SECONDS"}.get(limit.unit, "N"),
-               help=f"{limit.description} (default: {_default_text(limit)})")
+               default=limit.default, help=f"{limit.description} (default: {_default_text(limit)})")
     option("--max-memory-policy", metavar="POLICY", default=POLICIES[0], choices=POLICIES,
            help="which keys to evict when --max-memory is reached:"
            f" {', '.join(POLICIES)} (default: %(default)s)")
@@ -6712,21 +6508,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _raise_descriptor_limit(clients: int) -> None:
-    """Raise the limit of open files: a client uses up to three, and macOS allows only 256."""
+    """Raise the limit on open files: a client uses up to three, and macOS allows only 256."""
     if sys.platform != "win32":
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         needed = 3 * clients + 100
-        if soft not in (resource.RLIM_INFINITY, -1) and soft < needed:
-            needed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        if 0 <= soft < needed:  # RLIM_INFINITY is negative or very large
+            needed = min(needed, hard) if hard >= 0 else needed
             with contextlib.suppress(ValueError, OSError):
                 resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _use_one_arena() -> None:
     # The GNU C library gives each thread an arena, and no thread uses the free memory of another
-    # arena: with values that come and go, the process used twice the memory of the values.
+    # arena. The process would use up to twice the memory of its values.
     if sys.platform == "linux":
         with contextlib.suppress(ImportError, AttributeError, OSError):  # another C library
             import ctypes
@@ -6764,18 +6560,14 @@ def _stop_on_console_close(server: Server) -> None:
 
 
 def _log_to(file: str | None, log_level: str) -> None:
-    handler: logging.Handler
+    # Under pythonw.exe, which has no standard error, this handler discards the lines.
+    handler = logging.StreamHandler()
     if file is not None:
         try:
             # FileHandler has the parameter ``errors`` only since Python 3.9.
-            stream = open(file, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+            handler.stream = open(file, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
         except OSError as error:
             raise ValueError(f"cannot write --log-file {file!r}: {error.strerror}") from error
-        handler = logging.StreamHandler(stream)
-    elif sys.stderr is not None:
-        handler = logging.StreamHandler()
-    else:  # pythonw.exe has no console
-        handler = logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(log_level)

@@ -689,6 +689,30 @@ class TroubleTest(FileCase):
         persistence.stop(DEADLINE)
         self.assertEqual(set(self.reopened()), {b"theirs"})
 
+    @unittest.skipIf(WINDOWS, "Windows lets nobody take a file away that is in use")
+    def test_another_program_creates_the_file_first(self) -> None:
+        keyspace, persistence = self.open()
+        keyspace.replace(b"theirs", b"1")
+        save(persistence)
+        persistence.stop(DEADLINE)
+        shutil.copy(self.path, self.folder / "backup.db")
+        keyspace, persistence = self.open()
+        keyspace.replace(b"ours", b"1")
+        self.path.unlink()
+
+        def create_after_the_look(path: str) -> Any:
+            looked.stop()
+            os.replace(self.folder / "backup.db", self.path)
+
+        looked = mock.patch.object(pipecache, "_inode_of", create_after_the_look)
+        looked.start()
+        for _ in range(2):
+            save(persistence)
+            self.assertIn("another file was put in its place", persistence.error)
+        persistence.stop(DEADLINE)
+        self.assertIn(b"theirs", self.reopened())
+        self.assertNotIn(b"ours", self.reopened())
+
     def test_memory_is_short_while_changes_are_put_back(self) -> None:
         keyspace, persistence = self.open()
         keyspace.replace(b"key", b"1")

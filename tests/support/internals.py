@@ -232,10 +232,8 @@ def set_last_command(client: ServedClient, name: bytes) -> None:
 
 def seconds_left(client: ServedClient) -> float:
     """Return the seconds until the block of a client ends by itself."""
-    assert client.blocked is not None
-    seconds = client.blocked.remaining()
-    assert seconds is not None
-    return seconds
+    assert client.blocked is not None and client.blocked.deadline is not None
+    return client.blocked.deadline - time.monotonic()
 
 
 def expects_reply(client: ServedClient) -> bool:
@@ -411,12 +409,12 @@ def command_count(server: Server) -> int:
 
 def listener_of(server: Server) -> pipecache.Listener:
     """Return the listener of the pipe or Unix socket."""
-    return server._endpoints[0].listener
+    return server._listeners[0]
 
 
 def is_quiet(server: Server) -> bool:
     """Return True if each thread waits for a client to accept."""
-    return not server._sessions and server._endpoints[0].spare_workers == server._workers
+    return not server._sessions and server._listeners[0].spare_workers == server._workers
 
 
 def is_inbox_full(server: Server) -> bool:

@@ -31,7 +31,7 @@ class CommandTests(unittest.TestCase):
 
     def run_text(self, line: str) -> str:
         reply = execute(self.client, parse_text_command(line.encode()))
-        return encode_text(reply, b"").decode()
+        return encode_text(reply).decode()
 
     def run_resp(self, *arguments: bytes) -> bytes:
         return encode_resp(execute(self.client, list(arguments)))

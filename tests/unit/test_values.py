@@ -147,7 +147,7 @@ class HashTests(unittest.TestCase):
         for kind in (Hash, Set):
             value = kind()
             value.put(b"a", b"")
-            twin = value.copy()
+            twin = value.from_parts(value.to_parts())
             twin.put(b"b", b"")
             self.assertIs(type(twin), kind)
             self.assertEqual((list(value), list(twin)), ([b"a"], [b"a", b"b"]))
@@ -219,7 +219,7 @@ class SortedSetTests(unittest.TestCase):
     def test_a_copy_is_another(self) -> None:
         value = SortedSet()
         value.put(b"a", 1.0)
-        twin = value.copy()
+        twin = value.from_parts(value.to_parts())
         twin.put(b"b", 0.0)
         twin.put(b"a", 2.0)
         self.check(value, {b"a": 1.0})
