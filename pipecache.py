@@ -238,17 +238,22 @@ class Limit(NamedTuple):
 
 LIMITS: dict[str, Limit] = {
     "max_clients": Limit("maxclients", 1000, 1, "", "clients served at once; more clients wait"),
-    "max_message": Limit("proto-max-bulk-len", 512 << 20, 1024, "bytes", "a value or text command"),
-    "max_arguments": Limit("max-arguments", 1 << 20, 128, "", "arguments of one command"),
+    "max_message": Limit("proto-max-bulk-len", 512 << 20, 1024, "bytes",
+                         "longest value or text command"),
+    "max_arguments": Limit("max-arguments", 1 << 20, 128, "", "most arguments of one command"),
     "max_command": Limit("client-query-buffer-limit", 1 << 30, 65536, "bytes",
-                         "all arguments of one command together"),
-    "max_reply": Limit("max-reply", 1 << 30, 65536, "bytes", "one reply; more becomes an error"),
-    "max_memory": Limit("maxmemory", 0, 0, "bytes", "keys, values, buffered input, subscriptions"),
+                         "longest command, with all its arguments"),
+    "max_reply": Limit("max-reply", 1 << 30, 65536, "bytes",
+                       "longest reply; a longer reply becomes an error"),
+    "max_memory": Limit("maxmemory", 0, 0, "bytes",
+                        "memory for keys, values, buffered input and subscriptions"),
     "subscriber_buffer": Limit("subscriber-buffer", 8 << 20, 1, "bytes",
                                "unread bytes allowed per subscriber"),
     "idle_timeout": Limit("timeout", 0, 0, "seconds", "disconnect clients idle for this time"),
-    "message_timeout": Limit("message-timeout", 60, 0, "seconds", "time to send a whole command"),
-    "reply_timeout": Limit("reply-timeout", 30, 0.1, "seconds", "time to read a reply"),
+    "message_timeout": Limit("message-timeout", 60, 0, "seconds",
+                             "time to finish a command after its first byte"),
+    "reply_timeout": Limit("reply-timeout", 30, 0.1, "seconds",
+                           "time in which a client must read some of its reply"),
 }  # fmt: skip
 
 
