@@ -142,11 +142,11 @@ SCAN_ALL_BELOW = 128  #: Number of members up to which HSCAN, SSCAN and ZSCAN re
 LRU_SAMPLES = 5  #: Number of keys from which an LRU policy evicts the least recently used one.
 CLOCK_TOLERANCE = 500  #: Milliseconds; a larger jump of the wall clock means that it was set.
 M_ARENA_MAX = -8  #: The number of a parameter of mallopt(3) in the GNU C library.
-#: Bytes of one pattern, and of all patterns of one PSUBSCRIBE. To compile them blocks all clients.
+#: Bytes of one pattern, and of all patterns of one PSUBSCRIBE. Compiling them blocks all clients.
 MAX_PATTERN, MAX_PATTERNS = 4096, 16384
 MAX_NUMBER = 4000  #: Bytes of a decimal number that a command accepts.
 MAX_NAME = 1024  #: Bytes of a client's name.
-MAX_WAIT = 86400.0  #: Seconds of one wait; the system's limit is 2**31 milliseconds, 24 days.
+MAX_WAIT = 86400.0  #: Seconds of one wait; poll(2) accepts at most 2**31 - 1 milliseconds, 24 days.
 MAX_SLEEP = 3600.0  #: Seconds that DEBUG SLEEP accepts at most.
 ERROR_EXCERPT = 128  #: Bytes of a command that an error message repeats.
 MONITOR_EXCERPT = 1024  #: Bytes of an argument that MONITOR shows.
@@ -302,16 +302,16 @@ class Settings:
         if max_memory_policy not in POLICIES:
             raise _invalid("max_memory_policy", max_memory_policy, f"one of {', '.join(POLICIES)}")
         if not set(notify_keyspace_events) <= set(EVENT_CLASSES):
-            letters = f"made of the letters {EVENT_CLASSES}"
-            raise _invalid("notify_keyspace_events", notify_keyspace_events, letters)
+            expected = f"made of the letters {EVENT_CLASSES}"
+            raise _invalid("notify_keyspace_events", notify_keyspace_events, expected)
         if tcp is not None and tcp not in range(1, 65536):
             raise _invalid("tcp", tcp, "a port from 1 to 65535")
         choices = (password is not None) + (password_file is not None) + bool(tcp_no_password)
         if tcp is None and choices:
             raise ValueError("password, password_file and tcp_no_password need a port in tcp")
         if tcp is not None and choices != 1:
-            one = "exactly one of password, password_file and tcp_no_password"
-            raise ValueError(f"tcp {tcp} is open to every account of this machine: give {one}")
+            options = "exactly one of password, password_file and tcp_no_password"
+            raise ValueError(f"tcp {tcp} is open to every account of this machine: give {options}")
         if password_file is not None:
             password = read_password_file(password_file)
         if password is not None and not (isinstance(password, bytes) and password):
@@ -428,14 +428,14 @@ class MultipleReplies(List[Any]):
 
 
 class NullReply:
-    """A null reply that RESP2 encodes as these bytes. None is encoded as the null bulk string."""
+    """A null reply with its own encoding in RESP2; None is encoded as the null bulk string."""
 
     def __init__(self, resp2: bytes) -> None:
         self.resp2 = resp2
 
 
 NULL_ARRAY = NullReply(b"*-1\r\n")
-NO_REPLY = NullReply(b"")  #: No reply at all, for CLIENT REPLY OFF and SKIP.
+NO_REPLY = NullReply(b"")  #: No reply: CLIENT REPLY suppresses it, or the client is blocked.
 
 #: The types of replies whose size is checked against max_reply before they are encoded.
 _MEASURED_TYPES = frozenset({list, dict, SetReply, PairsReply, MultipleReplies, Verbatim})
@@ -448,11 +448,11 @@ Reply = Union[None, int, float, bytes, NullReply, PipecacheError, List[Any], Dic
 # Wire protocol
 # ----------------------------------------------------------------------------
 
-#: A parsed request: the arguments of a command, its name first, or the error that parsing raised;
-#: and the terminator of the text reply, or None if the reply is RESP.
+#: A parsed request is a pair: first the command (its name and arguments) or the error that parsing
+#: raised, then the terminator of the text reply, or None if the reply is RESP.
 Request = Tuple[Union[List[bytes], CommandError, ProtocolError], Union[bytes, None]]
 
-#: Text commands whose last argument is the rest of the message: the number of words before it.
+#: Text commands that do not split their last argument, each with the number of words before it.
 WORDS_BEFORE_VALUE = {
     b"ECHO": 1, b"SET": 2, b"SETNX": 2, b"GETSET": 2, b"APPEND": 2, b"PUBLISH": 2,
     b"SETEX": 3, b"PSETEX": 3,
@@ -464,7 +464,7 @@ _WORD = re.compile(rb"""[ \t]*(?:"([^"]*)"(?![^ \t])|'([^']*)'(?![^ \t])|([^ \t"
 
 
 def parse_text_command(line: bytes, max_arguments: float = math.inf) -> list[bytes]:
-    """Return the arguments of a text command without its terminator.
+    """Return the arguments of a text command; the line has no terminator.
 
     :raises CommandError: for an empty command, unbalanced quotes or too many arguments.
     """
@@ -472,7 +472,7 @@ def parse_text_command(line: bytes, max_arguments: float = math.inf) -> list[byt
     position, words_before_value = 0, math.inf
     while len(words) < words_before_value:
         if len(words) >= max_arguments:
-            raise CommandError(f"ERR more than {max_arguments} arguments")
+            raise CommandError(f"ERR more arguments than --max-arguments ({max_arguments})")
         match = _WORD.match(line, position)
         if match is None:
             if line[position:].strip(b" \t"):
@@ -502,7 +502,7 @@ def reply_size(reply: Reply) -> int:
     if isinstance(reply, (list, tuple)):
         size = REPLY_OVERHEAD * (1 + len(reply))
         if reply and reply[0].__class__ is reply[-1].__class__ is bytes:
-            # The list has only bytes, or also None (MGET), for which len raises TypeError.
+            # All elements are bytes, or some are None (MGET), for which len raises TypeError.
             with contextlib.suppress(TypeError):
                 return size + sum(map(len, reply))
         return size + sum(map(reply_size, reply))
@@ -575,7 +575,7 @@ def encode_resp(reply: Reply, version: int = 2) -> bytes:
 _RESP3_LIST_TYPES = {SetReply: b"~", Push: b">"}
 
 # The header of a short argument by its length, and the number of CRLF-separated tokens of a
-# command by its header. To look them up is faster than to format and to parse them.
+# command by its header. Looking them up is faster than formatting and parsing them.
 _BULK_HEADERS = {length: b"$%d" % length for length in range(1025)}
 _TOKENS_PER_COMMAND = {b"*%d" % size: 1 + 2 * size for size in range(1, 129)}
 
@@ -592,6 +592,7 @@ class RequestParser:
 
     def __init__(self, message_mode: bool, limits: Settings) -> None:
         self._message_mode, self._limits = message_mode, limits
+        # In message mode, feed() returns all requests, because feed(b"") would end the message.
         self._max_requests = math.inf if message_mode else MAX_PARSED_REQUESTS
         self._buffer = bytearray()
         self._searched = 0  # Bytes at the start of the buffer that contain no line feed.
@@ -608,7 +609,7 @@ class RequestParser:
 
     @property
     def buffered_bytes(self) -> int:
-        """Return the bytes of memory that the incomplete request needs, 0 if there is none."""
+        """The bytes of memory that the incomplete request needs, 0 if there is none."""
         size = len(self._buffer)
         if self._arguments_left:
             size += 1 + self._arguments_size + len(self._arguments) * ARGUMENT_OVERHEAD
@@ -680,11 +681,11 @@ class RequestParser:
         return tokens[-1] if position == last else b"\r\n".join(tokens[position:])
 
     def _parse(self, requests: list[Request], first_only: bool = False) -> None:
-        # Each method returns the end of what it parsed, or None if the input ends before that.
+        # Each method called here returns the end of what it parsed, or None if input is missing.
         buffer, position = self._buffer, 0
-        most = 1 if first_only or self.unauthenticated else self._max_requests
+        max_requests = 1 if first_only or self.unauthenticated else self._max_requests
         try:
-            while position < len(buffer) and len(requests) < most:
+            while position < len(buffer) and len(requests) < max_requests:
                 if self._arguments_left:
                     end = self._parse_argument(position, requests)
                 elif buffer.startswith(b"*", position):
@@ -735,8 +736,7 @@ class RequestParser:
                 raise ProtocolError("ERR Protocol error: invalid bulk length")
             limit = self._limits.max_command
             if self._arguments_size + size > limit:
-                reason = f"the command is longer than the limit of {limit} bytes"
-                raise ProtocolError(f"ERR Protocol error: {reason}")
+                raise ProtocolError(f"ERR the command is longer than --max-command ({limit} bytes)")
             if self.unauthenticated and size > MAX_UNAUTHENTICATED_BYTES:
                 raise ProtocolError("ERR Protocol error: unauthenticated bulk length")
             self._bulk_length = size
@@ -746,7 +746,7 @@ class RequestParser:
             return None
         if buffer[end : end + 2] != b"\r\n":
             raise ProtocolError("ERR Protocol error: expected CRLF after a bulk string")
-        with memoryview(buffer) as view:  # A slice of the buffer itself would be one more copy.
+        with memoryview(buffer) as view:  # bytes(buffer[...]) would copy the data twice.
             self._arguments.append(bytes(view[position:end]))
         self._arguments_size += self._bulk_length
         self._bulk_length = -1
@@ -764,10 +764,12 @@ class RequestParser:
             complete = end > 0
             end = end or len(buffer)
             self._searched = 0 if complete else end - position
-        limit = MAX_UNAUTHENTICATED_BYTES if self.unauthenticated else self._limits.max_message
-        if end - position > limit + 2:
+        limit, name = self._limits.max_message, "--max-message"
+        if self.unauthenticated:
+            limit, name = MAX_UNAUTHENTICATED_BYTES, "the limit before AUTH"
+        if end - position > limit + len(b"\r\n"):
             self._is_resp = False
-            raise ProtocolError(f"ERR the command is longer than the limit of {limit} bytes")
+            raise ProtocolError(f"ERR the command is longer than {name} ({limit} bytes)")
         if not complete:
             return None
         self._parse_line(bytes(buffer[position:end]), requests)
@@ -800,8 +802,8 @@ class RequestParser:
 # Values
 # ----------------------------------------------------------------------------
 
-# Bytes of memory that CPython needs for an object besides its data, to account for max_memory.
-# The collections have their own numbers: COST for the collection and ELEMENT_COST for an element.
+# Bytes of memory that CPython needs for an object besides its data; they count toward max_memory.
+# Each collection type has its own: COST for the collection and ELEMENT_COST for each element.
 KEY_COST = 88  #: A key and its entry in the dict.
 DEADLINE_COST = 144  #: A time to live.
 ACCESS_TIME_COST = 80  #: The time of the last access, which the LRU policies need.
@@ -835,8 +837,8 @@ class ListValue(Deque[bytes]):
         self.data_bytes -= len(element)
         return element
 
-    def pop_many(self, left: bool, most: int) -> list[bytes]:
-        return [self.pop_end(left) for _ in range(min(most, len(self)))]
+    def pop_many(self, left: bool, count: int) -> list[bytes]:
+        return [self.pop_end(left) for _ in range(min(count, len(self)))]
 
     def shrink(self) -> None:
         """Do nothing: a deque releases the memory of removed elements itself."""
@@ -854,13 +856,13 @@ class ListValue(Deque[bytes]):
 class ScannableDict(Dict[bytes, Any]):
     """A dict with the iteration of SCAN and a fast choice of a random key."""
 
-    __slots__ = ("_peak_size", "_sample", "_sample_draws", "_scan_keys")
+    __slots__ = ("_draws_left", "_peak_size", "_sample", "_scan_keys")
 
     def __init__(self) -> None:
         super().__init__()
         self._scan_keys: list[bytes] | None = None
         self._sample: list[bytes] = []
-        self._sample_draws = self._peak_size = 0
+        self._draws_left = self._peak_size = 0
 
     def shrink(self) -> None:
         """Release unused memory after most keys were removed; a dict itself never shrinks."""
@@ -870,15 +872,15 @@ class ScannableDict(Dict[bytes, Any]):
             rest = dict(self)
             self.clear()
             self.update(rest)
-            self._scan_keys, self._sample, self._sample_draws = None, [], 0
+            self._scan_keys, self._sample, self._draws_left = None, [], 0
             self._peak_size = len(self)
 
     def scan(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
         """Return the next cursor, 0 at the end, and up to ``count`` keys from this cursor on.
 
         As in Redis, an iteration returns every key that exists from its start to its end. It
-        visits positions from last to first: a removal moves keys of a dict to lower positions, so
-        no key leaves the part that the iteration still has to visit.
+        visits a list of the keys from last to first. If another iteration renews the list, keys
+        can only have moved to lower positions, which this iteration still has to visit.
         """
         if self._scan_keys is None or not cursor:
             self._scan_keys = list(self)
@@ -893,9 +895,9 @@ class ScannableDict(Dict[bytes, Any]):
         """Return a random key; the dict must not be empty."""
         while True:
             # Listing all keys is slow, so one list serves for many calls.
-            if not self._sample_draws:
-                self._sample, self._sample_draws = list(self), 1 + len(self) // 8
-            self._sample_draws -= 1
+            if not self._draws_left:
+                self._sample, self._draws_left = list(self), 1 + len(self) // 8
+            self._draws_left -= 1
             key = random.choice(self._sample)
             if key in self:
                 return key
@@ -994,7 +996,7 @@ class SortedSet:
         return len(self.scores)
 
     def put(self, member: bytes, score: float) -> None:
-        """Set the score of a member, which keeps its position in a scan."""
+        """Set the score of a member; an existing member keeps its position in a scan."""
         old = self.scores.get(member)
         if old is None:
             self.data_bytes += len(member)
@@ -1163,9 +1165,9 @@ class Changes(NamedTuple):
 
     cleared: bool  #: True if every key that is not listed was deleted.
     keys: list[bytes]  #: The changed keys in ascending order.
-    values: list[Any]  #: None for a deleted key; event class and parts of a collection.
+    values: list[Any]  #: A string, or (event class, parts) of a collection; None if deleted.
     deadlines: list[int | None]  #: The keys' deadlines; empty if no key of the keyspace has one.
-    epoch: int  #: Milliseconds since 1970 at 0 of the keyspace's clock.
+    epoch: int  #: Milliseconds since 1970 at the time when the keyspace's clock was 0.
 
 
 class Watch:
@@ -1204,8 +1206,7 @@ class Keyspace:
         self.lock = threading.RLock()
         #: Number of keys that expired and that were evicted since the start.
         self.expired = self.evicted = 0
-        #: Bytes used by keys, values and what reserve() counted. free_memory() evicts keys when
-        #: this exceeds the limit.
+        #: Bytes of keys and values plus the bytes that reserve() counted, and the limit of the sum.
         self.used_memory = self._reserved = 0
         self.memory_limit = math.inf
         #: The function that receives each keyspace event: its name, the key, the changed value.
@@ -1222,7 +1223,7 @@ class Keyspace:
         self._owners: dict[bytes, object] = {}
         self._owned = OrderedSets()
         self._policy = "noeviction"
-        # When each key was last used. None unless the eviction policy is an LRU policy.
+        # When each key was last accessed. None unless the eviction policy is an LRU policy.
         self._access_times: dict[bytes, int] | None = None
         self._key_cost = KEY_COST
         # The keys changed since take_changes(), or None without persistence. _cleared is True if
@@ -1262,7 +1263,7 @@ class Keyspace:
                     self._changed.add(key)
 
     def read(self, key: bytes, value_type: type[Value]) -> Value | None:
-        """Return the value of a key, or None, and count a use of the key.
+        """Return the value of a key, or None, and update its access time.
 
         :raises CommandError: if the value is not of this type.
         """
@@ -1291,7 +1292,7 @@ class Keyspace:
         return [value if value.__class__ is bytes else None for value in values]
 
     def lookup(self, key: bytes, touch: bool = True) -> Any:
-        """Return the value of a key of any type, or None; count a use if ``touch`` is true."""
+        """Return the value of a key of any type, or None; ``touch`` updates its access time."""
         value = self.peek(key)
         if value is None:
             self.notify(b"keymiss", key, None)
@@ -1300,7 +1301,7 @@ class Keyspace:
         return value
 
     def peek(self, key: bytes) -> Any:
-        """Return the value of a key of any type, or None; count no use and publish no event."""
+        """Return the value as :meth:`lookup` does; update no access time and publish no event."""
         return self._values[key] if key in self else None
 
     def __contains__(self, key: object) -> bool:
@@ -1348,8 +1349,8 @@ class Keyspace:
         else:
             self._account(key, old, value)
         if self._watches:
-            self._touch_watches(key)
-        elif self._changed is not None:
+            self._mark_changed(key)
+        elif self._changed is not None:  # _mark_changed() without the cost of a call
             self._changed.add(key)
         if self._access_times is not None:
             self._access_times[key] = self.now()
@@ -1374,7 +1375,7 @@ class Keyspace:
             value.accounted = memory_cost(value)
             self.used_memory += value.accounted
 
-    def _touch_watches(self, key: bytes) -> None:
+    def _mark_changed(self, key: bytes) -> None:
         if self._changed is not None:
             self._changed.add(key)
         for watch in self._watches.get(key, ()):
@@ -1448,9 +1449,9 @@ class Keyspace:
             self._owned.discard(owner, key)
 
     def set_deadline(self, key: bytes, deadline: int) -> None:
-        """Let an existing key expire at a time of :meth:`now`."""
+        """Set the deadline of an existing key; ``deadline`` is a time of :meth:`now`."""
         self._set_deadline(key, deadline)
-        self._touch_watches(key)
+        self._mark_changed(key)
         self.notify(b"expire", key, None)
 
     def _set_deadline(self, key: bytes, deadline: int) -> None:
@@ -1475,7 +1476,7 @@ class Keyspace:
         """Remove the deadline of a key and return True if it had one (PERSIST)."""
         if key not in self or not self._clear_deadline(key):
             return False
-        self._touch_watches(key)
+        self._mark_changed(key)
         self.notify(b"persist", key, None)
         return True
 
@@ -1507,7 +1508,7 @@ class Keyspace:
         """Delete every key (FLUSHDB)."""
         for key in self._watches:
             if key in self._values:
-                self._touch_watches(key)
+                self._mark_changed(key)
         self._values, self._deadlines = ScannableDict(), ScannableDict()
         self._deadline_heap.clear()
         self._owners.clear()
@@ -1519,7 +1520,7 @@ class Keyspace:
             self._access_times.clear()
 
     def load(self, key: bytes, value: Any, deadline: int | None) -> None:
-        """Add a key that was read from a file. No watch is touched."""
+        """Add a key that was read from the file. Call this before :meth:`track_changes`."""
         self._put(key, value)
         if deadline is not None:
             self._set_deadline(key, deadline)
@@ -1576,7 +1577,7 @@ class Keyspace:
             self.reserve(WATCH_COST + len(key))
 
     def unwatch(self, watch: Watch) -> None:
-        """Remove a watch from its keys. A key that has expired since then counts as changed."""
+        """Remove a watch from its keys. A key that has expired meanwhile counts as changed."""
         for key in watch.keys:
             self._expire_if_due(key)
             self._watches.discard(key, watch)
@@ -1603,11 +1604,11 @@ class Keyspace:
         self._policy, self._key_cost = policy, key_cost
 
     def idle_time(self, key: bytes) -> int | None:
-        """Return the milliseconds since an existing key was used; None without an LRU policy."""
+        """Return the milliseconds since the last access to a key; None without an LRU policy."""
         return None if self._access_times is None else self.now() - self._access_times[key]
 
     def reserve(self, size: int) -> None:
-        """Count bytes that are used outside the keyspace; a negative size returns them."""
+        """Count bytes that are used outside the keyspace; a negative size releases them."""
         self._reserved += size
         self.used_memory += size
 
@@ -1696,7 +1697,7 @@ class Keyspace:
         if self._owners:
             self.clear_owner(key)
         self._account(key, value, None)
-        self._touch_watches(key)
+        self._mark_changed(key)
         if self._access_times is not None:
             self._access_times.pop(key, None)
 
@@ -1720,14 +1721,14 @@ class Transaction:
 class Client:
     """A client, as commands and the other clients see it.
 
-    :param password: the password that the client has to give with AUTH before anything else, or
-        None.
+    :param password: what the client must send with AUTH before other commands, or None.
 
-    The keyspace lock guards every attribute. :class:`Session` adds the connection and overrides
-    the methods that need it; none of these methods waits for the client.
+    The keyspace lock guards every attribute except close_reason and close_level, which any thread
+    may set. :class:`Session` adds the connection and overrides the methods that need it; none of
+    these methods waits for the client.
     """
 
-    # Slots, because CPython accesses them faster than the entries of a dict with so many keys.
+    # CPython accesses slots faster than the entries of a dict with so many keys.
     __slots__ = (
         "address", "authenticated", "blocked", "can_block", "channels", "close_level",
         "close_reason", "connected_at", "id", "keyspace", "last_command", "last_command_at",
@@ -1746,7 +1747,7 @@ class Client:
         self.names: dict[str, str] = {}
         #: The RESP version that HELLO has chosen.
         self.protocol = 2
-        #: The bytes that end the last command and its reply if it was text; None if it was RESP.
+        #: The bytes that end the last text command and its reply; None if the command was RESP.
         self.terminator: bytes | None = None
         self.password = password
         self.authenticated = password is None
@@ -1923,7 +1924,7 @@ class PubSub:
 
     def queue(self, reply: Reply, clients: Iterable[Client]) -> None:
         """Queue a message for these clients."""
-        # The encoded messages, by the version of RESP or by the terminator of text.
+        # The message in each encoding, by the version of RESP or by the terminator of text.
         encoded: dict[int | bytes, bytes] = {}
         size = reply_size(reply)
         for client in clients:
@@ -1995,7 +1996,7 @@ class KeyspaceEvents:
 
 
 class BlockedClient(Watch):
-    """A client that waits for one of its keys (BLPOP), for a save (SAVE) or for a time.
+    """A client that waits for a key (BLPOP), for the end of a save (SAVE) or for its deadline.
 
     :param value_type: the type of value that the client waits for; None if it waits for no key.
     :param take: called as ``take(client, key)``; removes elements from the key and returns the
@@ -2009,10 +2010,9 @@ class BlockedClient(Watch):
     ) -> None:  # fmt: skip
         super().__init__()
         self.client, self.value_type, self.take, self.deadline = client, value_type, take, deadline
-        #: The reply. Until the wait is over, the reply for the case that the deadline passes.
+        #: The reply. Until the wait is over, this is the reply to send if the wait times out.
         self.reply: Reply = NULL_ARRAY
-        #: True once the wait is over. The session polls this without the lock, so ``reply`` is
-        #: always set first.
+        #: True once the wait is over. Set after ``reply``: the session reads this without a lock.
         self.done = False
         #: True if CLIENT REPLY suppresses the reply.
         self.suppress_reply = False
@@ -2033,7 +2033,7 @@ class BlockedClients:
     def block(self, blocked: BlockedClient, keys: Iterable[bytes] = ()) -> NullReply:
         """Block a client until one of the keys is ready, or until :meth:`unblock`.
 
-        :returns: NO_REPLY, the reply for the present.
+        :returns: NO_REPLY, the reply while the client is blocked.
         """
         blocked.client.blocked = blocked
         self.clients[blocked] = None
@@ -2153,7 +2153,7 @@ _ADVICE = {
     "EACCES|EPERM|EROFS|readonly|unable to open": "make the file and its folder writable",
     "ENOENT|ENOTDIR": "the folder of the file does not exist: create it or choose another file",
     "ENAMETOOLONG": "choose a shorter name",
-    "ENOSPC|full|disk I/O": "make room on the disk, or replace the disk if it fails",
+    "ENOSPC|full|disk I/O": "free some space on the disk, or replace a faulty disk",
     "too big": "a value is longer than this build of SQLite allows: delete or split the value",
     "MemoryError": "close other programs, or start the server with a lower --max-memory",
 }
@@ -2237,7 +2237,7 @@ class Persistence:
 
     @property
     def unsaved_changes(self) -> int:
-        """Return the number of changed keys that are not in the file yet."""
+        """The number of changed keys that are not in the file yet."""
         return self._keyspace.dirty_keys + self._saving_count
 
     def open(self) -> None:
@@ -2766,7 +2766,7 @@ def _with_parsers(function: Callable[..., Reply], parsers: list[Callable[[bytes]
 #: Every command of one word, by its name in upper case.
 COMMANDS: dict[bytes, Command] = {}
 #: The commands that do not change the state of the connection, by their names in upper and in
-#: lower case, because clients send either. execute() looks only here.
+#: lower case, because clients send either. execute() sends all others to the slow path.
 FAST_COMMANDS: dict[bytes, Command] = {}
 #: Commands of two words, by both words in upper case. The command COMMAND, which has subcommands
 #: and can also be called alone, has the key (b"COMMAND", b"").
@@ -2867,7 +2867,7 @@ def ensure_memory(client: Client, names: Sequence[bytes], cost: int, existing: i
     """Raise CommandError unless the server can store these names for a client.
 
     Each name costs its length and ``cost`` bytes. Small amounts are accepted even when memory is
-    short, so that a client can always work.
+    short, so that every client can work.
 
     :param existing: the number of names that are stored for the client already.
     """
@@ -2903,7 +2903,7 @@ def find_command(arguments: list[bytes]) -> Command:
 
 
 def execute(client: Client, arguments: Any) -> Reply:
-    """Execute one command under the keyspace lock and return its reply, which may be an error.
+    """Execute one command and return its reply or error; the caller holds the keyspace lock.
 
     :param arguments: the command with its name, or the error that the parser returned.
     """
@@ -3022,7 +3022,7 @@ def call_command(client: Client, entry: Command, arguments: list[bytes]) -> Repl
             pubsub.queue(_monitor_line(client, entry, arguments), pubsub.monitors)
 
 
-_ESCAPES: dict[int, str] = {
+_ESCAPES: dict[int, str] = {  # as MONITOR of Redis shows these bytes
     **{code: f"\\x{code:02x}" for code in range(256) if not 0x20 <= code < 0x7F},
     **{ord(char): "\\" + char for char in '\\"'},
     **{ord(char): "\\" + letter for char, letter in zip("\n\r\t\a\b", "nrtab")},
@@ -3036,10 +3036,10 @@ def _monitor_line(client: Client, entry: Command, arguments: list[bytes]) -> Sta
         + "..." * (len(word) > MONITOR_EXCERPT)
         for word in arguments
     ]
-    secret = 1 if entry.name == "AUTH" else len(words)
+    first_secret = 1 if entry.name == "AUTH" else len(words)
     if entry.name == "HELLO":
-        secret = 1 + [*map(bytes.upper, arguments), b"AUTH"].index(b"AUTH")
-    words[secret:] = ["(redacted)"] * (len(words) - secret)
+        first_secret = 1 + [*map(bytes.upper, arguments), b"AUTH"].index(b"AUTH")
+    words[first_secret:] = ["(redacted)"] * (len(words) - first_secret)
     address = client.address
     address = f"unix:{address.rpartition(':')[0]}" if address.startswith("/") else address
     seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)

@@ -24,7 +24,7 @@ MEGABYTE = 1024 * 1024
 TICKS = 100
 
 #: The reply to a text command over the limit. A line gets a line feed.
-TOO_LONG = b"ERROR: the command is longer than the limit of %d bytes" % LIMIT
+TOO_LONG = b"ERROR: the command is longer than --max-message (%d bytes)" % LIMIT
 TOO_LONG += b"" if WINDOWS else b"\n"
 
 

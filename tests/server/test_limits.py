@@ -100,7 +100,7 @@ class SizeTests(ServerCase):
         raw = self.raw()
         self.assertEqual(raw.ask(command(b"DEL", *[b"k"] * 127)), b":0\r\n")
         reply = raw.ask(b"DEL" + b" k" * 128 + b"\n")
-        self.assertEqual(reply, b"ERROR: more than 128 arguments\n")
+        self.assertEqual(reply, b"ERROR: more arguments than --max-arguments (128)\n")
         self.assertIn(b"invalid multibulk length", raw.ask(b"*129\r\n"))
         self.assertTrue(raw.ended())
 
@@ -111,7 +111,7 @@ class SizeTests(ServerCase):
         self.assertEqual(raw.ask(command(b"MSET", b"a", value, b"b", value)), b"+OK\r\n")
         # The server refuses the third value when its length arrives.
         raw.send(command(b"MSET", b"a", value, b"b", value, b"c", value)[: -30_000 - 2])
-        self.assertIn(b"the command is longer than the limit of 65536 bytes", raw.receive())
+        self.assertIn(b"the command is longer than --max-command (65536 bytes)", raw.receive())
         self.assertTrue(raw.ended())
 
     def test_a_reply(self) -> None:

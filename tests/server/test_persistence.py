@@ -561,7 +561,7 @@ class TroubleTest(FileCase):
             with self.assertLogs("pipecache", "DEBUG") as logged:
                 pipecache.log.debug("attempt")
                 save(persistence)
-            said, reason = "Keeping changes in memory; will retry in", "is full.*make room"
+            said, reason = "Keeping changes in memory; will retry in", "is full.*free some space"
             self.assertEqual(len(logged.output), 1 if outcomes[1:] else 2)  # logged only once
             self.assertRegex(outcomes[-1], reason)
             if not outcomes[1:]:
@@ -663,7 +663,7 @@ class TroubleTest(FileCase):
                 for _ in range(2):
                     with preparing_fails(persistence, full):
                         save(persistence)
-                    self.assertRegex(persistence.error, "is full.*make room")
+                    self.assertRegex(persistence.error, "is full.*free some space")
                 save(persistence)
                 self.assertEqual(persistence.error, "")
                 persistence.stop(DEADLINE)
@@ -1026,7 +1026,7 @@ class ServingTest(FileCase):
             facts = connected.info("persistence")
             self.assertEqual(facts["rdb_last_bgsave_status"], "err")
             # The text of the error does not depend on commas.
-            self.assertRegex(facts["db_last_error"], "Cannot save to .*is full.*make room")
+            self.assertRegex(facts["db_last_error"], "Cannot save to .*is full.*free some space")
             empty_disk(persistence_of(server))
             connected.execute_command("SAVE")
             self.assertEqual(connected.info("persistence")["rdb_last_bgsave_status"], "ok")

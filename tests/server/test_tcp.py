@@ -280,7 +280,9 @@ class BothDoorsTests(unittest.TestCase):
             tcp = self.tcp()
             with self.assertLogs("pipecache", "WARNING"):
                 tcp.send(b"AUTH " + b"x" * (LONGEST + 1) + ending)
-                expected = b"ERROR: the command is longer than the limit of 16384 bytes\n"
+                expected = (
+                    b"ERROR: the command is longer than the limit before AUTH (16384 bytes)\n"
+                )
                 self.assertEqual(tcp.read(len(expected)), expected)
                 self.assertTrue(tcp.ended())
 

@@ -204,7 +204,7 @@ class TextRequestTests(unittest.TestCase):
         self.assertEqual(parser.feed(b"d\n"), [([b"SET", b"k", b"a\nb\ncd"], b"\n")])
 
     def test_a_message_over_the_limit(self) -> None:
-        expected = "ERR the command is longer than the limit of 100 bytes"
+        expected = "ERR the command is longer than --max-message (100 bytes)"
         parser = RequestParser(True, limited(max_message=100))
         self.assertEqual(parser.feed(b"x" * 60, end_of_message=False), [])
         ((error, terminator),) = parser.feed(b"x" * 60, end_of_message=False)
