@@ -3172,7 +3172,7 @@ def _parse_rank(argument: bytes) -> int:
 def parse_bound(argument: bytes) -> tuple[float, bool]:
     """Return the score that bounds a range, and True if ``(`` before it excludes that score."""
     exclusive = argument.startswith(b"(")
-    number = argument[exclusive:].lstrip() if argument[exclusive:] else b"0"
+    number = argument[exclusive:].lstrip() if argument[exclusive:] else b"0"  # as C's strtod()
     return float(match_number(number, "ERR min or max is not a float")[0]), exclusive
 
 
@@ -3222,11 +3222,11 @@ def parse_deadline(
     """
     number, absolute = parse_integer(argument), form.endswith("at")
     duration = number if form.startswith("p") else number * 1000
-    now, epoch = client.keyspace.now(), client.keyspace.unix_time(0)
-    latest = INTEGER_MAX if absolute else INTEGER_MAX - epoch - now
+    now, clock_start = client.keyspace.now(), client.keyspace.unix_time(0)
+    latest = INTEGER_MAX if absolute else INTEGER_MAX - clock_start - now
     if number < minimum or not INTEGER_MIN <= duration <= latest:
         raise CommandError(f"ERR invalid expire time in '{command}' command")
-    return WallClockDeadline(duration - epoch) if absolute else duration + now
+    return WallClockDeadline(duration - clock_start) if absolute else duration + now
 
 
 def parse_expiry(client: Client, command: str, options: dict[str, Any]) -> int | None:
@@ -3238,7 +3238,7 @@ def parse_expiry(client: Client, command: str, options: dict[str, Any]) -> int |
 
 
 def split_numkeys(numkeys: bytes, args: Sequence[bytes], error: str) -> tuple[Any, Sequence[bytes]]:
-    """Return the first ``numkeys`` arguments and the rest; ``error`` is the text if too few."""
+    """Return ``numkeys`` arguments and the rest; ``error`` is the text if there are fewer."""
     size = parse_integer(numkeys, "ERR numkeys should be greater than 0", 1)
     if size > len(args):
         raise CommandError(error)
@@ -3254,7 +3254,7 @@ def pop_or_block(
 
     :param value_type: the type that the value of each key must have.
     :param take: removes elements from an existing key and returns the reply. A blocked client
-        stores this function, which therefore must not capture the client.
+        stores this function, so to capture the client would create a reference cycle.
     :param timeout: the argument in seconds, 0 for no limit. With None, the client is not blocked.
     :param empty_reply: the reply if no key exists and the client may not block.
     """
@@ -3405,8 +3405,7 @@ strings.grows("SETNX key value", "Set a key that does not exist; return 1 if set
 @strings.grows("SETEX key seconds value", "Set a key and its time to live.", name="setex")
 @strings.grows("PSETEX key milliseconds value", "Set a key and its time to live.", name="psetex")
 def setex(client: Client, key: bytes, duration: bytes, value: bytes, name: str) -> Reply:
-    deadline = parse_deadline(client, name, name, duration, minimum=1)
-    client.keyspace.replace(key, value, deadline)
+    client.keyspace.replace(key, value, parse_deadline(client, name, name, duration, minimum=1))
     return OK
 
 
@@ -3466,7 +3465,7 @@ def getrange(value: bytes, start: int, end: int) -> Reply:
 
 
 @strings.grows("MSET key value [key value ...]", "Set the values of several keys.")
-@strings.grows("MSETNX key value [key value ...]", "Set several keys if none exist.", only_new=True)
+@strings.grows("MSETNX key value [key value ...]", "Set keys if none of them exist.", only_new=True)
 def mset(client: Client, *pairs: bytes, only_new: bool = False) -> Reply:
     if only_new and any(key in client.keyspace for key in pairs[::2]):
         return 0
@@ -3524,7 +3523,7 @@ def delex(client: Client, key: bytes, **options: bytes) -> Reply:
     return int(value != options.get("ifne") and client.keyspace.delete(key))
 
 
-generic.writes("DELIFEQ key value", "Delete a key with this value; return 1 if deleted, else 0.")(
+generic.writes("DELIFEQ key value", "Delete a key if it has this value; return 1 if deleted.")(
     lambda client, key, value: int(
         client.keyspace.read_for_write(key, bytes) == value and client.keyspace.delete(key)
     )
@@ -3588,8 +3587,8 @@ def scan(client: Client, cursor: bytes, *arguments: bytes) -> Reply:
                 " milliseconds; return 1 if set, else 0.", raw=True, name="pexpire")  # fmt: skip
 @generic.writes(f"EXPIREAT key unix-time-seconds {_EXPIRE}", "Set when a key expires, in seconds"
                 " since 1970; return 1 if set, else 0.", raw=True, name="expireat")  # fmt: skip
-@generic.writes(f"PEXPIREAT key unix-time-milliseconds {_EXPIRE}", "Set when a key expires, in"
-                " milliseconds since 1970, as EXPIREAT.", raw=True, name="pexpireat")  # fmt: skip
+@generic.writes(f"PEXPIREAT key unix-time-milliseconds {_EXPIRE}", "Set expiry, in milliseconds"
+                " since 1970; return 1 if set, else 0.", raw=True, name="pexpireat")  # fmt: skip
 def expire(client: Client, key: bytes, argument: bytes, *conditions: bytes, name: str) -> Reply:
     options, rest = _EXPIRE_OPTIONS.split(conditions)
     if rest:
@@ -3617,8 +3616,8 @@ def expire(client: Client, key: bytes, argument: bytes, *conditions: bytes, name
 
 @generic.reads("TTL key", "Return the time to live in seconds; -1: none, -2: no key.", unit=1000)
 @generic.reads("PTTL key", "Return the time to live in milliseconds; -1: none, -2: no key.", unit=1)
-@generic.reads("EXPIRETIME key", "Return the Unix time of expiry; see TTL.", unit=1000, at=True)
-@generic.reads("PEXPIRETIME key", "Return EXPIRETIME in milliseconds.", unit=1, at=True)
+@generic.reads("EXPIRETIME key", "Return a key's expiry in seconds since 1970.", unit=1000, at=True)
+@generic.reads("PEXPIRETIME key", "Return the expiry in milliseconds since 1970.", unit=1, at=True)
 def ttl(client: Client, key: bytes, *, unit: int, at: bool = False) -> Reply:
     if client.keyspace.lookup(key, touch=False) is None:
         return -2
@@ -3647,7 +3646,7 @@ def object_encoding(client: Client, key: bytes) -> Reply:
     return None if value is None else b"quicklist"
 
 
-@generic.reads("OBJECT IDLETIME key", "Return the seconds since the last use, under an LRU policy.")
+@generic.reads("OBJECT IDLETIME key", "Return the seconds since a key was used (LRU policies).")
 def object_idletime(client: Client, key: bytes) -> Reply:
     if key not in client.keyspace:
         return None
@@ -3666,8 +3665,8 @@ _LMOVE = "source destination LEFT|RIGHT LEFT|RIGHT"
 _LMPOP = "numkeys key [key ...] LEFT|RIGHT [COUNT count]"
 
 
-@lists.edits("LPUSH key element [element ...]", "Prepend elements; return the length.", left=True)
-@lists.edits("RPUSH key element [element ...]", "Append elements; return the length of the list.")
+@lists.edits("LPUSH key element [element ...]", "Prepend to a list; return its length.", left=True)
+@lists.edits("RPUSH key element [element ...]", "Append elements to a list; return its length.")
 @lists.edits("LPUSHX key element [element ...]", "Prepend elements to an existing list; return its"
              " length, or 0.", event="lpush", left=True, create=False)  # fmt: skip
 @lists.edits("RPUSHX key element [element ...]", "Append elements to an existing list; return its"
@@ -3678,8 +3677,8 @@ def push(value: ListValue, *elements: bytes, left: bool = False, create: bool = 
     return len(value)
 
 
-@lists.edits("LPOP key [count]", "Remove and return elements at the head.", "writes", left=True)
-@lists.edits("RPOP key [count]", "Remove and return elements at the tail.", "writes")
+@lists.edits("LPOP key [count]", "Remove and return a list's first elements.", "writes", left=True)
+@lists.edits("RPOP key [count]", "Remove and return a list's last elements.", "writes")
 def pop(value: ListValue, count: int | None = None, *, left: bool = False) -> Reply:
     if not value:
         return None if count is None else NULL_ARRAY
@@ -3792,8 +3791,10 @@ def _move(client: Client, source: bytes, target: bytes, from_end: str, to_end: s
     return element
 
 
-@lists.writes("BLPOP key [key ...] timeout", "Block until LPOP finds an element.", where="LEFT")
-@lists.writes("BRPOP key [key ...] timeout", "Block until RPOP finds an element.", where="RIGHT")
+@lists.writes("BLPOP key [key ...] timeout", "Remove and return the first element of the first list"
+              " that has one; block until then.", where="LEFT")  # fmt: skip
+@lists.writes("BRPOP key [key ...] timeout", "Remove and return the last element of the first list"
+              " that has one; block until then.", where="RIGHT")  # fmt: skip
 def blpop(client: Client, *arguments: bytes, where: str) -> Reply:
     take = functools.partial(_take_elements, where=where)
     return pop_or_block(client, arguments[:-1], ListValue, take, arguments[-1])
@@ -3821,7 +3822,7 @@ hashes = Family("hash", Hash)
 
 @hashes.edits("HSET key field value [field value ...]", "Set fields and return how many are new.",
               always=True)  # fmt: skip
-@hashes.edits("HMSET key field value [field value ...]", "Set fields.", event="hset", reply=OK)
+@hashes.edits("HMSET key field value [field value ...]", "Set hash fields.", event="hset", reply=OK)
 def hset(value: Hash, *pairs: bytes, reply: Reply = None) -> Reply:
     added = sum(map(value.put, pairs[::2], pairs[1::2]))
     return added if reply is None else reply
@@ -3897,7 +3898,7 @@ sets.views("SMISMEMBER key member [member ...]", "Return for each member 1 if it
 sets.views("SMEMBERS key", "Return all members of a set.")(SetReply)
 
 
-@sets.writes("SMOVE source destination member", "Move a member; return 1 if it existed, else 0.")
+@sets.writes("SMOVE source destination member", "Move a member to another set; return 1 if moved.")
 def smove(client: Client, source: bytes, target: bytes, member: bytes) -> Reply:
     value = client.keyspace.read_for_write(source, Set)
     if value is None:
@@ -3931,18 +3932,18 @@ def srandmember(value: Set, count: int | None = None) -> Reply:
 
 @sets.reads("SINTER key [key ...]", "Return the members common to all sets.", combine=operator.and_)
 @sets.reads("SUNION key [key ...]", "Return the members of any of the sets.", combine=operator.or_)
-@sets.reads("SDIFF key [key ...]", "Return members of only the first set.", combine=operator.sub)
+@sets.reads("SDIFF key [key ...]", "Return members in no set but the first.", combine=operator.sub)
 def sinter(client: Client, *keys: bytes, combine: Callable[[Any, Any], Any]) -> Reply:
     values = [client.keyspace.read(key, Set) or Set() for key in keys]
     return SetReply(functools.reduce(combine, (value.keys() for value in values)))
 
 
-@sets.grows("SINTERSTORE destination key [key ...]", "Store the result of SINTER and return its"
-            " size.", combine=operator.and_, event=b"sinterstore")  # fmt: skip
-@sets.grows("SUNIONSTORE destination key [key ...]", "Store the result of SUNION and return its"
-            " size.", combine=operator.or_, event=b"sunionstore")  # fmt: skip
-@sets.grows("SDIFFSTORE destination key [key ...]", "Store the result of SDIFF and return its"
-            " size.", combine=operator.sub, event=b"sdiffstore")  # fmt: skip
+@sets.grows("SINTERSTORE destination key [key ...]", "Store the members common to all sets;"
+            " return how many.", combine=operator.and_, event=b"sinterstore")  # fmt: skip
+@sets.grows("SUNIONSTORE destination key [key ...]", "Store the members of any of the sets;"
+            " return how many.", combine=operator.or_, event=b"sunionstore")  # fmt: skip
+@sets.grows("SDIFFSTORE destination key [key ...]", "Store the members in no set but the"
+            " first; return how many.", combine=operator.sub, event=b"sdiffstore")  # fmt: skip
 def sinterstore(client: Client, target: bytes, *keys: bytes, combine: Any, event: bytes) -> Reply:
     members: Any = sinter(client, *keys, combine=combine)
     value = Set.from_parts(members)
@@ -3953,7 +3954,7 @@ def sinterstore(client: Client, target: bytes, *keys: bytes, combine: Any, event
     return len(value)
 
 
-@sets.reads("SINTERCARD numkeys key [key ...] [LIMIT limit]", "Return the size of an intersection.")
+@sets.reads("SINTERCARD numkeys key [key ...] [LIMIT limit]", "Count members common to all sets.")
 def sintercard(client: Client, numkeys: bytes, *arguments: bytes) -> Reply:
     error = "ERR Number of keys can't be greater than number of args"
     keys, rest = split_numkeys(numkeys, arguments, error)
@@ -4025,8 +4026,8 @@ zsets.edits("ZREM key member [member ...]", "Remove members; return how many exi
 )
 
 
-@zsets.views("ZRANK key member", "Return the rank of a member; the lowest is 0.")
-@zsets.views("ZREVRANK key member", "Return the rank of a member; the highest is 0.", reverse=True)
+@zsets.views("ZRANK key member", "Return the rank of a member by score, from 0 (lowest score).")
+@zsets.views("ZREVRANK key member", "Return the rank from 0 (highest score).", reverse=True)
 def zrank(value: SortedSet, member: bytes, *, reverse: bool = False) -> Reply:
     score = value.scores.get(member)
     if score is None:
@@ -4049,7 +4050,7 @@ def zcount(value: SortedSet, low: Any, high: Any) -> Reply:
 
 @zsets.reads("ZRANGE key low high [BYSCORE] [REV] [LIMIT offset size] [WITHSCORES]",
              "Return the members between two ranks, or with BYSCORE two scores.")  # fmt: skip
-@zsets.reads("ZREVRANGE key low high [WITHSCORES]", "Return members in descending order.", rev=True)
+@zsets.reads("ZREVRANGE key low high [WITHSCORES]", "Return members by descending score.", rev=True)
 @zsets.reads("ZRANGEBYSCORE key low high [WITHSCORES] [LIMIT offset size]",
              "Return the members between two scores.", byscore=True)  # fmt: skip
 @zsets.reads("ZREVRANGEBYSCORE key high low [WITHSCORES] [LIMIT offset size]", "Return the members"
@@ -4094,14 +4095,17 @@ def _pop_by_score(value: SortedSet, count: int, highest: bool) -> list[tuple[byt
 
 
 @zsets.edits("ZPOPMIN key [count]", "Remove and return the members of lowest score.", "writes")
-@zsets.edits("ZPOPMAX key [count]", "Remove the members of highest score.", "writes", highest=True)
+@zsets.edits("ZPOPMAX key [count]", "Remove and return the members of highest score.", "writes",
+             highest=True)  # fmt: skip
 def zpopmin(value: SortedSet, count: int | None = None, *, highest: bool = False) -> Reply:
     pairs = _pop_by_score(value, 1 if count is None else count, highest)
     return list(itertools.chain.from_iterable(pairs)) if count is None else PairsReply(pairs)
 
 
-@zsets.writes("BZPOPMIN key [key ...] timeout", "Block until ZPOPMIN finds a member.", where="MIN")
-@zsets.writes("BZPOPMAX key [key ...] timeout", "Block until ZPOPMAX finds a member.", where="MAX")
+@zsets.writes("BZPOPMIN key [key ...] timeout", "Remove and return the member of lowest score;"
+              " block until a sorted set has one.", where="MIN")  # fmt: skip
+@zsets.writes("BZPOPMAX key [key ...] timeout", "Remove and return the member of highest score;"
+              " block until a sorted set has one.", where="MAX")  # fmt: skip
 def bzpopmin(client: Client, *arguments: bytes, where: str) -> Reply:
     take = functools.partial(_take_members, where=where)
     return pop_or_block(client, arguments[:-1], SortedSet, take, arguments[-1])
@@ -4184,14 +4188,14 @@ def discard(client: Client) -> Reply:
     return OK
 
 
-@transactions.controls("WATCH key [key ...]", "Let the next EXEC fail if one of the keys changes.")
-def watch(client: Client, *names: bytes) -> Reply:
+@transactions.controls("WATCH key [key ...]", "Make the next EXEC fail if one of the keys changes.")
+def watch(client: Client, *keys: bytes) -> Reply:
     if client.transaction is not None:
         raise CommandError("ERR WATCH inside MULTI is not allowed")
     if client.watch is None:
         client.watch = Watch()
-    ensure_memory(client, names, WATCH_COST, len(client.watch.keys))
-    for key in names:
+    ensure_memory(client, keys, WATCH_COST, len(client.watch.keys))
+    for key in keys:
         client.keyspace.watch(key, client.watch)
     return OK
 
@@ -4212,15 +4216,14 @@ pubsub = Family("pubsub")
 
 
 @pubsub.controls("SUBSCRIBE channel [channel ...]", "Receive the messages published to channels.")
-@pubsub.controls("PSUBSCRIBE pattern [pattern ...]", "Subscribe to patterns.", is_pattern=True)
+@pubsub.controls("PSUBSCRIBE pattern [pattern ...]", "Receive the messages published to channels"
+                 " that match a pattern.", is_pattern=True)  # fmt: skip
 def subscribe(client: Client, *names: bytes, is_pattern: bool = False) -> Reply:
     ensure_memory(client, names, SUBSCRIPTION_COST, client.subscription_count)
     if is_pattern:
         if sum(map(len, names)) > MAX_PATTERNS:
-            raise CommandError(
-                f"ERR the patterns are longer than {MAX_PATTERNS} bytes in total; subscribe in"
-                " several commands"
-            )
+            reason = f"the patterns are longer than {MAX_PATTERNS} bytes in total"
+            raise CommandError(f"ERR {reason}; subscribe in several commands")
         # Reject an invalid pattern before the first subscription is made.
         for name in names:
             compile_glob(name)
@@ -4231,8 +4234,8 @@ def subscribe(client: Client, *names: bytes, is_pattern: bool = False) -> Reply:
     return replies
 
 
-@pubsub.controls("UNSUBSCRIBE [channel ...]", "End subscriptions to the given or all channels.")
-@pubsub.controls("PUNSUBSCRIBE [pattern ...]", "End subscriptions to patterns.", is_pattern=True)
+@pubsub.controls("UNSUBSCRIBE [channel ...]", "Unsubscribe from the given channels, or from all.")
+@pubsub.controls("PUNSUBSCRIBE [pattern ...]", "Unsubscribe from patterns or all.", is_pattern=True)
 def unsubscribe(client: Client, *names: bytes, is_pattern: bool = False) -> Reply:
     subscribed = client.patterns if is_pattern else client.channels
     # Redis replies once, with a null name, if there is nothing to unsubscribe from.
@@ -4244,7 +4247,7 @@ def unsubscribe(client: Client, *names: bytes, is_pattern: bool = False) -> Repl
     return replies
 
 
-pubsub.reads("PUBLISH channel message", "Send a message; return the number of subscribers.")(
+pubsub.reads("PUBLISH channel message", "Send a message to the subscribers; return their number.")(
     lambda client, channel, message: client.state.pubsub.publish(channel, message)
 )
 pubsub.reads("PUBSUB NUMPAT", "Return the number of patterns that have subscribers.")(
@@ -4526,16 +4529,16 @@ def _require_persistence(client: Client) -> Persistence:
     return client.state.persistence
 
 
-@server.reads("SAVE", "Save all changes to the file and wait until they are saved.")
+@server.reads("SAVE", "Save all changes to the file of --db and wait for the end.")
 def save(client: Client) -> Reply:
-    blocked, clients = BlockedClient(client), client.state.blocked
+    blocked, unblock = BlockedClient(client), client.state.blocked.unblock
     _require_persistence(client).request(
-        lambda error: clients.unblock(blocked, CommandError(f"ERR {error}") if error else OK)
+        lambda error: unblock(blocked, CommandError(f"ERR {error}") if error else OK)
     )
-    return clients.block(blocked)
+    return client.state.blocked.block(blocked)
 
 
-@server.reads("BGSAVE [SCHEDULE]", "Start to save all changes to the file.")
+@server.reads("BGSAVE [SCHEDULE]", "Start to save all changes to the file of --db.")
 def bgsave(client: Client, **when: bool) -> Reply:
     _require_persistence(client).request(lambda error: None)
     return Status(b"Background saving started")
@@ -4551,7 +4554,7 @@ def time_(client: Client) -> Reply:
     return [b"%d" % part for part in divmod(time.time_ns() // 1000, 1_000_000)]
 
 
-@server.controls("MONITOR", "Show each command that a client executes.")
+@server.controls("MONITOR", "Receive every command that any client sends.")
 def monitor(client: Client) -> Reply:
     client.state.pubsub.monitor(client)
     for each in client.state.clients.values():
@@ -4910,7 +4913,7 @@ if sys.platform == "win32":
     # another instance of the pipe, which only a server needs.
     CLIENT_RIGHTS = 0x0012019F & ~FILE_CREATE_PIPE_INSTANCE
     # Each of these rights lets an account create an instance of the pipe, or grant itself the right
-    # to do so. Windows replaces GENERIC_WRITE and GENERIC_ALL, the last two; Wine keeps them.
+    # to do so. Windows replaces the last two, GENERIC_WRITE and GENERIC_ALL; Wine keeps them.
     SERVER_RIGHTS = FILE_CREATE_PIPE_INSTANCE | WRITE_DAC | WRITE_OWNER | 0x40000000 | 0x10000000
     # Well-known SIDs. SYSTEM and Administrators can replace any server even without these rights.
     SYSTEM, ADMINISTRATORS = "S-1-5-18", "S-1-5-32-544"
@@ -4940,8 +4943,8 @@ if sys.platform == "win32":
         function.argtypes = argtypes
         return function
 
-    # The next three functions are values of errcheck: ctypes calls them with the result of a
-    # function, and they raise the OSError of GetLastError if the function has failed.
+    # ctypes calls an errcheck with the result of a function. After a failure, these raise the
+    # OSError of GetLastError; the second one accepts that DisconnectNamedPipe finds no client.
     def _nonzero(result: int, function: Any, arguments: Any) -> int:
         if not result:
             raise ctypes.WinError(ctypes.get_last_error())
@@ -4984,7 +4987,7 @@ if sys.platform == "win32":
     ConvertSecurityDescriptorToStringSecurityDescriptorW = _bind(
         _advapi32, "ConvertSecurityDescriptorToStringSecurityDescriptorW", BOOL, _nonzero,
         LPVOID, DWORD, DWORD, ctypes.POINTER(LPVOID), LPDWORD)
-    # The callers of the next functions check the result; pending I/O, for example, is no error.
+    # The next functions have no errcheck, because they also fail in normal operation (pending I/O).
     GetSecurityInfo = _bind(_advapi32, "GetSecurityInfo", DWORD, None,
         HANDLE, ctypes.c_int, DWORD, LPVOID, LPVOID, LPVOID, LPVOID, ctypes.POINTER(LPVOID))
     WaitNamedPipeW = _bind(_kernel32, "WaitNamedPipeW", BOOL, None, wintypes.LPCWSTR, DWORD)
@@ -5061,7 +5064,7 @@ if sys.platform == "win32":
         return f"O:{sid}G:{sid}D:P(A;;GA;;;SY)(A;;GA;;;{sid}){client_entries[access]}"
 
     def effective_access(handle: int) -> tuple[str, list[str]]:
-        """Return the owner and access list of a pipe in SDDL, and the SIDs of other servers.
+        """Return a pipe's owner and ACL in SDDL, and the SIDs of other accounts that can serve it.
 
         These SIDs have any of SERVER_RIGHTS and are not this account, the owner, SYSTEM or
         Administrators. Raises OSError if Windows does not return the security descriptor.
@@ -5150,9 +5153,9 @@ class Connection:
     that the inbox will use. If it returns False, inbox_full is set; the input is still added.
 
     ``_lock`` guards the outbox, outbox_bytes and _closed; until push_mode is on, only the own
-    thread uses the outbox. push_mode, _interrupted and _write_error are set once and read without
-    ``_lock``. Only the own thread uses all other attributes. Lock order: the keyspace lock before a
-    connection's lock, never the reverse.
+    thread uses the outbox. push_mode, _interrupted and _write_error are set once; these three and
+    outbox_bytes are read without ``_lock``. Only the own thread uses all other attributes. Lock
+    order: the keyspace lock before a connection's lock, never the reverse.
     """
 
     #: True if each message is a text command; False if text commands end with a newline.
@@ -5297,10 +5300,10 @@ class Listener:
     """The server's end of an address. Several threads may call accept() at once.
 
     :raises AddressInUse: if another program serves the address.
-    :raises TransportError: if the address cannot be served, or not be protected (Windows).
+    :raises TransportError: if the address cannot be served or, on Windows, its ACL cannot be read.
     """
 
-    #: True if all accounts of this machine can connect; the word for the address in messages.
+    #: True if all accounts can connect; the word that error messages use for the address.
     open_to_all, address_word = False, "name"
 
     def __init__(self, address: str) -> None:
@@ -5361,8 +5364,8 @@ class SocketConnection(Connection):
         # One buffer for all reads: to allocate CHUNK_SIZE for each read and keep a few bytes of it
         # would fragment the memory. Pages of the mapping that were never written use no memory.
         self._buffer = mmap.mmap(-1, CHUNK_SIZE)
-        # wake() writes to the second socket to end _wait(), which polls the first. _wait() creates
-        # the pair, because most threads only wait in recv().
+        # wake() writes to the second socket to end _wait(), which polls the first. Only _wait()
+        # creates the pair, because most connections never need it: they wait in recv().
         self._waker: tuple[socket.socket, socket.socket] | None = None
         self._wake_sent = False
 
@@ -5447,7 +5450,7 @@ class SocketConnection(Connection):
         self.wake()
 
     def _send_now(self, data: bytes) -> int:
-        """Return how many bytes the system has accepted; all if the client has disconnected."""
+        """Send; return how many bytes were accepted, or all if the client has disconnected."""
         try:
             return self._socket.send(data, _DONTWAIT)
         except BlockingIOError:
@@ -5508,7 +5511,7 @@ class SocketListener(Listener):
             self._socket.listen(1024)
             self._socket.setblocking(False)
         except BaseException as error:
-            SocketListener.close(self)
+            SocketListener.close(self)  # a subclass may not be ready for its own close()
             if not isinstance(error, OSError):
                 raise
             # Windows reports a port that another program uses exclusively as WSAEACCES.
@@ -5629,7 +5632,7 @@ if sys.platform == "win32":
             return bool(signaled == 2)
 
         def _start_read(self) -> bool:
-            """Call ReadFile unless a read is pending; return True if the call has ended at once."""
+            """Call ReadFile unless a read is pending; return True if a result exists already."""
             if self._read_pending or self._disconnected:
                 return self._disconnected
             self._read_pending = True
@@ -5848,7 +5851,7 @@ if sys.platform == "win32":
                     return
             if not disconnected:
                 try:
-                    handle = self._create_instance()  # before CloseHandle, so that the name stays
+                    handle = self._create_instance()  # before CloseHandle, to keep the name
                 except OSError as error:
                     log.error("Cannot add an instance to %s, reusing one: %s", self.address, error)
                     disconnected = True  # unread data is lost, but the name keeps an instance
@@ -5904,7 +5907,7 @@ else:
                 reason = "exists and is not a socket of this user; choose another name"
                 raise AddressInUse(f"{self.address} {reason}")
             with socket.socket(socket.AF_UNIX) as probe:
-                probe.settimeout(STOP_GRACE)
+                probe.settimeout(STOP_GRACE)  # connect() blocks while the queue is full
                 try:
                     probe.connect(self.address)
                 except (ConnectionRefusedError, FileNotFoundError):  # no process listens
@@ -5944,8 +5947,8 @@ class Session(Client):
     :param local_address: the address of the listener that accepted the connection.
     :param reject_http: True to close the connection if the client sends an HTTP request.
 
-    Only the thread that serves the client uses the parser and calls :meth:`run`. The keyspace lock
-    guards the attributes of Client; other threads read command_started without a lock.
+    Only the thread that serves the client calls :meth:`run` and uses _parser and _buffered_bytes.
+    The keyspace lock guards the attributes of Client. command_started is read without a lock.
     """
 
     __slots__ = (
@@ -6046,7 +6049,7 @@ class Session(Client):
                         data = self.encode(reply)
                         stop = bool(self.close_reason) or self.blocked is not None
                     if pending_output:
-                        # Messages that this command has published come before its reply.
+                        # Messages of this command to its own client come before its reply.
                         data = b"".join(pending_output) + data
                         pending_output.clear()
                         self.pending_bytes = 0
@@ -6063,7 +6066,7 @@ class Session(Client):
                 state.commands += len(output)
                 if arguments.__class__ is list and len(arguments[0]) < ERROR_EXCERPT:  # type: ignore[index]
                     self.last_command = arguments[0]  # type: ignore[index]
-                # An empty reply is a message for a text client, but nothing in a RESP stream.
+                # Suppressed replies send nothing, but an empty text reply is an empty message.
                 has_output = output and (reply is not NO_REPLY or any(output))
                 data = output[0] if len(output) == 1 else b"".join(output)
                 push_mode = connection.push_mode
@@ -6089,7 +6092,7 @@ class Session(Client):
             elif not connection.wait_for_input(remaining, self.may_buffer):
                 if connection.inbox_full:
                     self.disconnect("sent more input than can be buffered while it was blocked")
-                self.close("disconnected while it was blocked")
+                self.close("end of input while blocked")
                 return
         data, whole = self.encode(blocked.reply), self.terminator is not None
         with self.keyspace.lock:
@@ -6237,8 +6240,7 @@ class Server:
                 " meant for this server; grant it at most 0x12019b in --access", account,
             )  # fmt: skip
         password = "no password" if self._settings.password is None else "a password"
-        for port in ports:
-            address = port.address
+        for address in (port.address for port in ports):
             log.info("Serving %s, which every local account can reach, with %s", address, password)
 
     def stop(self) -> bool:
@@ -6333,9 +6335,8 @@ class Server:
                 return
             listener = slot[0]
         if sys.platform == "linux":
-            # CPython runs one thread at a time. On several processors, threads that wait for the
-            # interpreter lock wake each other across processors, which takes longer than most
-            # commands. So all workers run on one processor.
+            # Threads that wait for CPython's GIL wake each other across processors, which takes
+            # longer than most commands. So all workers run on one processor.
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(0, self._affinity)
         try:
@@ -6349,8 +6350,7 @@ class Server:
                 self._worker_ended.notify_all()
 
     def _serve_next(self, listener: Listener) -> None:
-        # A separate call for each client, so that no local variable keeps the last session in
-        # memory while the worker waits for the next client.
+        # A separate call, so that no local variable keeps the last session while the worker waits.
         try:
             connection = listener.accept()
         except (OSError, MemoryError) as error:
@@ -6470,9 +6470,9 @@ def _argument_parser() -> argparse.ArgumentParser:
            help="which keys to evict when --max-memory is reached:"
            f" {', '.join(POLICIES)} (default: %(default)s)")
     option("--access", metavar="ACCESS", default="user",
-           help="accounts that can connect: user (this account), admins (this account and elevated"
-           " administrators), users (all accounts of this machine), or an SDDL string on Windows"
-           " (default: %(default)s)")
+           help="accounts that can connect: user (this account), admins (this account and programs"
+           " that run as administrator), users (all accounts of this machine), or an SDDL string on"
+           " Windows (default: %(default)s)")
     option("--notify-keyspace-events", metavar="CLASSES", default="",
            help="key events to publish, as letters of Redis's setting of the same name; KEA selects"
            " all (default: none)")
@@ -6506,7 +6506,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _log_to(log_file, log_level)
         server = Server(**options)
     except ValueError as error:
-        if sys.stderr is None:
+        if sys.stderr is None:  # under pythonw.exe, where parser.error() prints nothing
             log.error("%s", error)
         parser.error(str(error))
     except PersistenceError as error:
