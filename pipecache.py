@@ -37,7 +37,7 @@ reverse. Hold none of these locks while waiting for a client or for another thre
 The path of three commands; the keyspace lock is held inside the brackets:
 
     GET: Session.run -> RequestParser.feed -> [execute -> encode_resp] -> Connection.send
-    BLPOP: [execute -> block_client] -> Connection.wait_for_input, until Session.wake is called
+    BLPOP: [execute -> BlockedClients.block] -> Connection.wait_for_input, until Session.wake
     PUBLISH: [execute -> PubSub.publish -> PubSub.flush -> Connection.push to each subscriber]
 
 SPDX-License-Identifier: MIT
@@ -57,6 +57,7 @@ import fractions
 import functools
 import heapq
 import hmac
+import importlib
 import itertools
 import logging
 import math
@@ -78,9 +79,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Callable, Deque, Dict, List, NamedTuple, Tuple, TypeVar, Union
 
 try:
-    import sqlite3
+    sqlite3: Any = importlib.import_module("sqlite3")
 except ImportError:  # Some builds of Python have no sqlite3; only --db needs it.
-    sqlite3 = None  # type: ignore[assignment]
+    sqlite3 = None
 
 if sys.platform == "win32":
     import ctypes
@@ -726,7 +727,7 @@ class RequestParser:
         buffer = self._buffer
         if self._bulk_length < 0:
             if buffer[position] != ord("$"):
-                found = _printable(buffer[position : position + 1])
+                found = _printable(bytes(buffer[position : position + 1]))
                 raise ProtocolError(f"ERR Protocol error: expected '$', got '{found}'")
             header = self._parse_header(position, "bulk")
             if header is None:
@@ -2378,7 +2379,7 @@ class Persistence:
             self._disconnect()
             raise
         self._thread = thread
-        if hasattr(os, "register_at_fork"):
+        if sys.platform != "win32":
             reference = weakref.ref(self)  # CPython never releases the registered function
             os.register_at_fork(after_in_child=lambda: _leak_in_child(reference()))
 
@@ -2907,12 +2908,12 @@ def execute(client: Client, arguments: Any) -> Reply:
 
     :param arguments: the command with its name, or the error that the parser returned.
     """
+    if arguments.__class__ is not list:
+        if not isinstance(arguments, ProtocolError):
+            return _execute_slow_path(client, arguments)
+        client.close(str(arguments).partition(" ")[2], logging.WARNING)
+        return arguments
     try:
-        if arguments.__class__ is not list:
-            if not isinstance(arguments, ProtocolError):
-                return _execute_slow_path(client, arguments)
-            client.close(str(arguments).partition(" ")[2], logging.WARNING)
-            return arguments
         entry = FAST_COMMANDS.get(arguments[0])
         if entry is None or client.slow_path:
             return _execute_slow_path(client, arguments)
@@ -3000,7 +3001,7 @@ def check_and_queue(client: Client, arguments: Any) -> Reply:
     except CommandError as error:
         if transaction is not None:
             transaction.failed = True
-        if arguments.__class__ is list and arguments[0].upper() == b"EXEC":
+        if not isinstance(arguments, CommandError) and arguments[0].upper() == b"EXEC":
             raise abort_transaction(client, error) from None
         raise
     if transaction is None or entry.name in _NEVER_QUEUED:
@@ -3989,7 +3990,7 @@ def zadd(client: Client, key: bytes, *arguments: bytes) -> Reply:
         raise CommandError("ERR INCR option supports a single increment-element pair")
     scores = list(map(parse_float, pairs[::2]))
     value = client.keyspace.read_for_write(key, SortedSet) or SortedSet()
-    added = changed = 0
+    added, changed, new, skipped = 0, 0, 0.0, False
     for score, member in zip(scores, pairs[1::2]):
         old = value.scores.get(member)
         if old is None:
@@ -6028,8 +6029,8 @@ class Session(Client):
     def _execute_requests(self, requests: list[Request]) -> None:
         state, connection = self.state, self.connection
         ready_keys, pending_output = state.blocked.ready_keys, self.pending_output
-        unexecuted = iter(requests)
-        more = True
+        unexecuted, more, terminator = iter(requests), True, self.terminator
+        reply: Reply = NO_REPLY
         while more and not self.close_reason:
             output: list[bytes] = []
             size, next_clock_check = 0, TURN_CLOCK_BYTES
@@ -6215,15 +6216,15 @@ class Server:
         this = weakref.ref(self)
         getattr(threading, "_register_atexit", atexit.register)(lambda: _stop_at_exit(this()))
         self._log_start()
+        thread = threading.Thread(None, self._run_housekeeping, "pipecache-cleaner", daemon=True)
         with self._lock:
             for listener in listeners:
                 for _ in range(min(SPARE_LISTENERS, self._settings.max_clients)):
                     self._add_worker(listener)
-        name = "pipecache-housekeeping"
-        housekeeping = threading.Thread(None, self._run_housekeeping, name, daemon=True)
-        with contextlib.suppress(RuntimeError):
-            housekeeping.start()
-        if not (housekeeping.is_alive() and all(listener.workers for listener in listeners)):
+            with contextlib.suppress(RuntimeError):
+                thread.start()
+            started = thread.is_alive() and all(listener.workers for listener in listeners)
+        if not (started or self._stopping.is_set()):  # another thread may have called stop()
             self.stop()
             raise TransportError("Cannot start threads; end other programs or lower --max-clients")
         log.info("Ready to accept connections")
