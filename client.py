@@ -7,8 +7,8 @@ r"""Client of pipecache, a key-value server on Windows named pipes (elsewhere: U
     cache.set("city", "dubai", ex=60)       # the key expires after 60 seconds
     print(cache.get("city"))                # dubai
 
-Methods and arguments have the names that redis-py gives them, so that a script that
-outgrows one machine changes only its import. From a shell:
+The methods and arguments have the names that redis-py gives them, so that only the import
+line of a script changes when the script moves to Redis. From a shell:
 
     python client.py GET city               # send one command
     python client.py                        # prompt for commands
@@ -111,7 +111,7 @@ CHUNK_SIZE = 65536
 #: small, so longer data is written in pieces.
 MAX_WRITE = 1024 * 1024
 
-#: Seconds of the longest single wait. Python on Windows sees Ctrl+C only between two waits.
+#: Seconds of the longest single wait. Python on Windows handles Ctrl+C only between two waits.
 WAIT_INTERVAL = 0.25
 
 #: Bytes of a pipeline that are sent before its replies are read.
@@ -297,13 +297,13 @@ class ReplyReader:
         self._buffer = b""
         self._position = 0
         # True once _read_fast() has met a reply in the buffer that only read() can parse.
-        self._needs_exact = False
+        self._use_slow_path = False
 
     def feed(self, chunk: bytes) -> None:
         """Replace the buffer by the next chunk. All replies in the old buffer have been read."""
         self._buffer = chunk
         self._position = 0
-        self._needs_exact = False
+        self._use_slow_path = False
 
     def read_first(self, chunk: bytes, decode: bool) -> Any:
         """Return the reply that begins with this chunk; see :meth:`read`."""
@@ -359,7 +359,7 @@ class ReplyReader:
         """Return all received replies, strings as bytes. If there is none, wait for the next."""
         if self.empty:
             self.feed(self._receive())
-        replies = [] if self._needs_exact else self._read_fast(len(self._buffer), False)
+        replies = [] if self._use_slow_path else self._read_fast(len(self._buffer), False)
         return replies or [self.read(False)]
 
     def read_many(self, count: int, decode: bool) -> list[Any]:
@@ -369,7 +369,7 @@ class ReplyReader:
             buffer, start = self._buffer, self._position
             # read() does not search a string of 1000 or more bytes for CRLF; _read_fast() would.
             long = buffer.startswith(b"$", start) and buffer.find(b"\r\n", start, start + 6) < 0
-            if long or self._needs_exact:
+            if long or self._use_slow_path:
                 replies.append(self.read(decode))
             else:
                 replies += self._read_fast(count - len(replies), decode)
@@ -388,7 +388,7 @@ class ReplyReader:
             replies, used = _parse_tokens(tokens, 0, count, convert)
         except ValueError:  # A wrong number or wrong UTF-8: read() raises the right exception.
             replies, used = [], 0
-        self._needs_exact = len(replies) < count
+        self._use_slow_path = len(replies) < count
         self._position += sum(map(len, tokens[:used])) + 2 * used
         return replies
 
@@ -517,7 +517,7 @@ if sys.platform == "win32":
             raise ctypes.WinError(ctypes.get_last_error())
         return result
 
-    # Private library objects, because prototypes set on ctypes.windll apply to the whole process.
+    # These objects are private: prototypes set on ctypes.windll apply to the whole process.
     _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
     _advapi32 = ctypes.WinDLL("advapi32", use_last_error=True)
     HANDLE, DWORD, BOOL, LPVOID = wintypes.HANDLE, wintypes.DWORD, wintypes.BOOL, wintypes.LPVOID
@@ -723,7 +723,9 @@ if sys.platform == "win32":
                     f"Cannot open {self.address}: the pipe belongs to another account, which does"
                     " not allow this one to connect; start the server with --access users"
                 )
-            return ServerNotRunning(f"Cannot open {self.address}: {ctypes.WinError(error)}")
+            return ServerNotRunning(
+                f"Cannot open {self.address}: {ctypes.WinError(error)}; check the name of the pipe"
+            )
 
         def exchange(self, data: bytes) -> bytes:
             # TransactNamedPipe does both in one call, but is slower under Wine.
@@ -797,7 +799,7 @@ if sys.platform == "win32":
             return 0 if done else ctypes.get_last_error()
 
         def _wait_for_event(self, operation: OVERLAPPED, deadline: float) -> bool:
-            # Wait in short intervals, because Python on Windows sees Ctrl+C only between two waits.
+            # Python on Windows handles Ctrl+C only between two waits, so no wait is long.
             remaining = deadline - time.monotonic()
             while True:
                 milliseconds = math.ceil(min(WAIT_INTERVAL, max(remaining, 0)) * 1000)
@@ -816,8 +818,8 @@ if sys.platform == "win32":
             GetOverlappedResult(self._handle, ctypes.byref(operation), ctypes.byref(count), True)
 
         def interrupt(self) -> None:
-            # CancelIoEx has no effect on a thread that has not begun its read yet. That thread sees
-            # the flag after WAIT_INTERVAL.
+            # CancelIoEx has no effect on a thread that has not begun its read yet. That thread
+            # checks the flag after WAIT_INTERVAL.
             self._interrupted = True
             CancelIoEx(self._handle, self._read_ref)
 
@@ -882,7 +884,7 @@ if sys.platform == "win32":
 
 else:
     #: The user id of root, whose programs have full control of the machine anyway. The name is
-    #: that of Windows, so that connect() is the same on both systems.
+    #: that of Windows, so that check_owner() is the same on both systems.
     TRUSTED_SIDS = ("0",)
 
     def current_user() -> str:
@@ -921,11 +923,14 @@ else:
                 raise _server_not_running(address) from None
             except OSError as error:
                 self._socket.close()
-                raise ServerNotRunning(f"Cannot open {address}: {error}") from error
+                raise ServerNotRunning(
+                    f"Cannot open {address}: {error}; check the name of the pipe and the server's"
+                    " --access"
+                ) from error
 
         def _set_timeouts(self, seconds: float | None) -> None:
             # The kernel applies these limits at no cost. With socket.settimeout(), Python would
-            # call poll() before every call. 0 means no limit, so the shortest limit is 1 µs.
+            # call poll() before every call. The kernel takes 0 as no limit, so the minimum is 1 µs.
             microseconds = 0 if seconds is None else max(math.ceil(seconds * 1_000_000), 1)
             limit = struct.pack("ll", *divmod(microseconds, 1_000_000))
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
@@ -1223,15 +1228,15 @@ def _options(**options: Any) -> list[Argument]:
     return arguments
 
 
-def _to_expiry(name: str, time: Any) -> Any:
+def _to_expiry(name: str, value: Any) -> Any:
     # Convert a datetime or timedelta to the unit of a command or option: milliseconds for PEXPIRE,
     # PEXPIREAT, PX and PXAT, else seconds. Other values stay as they are.
     unit = 1000 if name.startswith("P") else 1
-    if isinstance(time, datetime) and name.endswith("AT"):
-        return int(time.timestamp() * unit)
-    if isinstance(time, timedelta) and not name.endswith("AT"):
-        return int(time.total_seconds() * unit)
-    return time
+    if isinstance(value, datetime) and name.endswith("AT"):
+        return int(value.timestamp() * unit)
+    if isinstance(value, timedelta) and not name.endswith("AT"):
+        return int(value.total_seconds() * unit)
+    return value
 
 
 def _scan_all(scan: Callable[[int], Any]) -> Iterator[Any]:
@@ -1558,7 +1563,7 @@ class Commands:
         return self.execute_command("LINSERT", name, where, refvalue, value)
 
     def lrem(self, name: Argument, count: int, value: Argument) -> Any:
-        """Remove ``count`` equal elements from the head; from the tail if < 0; all if 0."""
+        """Remove ``count`` elements equal to a value, from the tail if count < 0, or all if 0."""
         return self.execute_command("LREM", name, count, value)
 
     def ltrim(self, name: Argument, start: int, end: int) -> Any:
@@ -1742,7 +1747,7 @@ class Commands:
         return self.execute_command("SPOP", name, *_not_none(count))
 
     def srandmember(self, name: Argument, number: int | None = None) -> Any:
-        """Return a random member, or a list of ``number`` members (< 0: may repeat)."""
+        """Return a random member, or a list of ``number`` members (if < 0, with repeats)."""
         return self.execute_command("SRANDMEMBER", name, *_not_none(number))
 
     def sinter(self, keys: Arguments, *args: Argument) -> Any:
@@ -1845,7 +1850,7 @@ class Commands:
         :param score_cast_func: a function that makes a score from text.
         :param byscore: if true, start and end are scores as in :meth:`zcount`; with ``desc`` start
             is the higher one.
-        :param offset, num: skip and return this many members; for ``byscore`` only.
+        :param offset, num: skip ``offset`` members and return at most ``num``; with ``byscore``.
         """
         command = ("ZRANGE", name, start, end, *_flags(BYSCORE=byscore, REV=desc))
         return self._zrange(command, offset, num, withscores, score_cast_func)
@@ -1862,7 +1867,7 @@ class Commands:
         self, name: Argument, min: Argument, max: Argument, start: int | None = None,
         num: int | None = None, withscores: bool = False, score_cast_func: Converter = float,
     ) -> Any:  # fmt: skip
-        """Return the members with a score from min to max: skip ``start``, return ``num``."""
+        """Return members with a score from min to max: skip ``start``, return at most ``num``."""
         command = ("ZRANGEBYSCORE", name, min, max)
         return self._zrange(command, start, num, withscores, score_cast_func)
 
@@ -2205,13 +2210,13 @@ if sys.platform != "win32":
 
 
 class Pipeline(Commands):
-    """A queue of commands that :meth:`execute` sends together, for one thread.
+    """A queue of commands that :meth:`execute` sends together. Only one thread may use it.
 
-    Each method queues its command and returns the pipeline. Only between :meth:`watch` and
-    :meth:`multi` a method sends its command at once, on the connection that watches the keys, and
-    returns the result. If that connection is lost, the method raises a :class:`WatchError`. After
-    this or any other exception except :class:`ResponseError` and :class:`DataError`, the
-    pipeline watches no keys any longer.
+    Each method queues its command and returns the pipeline. Between :meth:`watch` and
+    :meth:`multi`, a method instead sends its command at once, on the connection that watches the
+    keys, and returns the result. If that connection is lost, the method raises a
+    :class:`WatchError`. After this or any other exception except :class:`ResponseError` and
+    :class:`DataError`, the pipeline watches no keys any longer.
 
     :ivar transaction: if true, the server runs the commands as one transaction.
     """
@@ -2410,8 +2415,8 @@ class Lock:
         thread may release it.
     :param owned: if true, the lock is released when its holder ends, even if it crashes, so that
         it needs no timeout. The key is OWNED by a connection that is reserved for the lock; the
-        lock is lost if this connection is lost. :meth:`Client.close` does not close it. With
-        ``thread_local``, the end of the thread releases the lock, too.
+        lock is lost if this connection is lost. :meth:`Client.close` does not close this
+        connection. With ``thread_local``, the end of the thread releases the lock, too.
 
     A ``with`` statement acquires and releases the lock. SET NX PX acquires it; DELIFEQ releases it
     and SET IFEQ extends it, if the key still has this token. A forked child does not hold the
@@ -2495,7 +2500,7 @@ class Lock:
         return self._extend("extend", additional_time, replace_ttl)
 
     def reacquire(self) -> bool:
-        """Set the remaining time to the timeout again. Return True. Raise as :meth:`extend`."""
+        """Set the remaining time to the timeout and return True. Raise what extend() raises."""
         return self._extend("reacquire", self.timeout or 0, True)
 
     def locked(self) -> bool:
@@ -2586,7 +2591,8 @@ class PubSub:
         self._pending_unsubscribes: set[tuple[str, Any]] = set()
         self._inbox: deque[Any] = deque()
         self._subscribed = threading.Event()
-        # Guards every attribute except the inbox, a deque, whose operations are atomic.
+        # Guards the connection and changes of the subscriptions. The inbox needs no lock, because
+        # the operations of a deque are atomic.
         self._lock = threading.RLock()
         self._connection: _Connection | None = None
         self._receiving_on: _Connection | None = None  # The connection that a thread reads from.
@@ -2632,13 +2638,13 @@ class PubSub:
 
         The result is also None if a handler received the message or if the message is ignored.
 
-        :raises ServerNotRunning, ConnectionLost, CacheTimeout: if the server is gone, or if it
-            repeatedly ends the connection. The next call tries to connect again.
+        :raises ServerNotRunning, ConnectionLost, CacheTimeout: if no server answers, or if the
+            server repeatedly ends the connection. The next call tries to connect again.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while not self._subscribed.is_set():
             remaining = deadline - time.monotonic()
-            # Python on Windows sees Ctrl+C only between two waits, so no wait is long.
+            # Python on Windows handles Ctrl+C only between two waits, so no wait is long.
             waited = self._subscribed.wait(max(0, min(remaining, WAIT_INTERVAL)))
             if not waited and remaining <= WAIT_INTERVAL:
                 return None
@@ -3017,7 +3023,7 @@ class Client(BaseClient):
         :param ttl: seconds after which a result expires.
         :param key: a function that makes the key, without the prefix, from the arguments. The
             default is the module and name of the function and the arguments as JSON, so the
-            arguments must have types of JSON (``self`` of a method does not), and ``f(1)`` and
+            arguments must be serializable as JSON (``self`` of a method is not), and ``f(1)`` and
             ``f(x=1)`` have different keys.
         :param dumps, loads: functions that convert a result to str or bytes, and bytes to a
             result. JSON turns a tuple into a list. Pickle does not, but ``pickle.loads`` runs any
@@ -3057,7 +3063,7 @@ class Client(BaseClient):
         return decorate
 
     def _execute_or_log(self, *command: Argument) -> Any:
-        # Return the result. If the server does not answer with one, log that and return None.
+        # Return the result. If the command fails, log the error and return None.
         try:
             return self.execute_command(*command)
         except DataError:
@@ -3154,7 +3160,7 @@ def explain(number: int) -> str:
     if number not in EXPLANATIONS:
         return (
             f"Error {number} is not an error of pipes that this program knows;"
-            f" enter 'net helpmsg {number}' to see what Windows says about it"
+            f" enter 'net helpmsg {number}' on Windows to see the description"
         )
     meaning, advice = EXPLANATIONS[number]
     return f"Error {number}, {meaning}. Advice: {advice}."
@@ -3228,8 +3234,8 @@ def _check_server(pipe: str, trust_any_owner: bool) -> Iterator[tuple[int, str]]
         cache._idle.append(_Connection(transport))
         process, program = transport.process()
         owner, access = transport.owner(), transport.access()
-        served_by = f"process {process}, {program or 'unknown program'}"
-        yield OK, f"{cache.address} is served by {served_by if process else 'unknown process'}"
+        served_by = f"process {process}, {program or 'an unknown program'}"
+        yield OK, f"{cache.address} is served by {served_by if process else 'an unknown process'}"
         name = account_name(owner)
         if owner == current_user():
             yield OK, f"The server belongs to {name}, which is you"
@@ -3401,7 +3407,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Send one command to a server, or prompt for commands.
 
     :param arguments: the arguments of the program; None: those in ``sys.argv``.
-    :returns: the exit status: 0, 1 for an error reply, 2 if no server answers.
+    :returns: the exit status: 0, 1 for an error reply, 2 if no server answers, 130 after Ctrl+C;
+        for the command ``doctor``, that of :func:`run_doctor`.
     """
     parser = argparse.ArgumentParser(
         prog="client.py",
@@ -3413,7 +3420,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--pipe", metavar="NAME", default=DEFAULT_PIPE, help="name of the pipe (%(default)s)"
+        "--pipe",
+        metavar="NAME",
+        default=DEFAULT_PIPE,
+        help="name of the pipe (default: %(default)s)",
     )
     parser.add_argument(
         "--trust-any-owner",

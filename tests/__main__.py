@@ -1,11 +1,11 @@
 """The one test command: ``python tests``, on any system.
 
-It runs the suite on this interpreter and, unless this is Windows, on Windows CPython 3.8
-and 3.13 under Wine. On Linux it also fuzzes the protocol. As many runs as there are
-processors go on at the same time. Each fetches what is missing (see ``tools/provision.py``).
-The last line is ``N passed, N failed, N skipped``, the sum of all runs; the exit status is 0
-or 1. What cannot be set up is reported and counted as skipped, or as failed if `CI` is set
-in the environment.
+Run the suite on this interpreter and, unless this is Windows, on Windows CPython 3.8 and
+3.13 under Wine. On Linux, fuzz the protocol too. As many runs as there are processors, and at
+least two, work at the same time. Each run downloads what is missing (see tools/provision.py).
+The last line is "N passed, N failed, N skipped", the sum of all runs; the exit status is 0 if
+no test failed, else 1. Tests that cannot be set up are reported and counted as skipped, or as
+failed if CI is set in the environment.
 """
 
 from __future__ import annotations
@@ -477,9 +477,9 @@ def main() -> int:
     if sys.platform == "linux":
         kinds["fuzz"] = FuzzRun
     parser = argparse.ArgumentParser(prog="python tests", description=__doc__.split("\n\n")[1])
-    parser.add_argument("--only", choices=list(kinds), help="one run instead of all of them")
-    parser.add_argument("-k", metavar="PATTERN", help="only tests whose name contains this")
-    parser.add_argument("-v", "--verbose", action="store_true", help="name each test")
+    parser.add_argument("--only", choices=list(kinds), help="do only this run (default: all)")
+    parser.add_argument("-k", metavar="PATTERN", help="run only tests whose name contains this")
+    parser.add_argument("-v", "--verbose", action="store_true", help="print the name of each test")
     parser.add_argument("--suite", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.chdir(ROOT)

@@ -1638,26 +1638,31 @@ def panels(results: Results) -> Iterator[chart.Panel]:
 def main(argv: Sequence[str] | None = None) -> int:
     kinds = [*(half.name for half in HALVES), *(one.name for one in MEASUREMENTS)]
     parser = argparse.ArgumentParser(
-        description="Measure pipecache beside what one would use instead, in one run."
+        description="Measure pipecache and comparable programs in one run.",
+        epilog="The docstring of this file describes each measurement.",
     )
     parser.add_argument(
         "--rounds", type=int, metavar="N", help="number of rounds (10, with --quick 3)"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="about three minutes instead of twelve"
+        "--quick", action="store_true", help="measure for about 4 minutes instead of 13"
     )
     parser.add_argument(
-        "--only", nargs="+", choices=kinds, default=[], help="only these halves and measurements"
+        "--only",
+        nargs="+",
+        choices=kinds,
+        default=[],
+        help="run only on these platforms (linux, wine) or only these measurements (default: all)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results")
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="write a bar chart")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file to write all results to")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="file to write a bar chart to")
     parser.add_argument(
         "--against",
         type=Path,
         action="append",
         default=[],
         metavar="DIR",
-        help="another checkout of this project to compare with",
+        help="folder of another checkout of this project to compare with",
     )
     options = parser.parse_args(argv)
     plan = Plan(

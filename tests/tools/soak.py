@@ -1,4 +1,4 @@
-"""A soak test: servers and clients are killed at random, and no acknowledged write may be lost.
+"""Kill servers and clients at random, and check that no acknowledged write is lost.
 
     python tests/tools/soak.py --minutes 10  # two servers, one of which is killed again and again
     python tests/tools/soak.py --kills 100   # a server is killed 100 times while clients write
@@ -536,18 +536,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="tests/tools/soak.py", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--minutes", type=float, metavar="N", help="minutes to run")
     parser.add_argument(
-        "--kills", type=int, metavar="K", help="instead, the number of kills of a server"
+        "--minutes", type=float, metavar="N", help="run for N minutes, or use --kills"
+    )
+    parser.add_argument("--kills", type=int, metavar="K", help="kill a server this many times")
+    parser.add_argument(
+        "--clients", type=int, default=4, metavar="N", help="clients per server (default: 4)"
     )
     parser.add_argument(
-        "--clients", type=int, default=4, metavar="N", help="clients per server (4)"
-    )
-    parser.add_argument("--seed", type=int, default=int(time.time()), metavar="N")
-    parser.add_argument("--wine", action="store_true", help="on Windows Python under Wine")
+        "--seed", type=int, default=int(time.time()), metavar="N",
+        help="seed of the random numbers (default: the time)",
+    )  # fmt: skip
+    parser.add_argument("--wine", action="store_true", help="run on Windows Python under Wine")
     options = parser.parse_args(arguments)
     if (options.minutes is None) == (options.kills is None):
-        parser.error("either --minutes N or --kills K")
+        parser.error("give either --minutes N or --kills K")
     if options.wine:
         return under_wine([each for each in arguments if each != "--wine"])
     print(f"seed {options.seed}, {options.clients} clients for each server", flush=True)
