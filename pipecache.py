@@ -309,7 +309,7 @@ class Settings:
             raise _invalid("tcp", tcp, "a port from 1 to 65535")
         choices = (password is not None) + (password_file is not None) + bool(tcp_no_password)
         if tcp is None and choices:
-            raise ValueError("password, password_file and tcp_no_password need a port in tcp")
+            raise ValueError("password, password_file and tcp_no_password need a tcp port")
         if tcp is not None and choices != 1:
             options = "exactly one of password, password_file and tcp_no_password"
             raise ValueError(f"tcp {tcp} is open to every account of this machine: give {options}")
@@ -6506,13 +6506,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _log_to(log_file, log_level)
         server = Server(**options)
-    except ValueError as error:
+    except (ValueError, PersistenceError) as error:
+        # The messages name the arguments of Server, such as password_file.
+        names = "|".join(name for name in options if "_" in name)
+        text = re.sub(rf"\b({names})\b", lambda name: "--" + name[0].replace("_", "-"), str(error))
         if sys.stderr is None:  # under pythonw.exe, where parser.error() prints nothing
-            log.error("%s", error)
-        parser.error(str(error))
-    except PersistenceError as error:
-        log.error("%s", error)
-        return 1
+            log.error("%s", text)
+        parser.error(text)
     _handle_stop_signals(_stop_once)
     _stop_on_console_close(server)
     _raise_descriptor_limit(options["max_clients"] * (1 if options["tcp"] is None else 2))

@@ -806,7 +806,7 @@ class ProcessTests(unittest.TestCase):
             ),
             (
                 ("--notify-keyspace-events", "Q"),
-                "notify_keyspace_events must be made of the letters Ag",
+                "--notify-keyspace-events must be made of the letters Ag",
             ),
         ):
             with self.subTest(options=options):

@@ -463,8 +463,8 @@ class CommandLineTests(unittest.TestCase):
         for path, data in ((empty, b""), (blank, b"\r\nsecond line\r\n")):
             with open(path, "wb") as file:
                 file.write(data)
-        about = "password, password_file and tcp_no_password need a port in tcp"
-        either = "give exactly one of password, password_file and tcp_no_password"
+        about = "password, --password-file and --tcp-no-password need a tcp port"
+        either = "give exactly one of password, --password-file and --tcp-no-password"
         for options, expected in (
             (port, either),
             ((*port, "--password-file", content, "--tcp-no-password"), either),
