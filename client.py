@@ -3120,8 +3120,8 @@ EXPLANATIONS = {
     2: ("FILE_NOT_FOUND: no program serves a pipe of this name",
         "start pipecache.py; check that the server and the client use the same --pipe, and that"
         " the server printed 'Ready to accept connections'"),
-    5: ("ACCESS_DENIED: the pipe belongs to another account (or to an elevated program of this"
-        " account), which does not allow this program to connect",
+    5: ("ACCESS_DENIED: the pipe belongs to another account (or to a program that runs as"
+        " administrator), which does not allow this program to connect",
         "start the server as the same user, or with --access users; with --access admins, run the"
         " client as administrator; if the server reports this error at its start, another program"
         " has taken the name: choose another --pipe"),
@@ -3149,7 +3149,7 @@ EXPLANATIONS = {
 #: The names of the trustees in a security descriptor (SDDL) that stand for many accounts.
 _EVERYONE = "everyone, including anonymous users"
 _TRUSTEES = {
-    "SY": "SYSTEM", "BA": "administrators (elevated programs)",
+    "SY": "SYSTEM", "BA": "programs that run as administrator",
     "AU": "all accounts of this machine", "BU": "all accounts of this machine",
     "WD": _EVERYONE, "AN": _EVERYONE, "NU": "programs on other machines",
 }  # fmt: skip

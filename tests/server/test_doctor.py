@@ -263,7 +263,7 @@ class DoctorTests(unittest.TestCase):
             ("0600", "its owner"), ("0666", "all accounts"),
             ("D:P(A;;GA;;;SY)(A;;0x12019b;;;AU)", "SYSTEM, all accounts of this machine"),
             ("D:P(D;;GA;;;NU)(A;;FA;;;BA)",
-             "not programs on other machines, administrators (elevated programs)"),
+             "not programs on other machines, programs that run as administrator"),
             ("D:P", "no account"), ("D:P(A;OICIIO;GA;;;WD)", "no account"),
             ("D:NO_ACCESS_CONTROL", "everyone, including anonymous users"),
             ("D:(XA;;GA;;;WD;(a==1))", "everyone, including anonymous users"),
