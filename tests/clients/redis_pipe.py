@@ -24,7 +24,7 @@ class PipeConnection(redis.UnixDomainSocketConnection):  # type: ignore[misc]
 
 
 class PipeSocket:
-    """What redis-py uses of a socket, on a named pipe."""
+    """The methods of a socket that redis-py uses, on a named pipe."""
 
     def __init__(self, path: str, timeout: float) -> None:
         deadline = time.monotonic() + timeout

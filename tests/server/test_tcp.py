@@ -132,7 +132,7 @@ class TCPConversation(Conversation):
 
 
 class PasswordTests(unittest.TestCase):
-    """What a client may do before and after authentication."""
+    """The commands that a client may use before and after authentication."""
 
     def setUp(self) -> None:
         self.serve()

@@ -148,8 +148,8 @@ def do_fill(count: int, batch: int = 1000) -> dict[str, Any]:
 def do_crowd(address: str, count: int) -> dict[str, Any]:
     """Return the seconds to connect *count* clients, and for a request of each of them.
 
-    They speak the text protocol through nothing but the operating system, so that the server's
-    part is what is seen.
+    The clients use only the operating system to speak the text protocol, so that the time is
+    mostly that of the server.
     """
     started = time.perf_counter()
     clients = [_connect(address) for _ in range(count)]
@@ -257,11 +257,11 @@ else:
             return self.socket.recv(4096)
 
     def do_shares(address: str, count: int, seconds: float, warm: float) -> dict[str, Any]:
-        """Replies a second to the least served of *count* clients and to the median one, and the
-        longest that any of them waited.
+        """Return the replies per second of the slowest and of the median of *count* clients, and
+        the longest wait.
 
-        They are one loop, so that nothing here prefers one of them, and speak RESP, so that Redis
-        can be asked too.
+        One loop serves all clients, so that none of them is preferred. The clients speak RESP, so
+        that Redis can be measured too.
         """
         clients = [_connect(address) for _ in range(count)]
         clients[0].send(b"*3\r\n$3\r\nSET\r\n$5\r\nshare\r\n$5\r\nvalue\r\n")
