@@ -5371,18 +5371,17 @@ class SocketConnection(Connection):
         self._wake_sent = False
 
     def receive(self) -> bytes | None:
-        if self._inbox:
-            return self._next_buffered()
-        while not self._interrupted:
-            if _DONTWAIT and not self.push_mode:
-                return self._read_available(0)
-            if self._wait(None):  # wake() ends _wait(), but not recv()
-                return self._read_available()
-        return None
-
-    def _read_available(self, flags: int = _DONTWAIT) -> bytes | None:
+        # A blocking recv() is faster than _wait(), but wake() cannot end it.
+        if self.push_mode or self._inbox or self._interrupted or not _DONTWAIT:
+            return super().receive()
         try:
-            return self._buffer[: self._socket.recv_into(self._buffer, 0, flags)] or None
+            return self._buffer[: self._socket.recv_into(self._buffer)] or None
+        except OSError:  # after a reset, the next recv() finds the end of the input
+            return self._read_available()
+
+    def _read_available(self) -> bytes | None:
+        try:
+            return self._buffer[: self._socket.recv_into(self._buffer, 0, _DONTWAIT)] or None
         except BlockingIOError:
             return b""
         except OSError as error:
