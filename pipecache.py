@@ -675,7 +675,8 @@ class RequestParser:
             if end > last:
                 break
             arguments = tokens[position + 2 : end : 2]
-            if tokens[position + 1 : end : 2] != list(map(_BULK_HEADERS.get, map(len, arguments))):
+            headers = [_BULK_HEADERS.get(len(argument)) for argument in arguments]
+            if headers != tokens[position + 1 : end : 2]:
                 break
             requests.append((arguments, None))
             position = end
