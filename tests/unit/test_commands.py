@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import unittest
+from typing import Any
 
 import pipecache
 from pipecache import (
@@ -16,6 +17,7 @@ from pipecache import (
     execute,
     parse_text_command,
 )
+from tests.support.cases import ClientCase
 from tests.support.internals import SharedState, is_closing, new_client_object, new_keyspace
 
 ARITY = "ERROR: wrong number of arguments for '{}' command"
@@ -261,6 +263,42 @@ class CommandTests(unittest.TestCase):
         for options in ({"pipe": ""}, {"max_clients": 0}, {"max_message": 0}, {"pipe": "a\0b"}):
             with self.subTest(options=options), self.assertRaises(ValueError):
                 Settings(**options)
+
+
+class RegressionTests(ClientCase):
+    """Faults that were found while the server was rewritten. Redis gives the same replies."""
+
+    def test_nested_elements_count_for_the_limit_of_a_reply(self) -> None:
+        elements = [b"x" * 1000] * 100
+        for reply in ([b"0", elements], [b"key", elements], [elements, b"key"]):
+            with self.subTest(reply=str(reply)[:20]):
+                self.assertGreater(pipecache.reply_size(reply), 100_000)
+
+    def test_a_sum_beyond_a_long_double(self) -> None:
+        error = b"-ERR increment would produce NaN or Infinity\r\n"
+        self.check(
+            (b"SET k 1.18e4932", b"+OK\r\n"),
+            (b"INCRBYFLOAT k 1.18e4932", error),
+            (b"HSET h f 1.18e4932", b":1\r\n"),
+            (b"HINCRBYFLOAT h f 1.18e4932", error),
+        )
+
+    def test_setrange_inside_a_value_longer_than_the_limit(self) -> None:
+        self.run_command(b"SET", b"k", b"x" * 5000)
+        self.client.settings.max_message = 2000
+        self.check(
+            (b"SETRANGE k 0 y", b":5000\r\n"),
+            (
+                b"SETRANGE k 2000 y",
+                b"-ERR string exceeds maximum allowed size (proto-max-bulk-len)\r\n",
+            ),
+        )
+
+    def test_docs_of_a_container_and_of_its_subcommand(self) -> None:
+        docs: Any = self.run_command(b"COMMAND", b"DOCS", b"config", b"config|get")
+        self.assertIn(b"config|get", docs[b"config"][b"subcommands"])
+        docs = self.run_command(b"COMMAND", b"DOCS", b"command")
+        self.assertNotEqual(docs[b"command"][b"summary"], b"See the subcommands.")
 
 
 if __name__ == "__main__":
